@@ -1,0 +1,162 @@
+"""Adder operations as functions; the layers of adderize.layers hold their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
+from adderize.errors import AdderizeError
+
+_Size = int | Sequence[int]
+
+
+def adder_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Size = 1,
+    padding: _Size | str = 0,
+    dilation: _Size = 1,
+    groups: int = 1,
+    *,
+    gradient: str = "full",
+) -> Tensor:
+    """Negative L1 distance between every filter and every patch, plus a bias.
+
+    ``Y[n,c,p] = -sum_k |x_p[k] - F_c[k]|`` (Chen et al., AdderNet, CVPR 2020, equation 2). Padding
+    takes part: a padded tap contributes ``-|F|``. The gradients are the paper's surrogates, so
+    ``torch.autograd.gradcheck`` fails by design. Sums are accumulated in float32.
+
+    Args:
+        input: (N, Cin, H, W) or (Cin, H, W), float32 or float64; half precision under
+            ``torch.autocast``. channels_last is the faster memory format.
+        weight: filters, (Cout, Cin/groups, kh, kw), float32 or float64.
+        bias: (Cout,), or None.
+        stride, dilation: an integer or a pair.
+        padding: an integer, a pair, ``"valid"`` or ``"same"`` (zeros; stride 1 only).
+        groups: as in ``torch.nn.functional.conv2d``.
+        gradient: ``"full"``: ``x - F`` for the filters and ``clip(F - x, -1, 1)`` for the input
+            (equations 5 and 6); ``"sign"``: their signs, the paper's ablation.
+
+    Returns:
+        (N, Cout, OH, OW) or (Cout, OH, OW), float32, or float64 for float64 inputs;
+        channels_last where input or weight is.
+
+    Raises:
+        AdderizeError: shapes, dtypes or arguments that do not fit each other.
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            adder_conv2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            gradient=gradient,
+        )
+    _check_filters(weight, bias)
+    if input.dim() == 3:
+        batch = input.unsqueeze(0)
+        return adder_conv2d(
+            batch, weight, bias, stride, padding, dilation, groups, gradient=gradient
+        ).squeeze(0)
+    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
+    input, paddings = _resolve_padding(input, weight, strides, padding, dilations)
+    output: Tensor = torch.ops.adderize.adder_conv2d(
+        input, weight, strides, paddings, dilations, groups, gradient
+    )
+    return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)
+
+
+def adder_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, gradient: str = "full"
+) -> Tensor:
+    """Negative L1 distance between input rows and filters: the adder form of a linear layer.
+
+    Args:
+        input: (..., in_features), float32 or float64; half precision under ``torch.autocast``.
+        weight: (out_features, in_features), float32 or float64.
+        bias: (out_features,), or None.
+        gradient: as in :func:`adder_conv2d`.
+
+    Returns:
+        (..., out_features), float32, or float64 for float64 inputs.
+
+    Raises:
+        AdderizeError: shapes, dtypes or arguments that do not fit each other.
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            adder_linear, (input, weight, bias), input, weight, bias, gradient=gradient
+        )
+    _check_filters(weight, bias)
+    if weight.dim() != 2 or input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+        raise AdderizeError(
+            f"input has shape {tuple(input.shape)} and weight {tuple(weight.shape)}; expected "
+            "(..., in_features) and (out_features, in_features)"
+        )
+    rows = input.reshape(-1, weight.shape[1], 1, 1)
+    output: Tensor = torch.ops.adderize.adder_conv2d(
+        rows, weight[:, :, None, None], [1, 1], [0, 0], [1, 1], 1, gradient
+    )
+    output = output.reshape(*input.shape[:-1], weight.shape[0])
+    return output if bias is None else output + bias.to(output.dtype)
+
+
+def _check_filters(weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise AdderizeError(
+            f"the filters have dtype {weight.dtype}; expected float32 or float64. Distances need "
+            'float32 filters: train with torch.autocast (Lightning: precision="bf16-mixed" or '
+            '"16-mixed") instead of model.half(), model.bfloat16() or a "true" precision'
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise AdderizeError(
+            f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) for "
+            f"{weight.shape[0]} filters"
+        )
+
+
+def _pair(value: _Size, name: str) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2:
+        raise AdderizeError(f"{name} is {value!r}; expected an integer or a pair of integers")
+    return pair
+
+
+def _resolve_padding(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: _Size | str,
+    dilation: Sequence[int],
+) -> tuple[Tensor, list[int]]:
+    """Symmetric padding for the op; what "same" needs beyond that is put around the input."""
+    if not isinstance(padding, str):
+        return input, _pair(padding, "padding")
+    if padding == "valid":
+        return input, [0, 0]
+    if padding != "same":
+        raise AdderizeError(f"padding is {padding!r}; expected integers, 'valid' or 'same'")
+    if tuple(stride) != (1, 1):
+        raise AdderizeError(
+            f"padding='same' with stride {tuple(stride)}: the output cannot have the input's size; "
+            "give the padding in pixels"
+        )
+    totals = [step * (kernel - 1) for step, kernel in zip(dilation, weight.shape[2:], strict=True)]
+    halves = [total // 2 for total in totals]
+    if any(total % 2 for total in totals):
+        vertical, horizontal = (total % 2 for total in totals)
+        input = F.pad(input, (0, horizontal, 0, vertical))
+    return input, halves

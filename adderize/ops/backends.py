@@ -1,0 +1,61 @@
+"""Which implementation serves which device, and why.
+
+The environment variable ADDERIZE_BACKEND forces one: auto (default), reference, native or triton.
+With ADDERIZE_REQUIRE_NATIVE=1 a CPU call that would fall back to the reference raises instead.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from adderize.errors import AdderizeError
+from adderize.ops import native, reference
+
+NAMES = ("auto", "reference", "native", "triton")
+
+
+class Choice(NamedTuple):
+    """A backend's name, the module that implements it, and the reason for it."""
+
+    name: str
+    module: ModuleType
+    reason: str
+
+
+def choose(device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
+    """The backend that serves tensors of this device type and dtype.
+
+    Raises:
+        AdderizeError: ADDERIZE_BACKEND is unknown or cannot serve the device, or
+            ADDERIZE_REQUIRE_NATIVE=1 and the CPU would fall back to the reference.
+    """
+    forced = os.environ.get("ADDERIZE_BACKEND", "auto") or "auto"
+    if forced not in NAMES:
+        raise AdderizeError(f"ADDERIZE_BACKEND is {forced!r}; expected one of {', '.join(NAMES)}")
+    if forced == "reference":
+        return Choice("reference", reference, "forced by ADDERIZE_BACKEND")
+    if device_type == "cpu":
+        return _choose_cpu(dtype, forced)
+    if forced != "auto":
+        raise AdderizeError(f"ADDERIZE_BACKEND={forced} cannot serve the device {device_type!r}")
+    return Choice("reference", reference, f"no kernels for the device {device_type!r}")
+
+
+def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
+    if forced == "triton":
+        raise AdderizeError("ADDERIZE_BACKEND=triton cannot serve the CPU: use native or auto")
+    if dtype != torch.float32:
+        return Choice("reference", reference, f"the native kernels are float32, not {dtype}")
+    usable, reason = native.available()
+    if usable:
+        return Choice("native", native, reason)
+    if forced == "native" or os.environ.get("ADDERIZE_REQUIRE_NATIVE") == "1":
+        raise AdderizeError(
+            f"the native CPU kernels are required but not usable: {reason}. "
+            "Reinstall with a C++17 compiler, or unset ADDERIZE_REQUIRE_NATIVE and ADDERIZE_BACKEND"
+        )
+    return Choice("reference", reference, reason)
