@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.ops import backends, reference
+from adderize.ops import backends, flops, reference
 from adderize.ops._shapes import check, memory_format, output_dtype, output_size
 
 _ARGUMENTS = (
@@ -148,3 +148,5 @@ def _register_autocast(device_type: str, key: str) -> None:
 
 _register_autocast("cpu", "AutocastCPU")
 _register_autocast("cuda", "AutocastCUDA")
+
+flops.register()
