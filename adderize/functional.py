@@ -28,7 +28,7 @@ def adder_conv2d(
 ) -> Tensor:
     """Negative L1 distance between every filter and every patch, plus a bias.
 
-    ``Y[n,c,p] = -sum_k |x_p[k] - F_c[k]|`` (Chen et al., AdderNet, CVPR 2020, equation 2). Padding
+    ``Y[n,c,p] = -sum_k |x_p[k] - F_c[k]|`` (Chen et al., AdderNet, CVPR 2020, section 3). Padding
     takes part: a padded tap contributes ``-|F|``. The gradients are the paper's surrogates, so
     ``torch.autograd.gradcheck`` fails by design. Sums are accumulated in float32.
 
@@ -40,8 +40,8 @@ def adder_conv2d(
         stride, dilation: an integer or a pair.
         padding: an integer, a pair, ``"valid"`` or ``"same"`` (zeros; stride 1 only).
         groups: as in ``torch.nn.functional.conv2d``.
-        gradient: ``"full"``: ``x - F`` for the filters and ``clip(F - x, -1, 1)`` for the input
-            (equations 5 and 6); ``"sign"``: their signs, the paper's ablation.
+        gradient: ``"full"``: ``x - F`` for the filters and ``clip(F - x, -1, 1)`` for the input;
+            ``"sign"``: their signs, the paper's ablation.
 
     Returns:
         (N, Cout, OH, OW) or (Cout, OH, OW), float32, or float64 for float64 inputs;
@@ -51,7 +51,7 @@ def adder_conv2d(
         AdderizeError: shapes, dtypes or arguments that do not fit each other.
     """
     if has_torch_function((input, weight, bias)):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        traced: Tensor = handle_torch_function(
             adder_conv2d,
             (input, weight, bias),
             input,
@@ -63,6 +63,7 @@ def adder_conv2d(
             groups,
             gradient=gradient,
         )
+        return traced
     _check_filters(weight, bias)
     if input.dim() == 3:
         batch = input.unsqueeze(0)
@@ -95,9 +96,10 @@ def adder_linear(
         AdderizeError: shapes, dtypes or arguments that do not fit each other.
     """
     if has_torch_function((input, weight, bias)):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        traced: Tensor = handle_torch_function(
             adder_linear, (input, weight, bias), input, weight, bias, gradient=gradient
         )
+        return traced
     _check_filters(weight, bias)
     if weight.dim() != 2 or input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise AdderizeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class AdderConv2d(_ConvNd):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -83,7 +83,7 @@ class AdderConv2d(_ConvNd):
             device=device,
             dtype=dtype,
         )
-        self.register_module("norm", None)
+        self.norm = None
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)
@@ -108,7 +108,7 @@ class AdderConv2d(_ConvNd):
         return output if self.norm is None else self.norm(output)
 
     def extra_repr(self) -> str:
-        text: str = super().extra_repr()
+        text = str(_ConvNd.extra_repr(self))
         return text if self.gradient == "full" else f"{text}, gradient={self.gradient!r}"
 
     def _load_from_state_dict(
@@ -154,7 +154,7 @@ class AdderLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
-        self.register_module("norm", None)
+        self.norm = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -122,9 +122,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
+def _refuse_backward(ctx: Any, grad: Tensor) -> None:
+    raise AdderizeError(
+        "an adder layer has no second derivative: its gradients are surrogates, not derivatives. "
+        "Do not differentiate through them (gradient penalties, create_graph=True)"
+    )
+
+
 torch.library.register_autograd(
     "adderize::adder_conv2d", _backward, setup_context=_setup_context, lib=_library
 )
+for _name in _OPS[1:]:
+    torch.library.register_autograd(f"adderize::{_name}", _refuse_backward, lib=_library)
 
 
 def _register_autocast(device_type: str, key: str) -> None:

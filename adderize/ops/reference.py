@@ -1,14 +1,14 @@
 """The definition of the op in plain PyTorch: slow, obvious, the oracle of every test.
 
 For input X (N, Cin, H, W) and filters F (Cout, Cin/groups, kh, kw), x_p being the patch that
-output position p sees (Chen et al., AdderNet, CVPR 2020, equations 2, 5 and 6):
+output position p sees (Chen et al., AdderNet, CVPR 2020, section 3):
 
     Y[n,c,p]    = - sum_k |x_p[k] - F_c[k]|
-    dL/dF_c[k]  = sum_{n,p} g[n,c,p] * (x_p[k] - F_c[k])                 (sign: sgn(x_p[k] - F_c[k]))
-    dL/dx_p[k]  = sum_c g[n,c,p] * clip(F_c[k] - x_p[k], -1, 1)          (sign: sgn(F_c[k] - x_p[k]))
+    dL/dF_c[k]  = sum_{n,p} g[n,c,p] * (x_p[k] - F_c[k])
+    dL/dx_p[k]  = sum_c g[n,c,p] * clip(F_c[k] - x_p[k], -1, 1)
 
-Works on any device. The image is walked in bands of output rows, so that intermediates stay
-within about 256 MB whatever the batch.
+With gradient="sign" the differences' signs stand in for both. Works on any device. The image is
+walked in bands of output rows, so that intermediates stay within about 256 MB whatever the batch.
 """
 
 from __future__ import annotations
@@ -28,16 +28,23 @@ _PATCH_BYTES = 64 * 2**20
 
 class _Geometry(NamedTuple):
     kernel: tuple[int, int]
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
     groups: int
 
     @classmethod
     def of(
         cls, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
     ) -> _Geometry:
-        return cls((weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
+        kernel = (weight.shape[2], weight.shape[3])
+        return cls(
+            kernel,
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
+            groups,
+        )
 
     def pad(self, image: Tensor) -> Tensor:
         vertical, horizontal = self.padding
@@ -81,13 +88,15 @@ def _patches(padded: Tensor, band: _Band, geometry: _Geometry) -> Tensor:
         dilation=geometry.dilation,
         stride=geometry.stride,
     )
-    columns = columns.unflatten(1, (geometry.groups, -1))
+    images, taps, positions = columns.shape
+    columns = columns.view(images, geometry.groups, taps // geometry.groups, positions)
     return columns.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _positions(image: Tensor, band: _Band, groups: int) -> Tensor:
     """(groups, positions, Cout/groups): an output or its gradient, ordered as the patches are."""
-    rows = image[band.images, :, band.output_rows].unflatten(1, (groups, -1))
+    rows = image[band.images, :, band.output_rows]
+    rows = rows.reshape(rows.shape[0], groups, rows.shape[1] // groups, *rows.shape[2:])
     return rows.permute(1, 0, 3, 4, 2).flatten(1, 3)
 
 
@@ -152,7 +161,9 @@ def input_gradient(
 
 def _fold(columns: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
     """Add (groups, positions, K) up to where the patches were taken from."""
-    per_image = columns.unflatten(1, (rows.shape[0], -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    groups, positions, taps = columns.shape
+    per_image = columns.view(groups, rows.shape[0], positions // rows.shape[0], taps)
+    per_image = per_image.permute(1, 0, 3, 2).flatten(1, 2)
     return F.fold(
         per_image,
         (rows.shape[2], rows.shape[3]),
@@ -181,10 +192,28 @@ def weight_gradient(
     for band in _bands(input, weight.shape[0], size, geometry):
         patches = _patches(padded, band, geometry).to(dtype)
         output_gradient = _positions(grad, band, groups).to(dtype)
-        for c in range(filters.shape[1]):
-            difference = patches - filters[:, c : c + 1]
-            slope = difference.sign_() if gradient == "sign" else difference
-            total[:, c] += torch.matmul(output_gradient[:, None, :, c], slope).squeeze(1)
+        sums = _signed_sums if gradient == "sign" else _weighted_differences
+        total += sums(output_gradient, patches, filters)
     return total.reshape(weight.shape).to(
         weight.dtype, memory_format=memory_format(weight), copy=True
     )
+
+
+def _weighted_differences(grad: Tensor, patches: Tensor, filters: Tensor) -> Tensor:
+    """sum_p g * (x - F), around the mean patch and with the sum of g in float64.
+
+    A norm behind the layer makes g sum to zero: a common offset of the inputs must cancel, too.
+    """
+    centre = patches.mean(1, keepdim=True)
+    grad_sum = grad.sum(1, dtype=torch.float64).unsqueeze(-1)
+    offset = (filters.double() - centre.double()) * grad_sum
+    return grad.transpose(1, 2) @ (patches - centre) - offset.to(grad.dtype)
+
+
+def _signed_sums(grad: Tensor, patches: Tensor, filters: Tensor) -> Tensor:
+    """sum_p g * sgn(x - F)."""
+    sums = torch.empty_like(filters)
+    for c in range(filters.shape[1]):
+        signs = (patches - filters[:, c : c + 1]).sign_()
+        sums[:, c] = (grad[:, None, :, c] @ signs).squeeze(1)
+    return sums

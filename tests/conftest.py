@@ -1,0 +1,35 @@
+"""Real data and models, where they are present, and one rule for every test: fixed seeds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+_BESIDE = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _folder(variable: str, name: str) -> Path:
+    folder = Path(os.environ.get(variable, _BESIDE / name))
+    if not folder.is_dir():
+        pytest.skip(f"no {name}: set {variable} to the folder")
+    return folder
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """MNIST in torchvision's layout, cifar10/{train,test}.parquet, imagenet-sample/."""
+    return _folder("ADDERIZE_DATA", "data")
+
+
+@pytest.fixture
+def models_folder() -> Path:
+    """The authors' ResNet-20 checkpoint and a convolutional one."""
+    return _folder("ADDERIZE_MODELS", "models")
