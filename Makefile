@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/*)
+
+.PHONY: help install mnist test sanitize format clean
+
+help:
+	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
+	@echo "make test      ruff, mypy and pytest"
+	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
+	@echo "make format    let ruff format the code"
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "adderize needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[recipes,demo,test]'
+	touch $@
+
+test: export ADDERIZE_REQUIRE_NATIVE = 1
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+sanitize:
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	ctest --test-dir build/sanitize --output-on-failure
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,79 @@
+"""`adderize doctor`: which backend serves which device, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from typing import Any
+
+import torch
+
+from adderize import __version__
+from adderize.errors import AdderizeError
+from adderize.ops import backends, native
+
+HELP = "which backend serves which device, and why"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    report = diagnose()
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    return 0 if all(row["backend"] for row in report["devices"]) else 1
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, one row a device, the native library and the OpenMP runtimes of this process."""
+    return {
+        "adderize": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "devices": [_device(name) for name in _device_types()],
+        "native": native.info(),
+        "openmp": _openmp_runtimes(),
+    }
+
+
+def _device_types() -> list[str]:
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    return ["cpu", *([accelerator.type] if accelerator else [])]
+
+
+def _device(device_type: str) -> dict[str, str | None]:
+    try:
+        choice = backends.choose(device_type)
+    except AdderizeError as error:
+        return {"device": device_type, "backend": None, "reason": str(error)}
+    return {"device": device_type, "backend": choice.name, "reason": choice.reason}
+
+
+def _openmp_runtimes() -> list[str]:
+    from threadpoolctl import threadpool_info
+
+    return sorted(pool["filepath"] for pool in threadpool_info() if pool["user_api"] == "openmp")
+
+
+def _print(report: dict[str, Any]) -> None:
+    versions = ("adderize", "torch", "python", "machine", "threads")
+    for name in versions:
+        print(f"{name:10} {report[name]}")
+    for row in report["devices"]:
+        print(f"{row['device']:10} {row['backend'] or 'none'}: {row['reason']}")
+    for name, value in report["native"].items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{'native':10} {name.replace('_', ' ')}: {text}")
+    for path in report["openmp"]:
+        print(f"{'openmp':10} {path}")
+    if len(report["openmp"]) > 1:
+        print("warning: several OpenMP runtimes in one process compete for the cores")
