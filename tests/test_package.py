@@ -1,0 +1,44 @@
+"""What `import adderize` costs and offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import adderize
+
+HEAVY = ("fvcore", "lightning", "timm", "torchvision", "triton", "matplotlib")
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sorted(m.split('.')[0] for m in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import adderize",
+        "from adderize import AdderConv2d, scale_adder_gradients_",
+        "from adderize import adderize, plan, restore",
+        "import adderize.cli",
+    ],
+)
+def test_light_imports(statement: str) -> None:
+    assert not _modules_after(statement).intersection(HEAVY)
+
+
+def test_every_public_name_resolves() -> None:
+    for name in adderize.__all__:
+        assert getattr(adderize, name) is not None
+    assert set(adderize.__all__) <= set(dir(adderize))
+
+
+def test_unknown_names_raise() -> None:
+    with pytest.raises(AttributeError, match="adderise"):
+        adderize.adderise  # noqa: B018
