@@ -1,0 +1,18 @@
+"""Convolutional networks of the AdderNet paper; `adderize()` turns them into adder networks.
+
+Each name is a plain callable that returns a freshly initialised module, so that every command
+takes it as `recipes.models:NAME`.
+"""
+
+from recipes.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
+from recipes.models.lenet import LeNet5BN, lenet5_bn
+
+__all__ = [
+    "CifarResNet",
+    "LeNet5BN",
+    "lenet5_bn",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+]

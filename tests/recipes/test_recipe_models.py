@@ -1,0 +1,116 @@
+"""The recipes' networks: shapes, sizes, and the published checkpoints that they load."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoint
+from recipes import models
+from recipes.datasets import ImageSet, read_parquet
+
+IMAGES = 2000
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the CNN was trained with
+
+
+def pairs(model: nn.Module, size: tuple[int, ...]) -> int:
+    """Multiply-accumulate pairs of convolutions and linear layers, by the shapes that pass."""
+    total = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    model.eval()(torch.zeros(1, *size))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "expected"),
+    [
+        (models.lenet5_bn(), (1, 32, 32), 416_520),
+        (models.resnet20(), (3, 32, 32), 40_813_184),
+        (models.resnet32(), (3, 32, 32), 69_124_736),
+    ],
+    ids=["lenet5_bn", "resnet20", "resnet32"],
+)
+def test_operation_counts_of_the_paper(
+    model: nn.Module, size: tuple[int, ...], expected: int
+) -> None:
+    assert pairs(model, size) == expected
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize("logits_norm", [True, False])
+def test_cifar_resnets(depth: int, shortcut: str, logits_norm: bool) -> None:
+    build = getattr(models, f"resnet{depth}")
+    model = build(100, shortcut=shortcut, logits_norm=logits_norm)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == depth - 1 + 2 * (shortcut == "B") + logits_norm
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_lenet_takes_channels_and_classes() -> None:
+    model = models.lenet5_bn(num_classes=7, in_channels=3)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (21, {}, "depth is 21"),
+        (2, {}, "depth is 2"),
+        (20, {"shortcut": "C"}, "shortcut is 'C'"),
+    ],
+)
+def test_wrong_arguments(depth: int, options: dict[str, str], message: str) -> None:
+    with pytest.raises(AdderizeError, match=message):
+        models.CifarResNet(depth, **options)
+
+
+def test_pad_shortcut_keeps_the_centre_channels() -> None:
+    x = torch.randn(2, 16, 5, 6)
+    y = models.cifar_resnet.PadShortcut()(x)
+    assert y.shape == (2, 32, 3, 3)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert y[:, :8].abs().sum() + y[:, 24:].abs().sum() == 0
+
+
+@cache
+def _test_images(folder: Path) -> ImageSet:
+    return read_parquet(folder / "cifar10" / "test.parquet", IMAGES)
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, data: ImageSet, pixels: tuple[tuple[float, ...], ...]) -> float:
+    model.eval()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
+    images = (data.images / 255 - mean) / std
+    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(250)])
+    return 100 * (predicted == data.labels).double().mean().item()
+
+
+@pytest.mark.shared
+def test_the_authors_checkpoint(data_folder: Path, models_folder: Path) -> None:
+    model = adderize(models.resnet20(shortcut="B", logits_norm=True))
+    load_authors_checkpoint(model, models_folder / "resnet20-addernet-cifar10.pth")
+    adders = [name for name, m in model.named_modules() if isinstance(m, AdderConv2d)]
+    assert len(adders) == 20
+    assert not {"conv1", "fc"} & set(adders)
+    assert top1(model, _test_images(data_folder), CIFAR) == pytest.approx(82.15)
+
+
+@pytest.mark.shared
+def test_a_convolutional_checkpoint(data_folder: Path, models_folder: Path) -> None:
+    model = models.resnet20(shortcut="A", logits_norm=False)
+    load_authors_checkpoint(model, models_folder / "resnet20-cnn-cifar10.th")
+    assert top1(model, _test_images(data_folder), IMAGENET) == pytest.approx(82.0, abs=0.1)
