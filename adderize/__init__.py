@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear
     from adderize.manifest import load_authors_checkpoint, load_model, save_model
+    from adderize.norms import recalibrate
     from adderize.surgery import adderize, plan, restore
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOMES = {
     "load_authors_checkpoint": "adderize.manifest",
     "load_model": "adderize.manifest",
     "plan": "adderize.surgery",
+    "recalibrate": "adderize.norms",
     "restore": "adderize.surgery",
     "save_model": "adderize.manifest",
     "scale_adder_gradients_": "adderize.adaptive_lr",
@@ -41,6 +43,7 @@ __all__ = [
     "load_authors_checkpoint",
     "load_model",
     "plan",
+    "recalibrate",
     "restore",
     "save_model",
     "scale_adder_gradients_",

@@ -1,0 +1,85 @@
+"""Turning a layer into one of another class in place.
+
+A layer keeps being the same object: its parameters, hooks (and their handles), flags and whoever
+refers to it (a parent, several parents, a plain list) need no care, and shared layers stay shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderize.layers import AdderConv2d, AdderLinear
+
+
+class AdderConv2dSame(AdderConv2d):
+    """Adder convolution with TensorFlow's "SAME" padding, computed from each input's size.
+
+    The adder form of timm's ``Conv2dSame``: ceil(size / stride) outputs a side, any odd pixel of
+    padding at the bottom and right. Its ``padding`` attribute reads (0, 0) as the original's does.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        pads: list[int] = []
+        for size, kernel, stride, dilation in zip(
+            input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            outputs = -(-size // stride)
+            total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            pads = [total // 2, total - total // 2, *pads]
+        return super().forward(F.pad(input, pads))
+
+
+def adder_kind(layer: nn.Module) -> type[nn.Module] | None:
+    """The adder class of a layer's exact class, None where there is none."""
+    return _ADDERS.get(_class_path(type(layer)))
+
+
+def original_kind(layer: nn.Module) -> type[nn.Module] | None:
+    """The class that an adder layer came from, None for any other layer."""
+    if type(layer) is AdderConv2dSame:
+        from timm.layers.conv2d_same import Conv2dSame
+
+        return Conv2dSame
+    return {AdderConv2d: nn.Conv2d, AdderLinear: nn.Linear}.get(type(layer))
+
+
+def _class_path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# By path, so that timm is imported only where a model has brought it.
+_ADDERS: dict[str, type[nn.Module]] = {
+    _class_path(nn.Conv2d): AdderConv2d,
+    _class_path(nn.Linear): AdderLinear,
+    "timm.layers.conv2d_same.Conv2dSame": AdderConv2dSame,
+    "timm.layers.linear.Linear": AdderLinear,
+}
+
+
+def become(layer: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    """Make a layer an instance of another class with the same parameters, in place."""
+    layer.__class__ = kind
+    layer._modules.setdefault("norm", None)
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+
+
+def become_original(layer: nn.Module) -> None:
+    """Make an adder layer what it was; its own norm is dropped."""
+    kind = original_kind(layer)
+    assert kind is not None
+    layer.__class__ = kind
+    layer._modules.pop("norm")
+    del layer.gradient
+
+
+def names_of_layers(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
+    """Each module once, in registration order, with all the names it is registered under."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    yield from names.items()

@@ -1,0 +1,198 @@
+"""Conversion: which layers, what survives, what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
+
+
+def conv_bn(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    )
+
+
+class LeNet(nn.Module):
+    """LeNet-5-BN, a batch norm after every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 6, 5, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 16, 5, bias=False), nn.BatchNorm2d(16)
+        self.fc1, self.bn3 = nn.Linear(400, 120, bias=False), nn.BatchNorm1d(120)
+        self.fc2, self.bn4 = nn.Linear(120, 84, bias=False), nn.BatchNorm1d(84)
+        self.fc3, self.bn5 = nn.Linear(84, 10, bias=False), nn.BatchNorm1d(10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.max_pool2d(self.bn1(self.conv1(x)).relu(), 2)
+        x = torch.max_pool2d(self.bn2(self.conv2(x)).relu(), 2).flatten(1)
+        x = self.bn4(self.fc2(self.bn3(self.fc1(x)).relu())).relu()
+        return self.bn5(self.fc3(x))
+
+
+def small_cnn() -> nn.Sequential:
+    return nn.Sequential(
+        conv_bn(3, 8),
+        conv_bn(8, 8),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def adder_names(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_modules() if isinstance(m, (AdderConv2d, AdderLinear))]
+
+
+@pytest.mark.parametrize(
+    ("build", "converted", "inserted"),
+    [
+        (lambda: torchvision.models.resnet18(), 19, 0),
+        (lambda: torchvision.models.resnet50(), 52, 0),
+        (lambda: torchvision.models.vgg11(), 7, 7),
+        (lambda: timm.create_model("resnet18"), 19, 0),
+    ],
+    ids=["resnet18", "resnet50", "vgg11", "timm-resnet18"],
+)
+def test_known_networks(build, converted, inserted):
+    with torch.device("meta"):
+        model = build()
+    before = list(model.state_dict())
+    rows = plan(model)
+    assert adderize(model) is model
+    assert adder_names(model) == rows.converted
+    assert (len(rows.converted), len(rows.inserted)) == (converted, inserted)
+    first = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, AdderConv2d)))
+    assert type(first) is nn.Conv2d
+    assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
+    new = [key for key in model.state_dict() if key not in before]
+    assert all(".norm." in key for key in new)
+    assert len(new) == 5 * inserted
+    assert list(restore(model).state_dict()) == before
+    assert not adder_names(model)
+
+
+def test_lenet_with_all_five_layers():
+    model = adderize(LeNet(), stem=True, head=True, linear=True, init="normal", norm="require")
+    assert adder_names(model) == ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    for name in adder_names(model):
+        gradient = model.get_submodule(name).weight.grad
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().sum() > 0, name
+
+
+def test_default_policy_on_lenet_keeps_stem_head_and_linear():
+    rows = {row.name: row for row in plan(LeNet()).rows}
+    assert rows["conv1"].reason.startswith("stem")
+    assert rows["conv2"].decision == "convert"
+    assert {rows[name].reason for name in ("fc1", "fc2", "fc3")} == {"linear layer"}
+    rows = {row.name: row for row in plan(LeNet(), linear=True).rows}
+    assert rows["fc3"].reason.startswith("head")
+    assert rows["fc2"].decision == "convert"
+
+
+@pytest.mark.parametrize("init", ["rescale", "normal", "keep"])
+def test_initialisation(init):
+    torch.manual_seed(0)
+    model = small_cnn()
+    before = model[1][0].weight.detach().clone()
+    adderize(model, init=init)
+    after = model[1][0].weight.detach()
+    if init == "keep":
+        assert torch.equal(after, before)
+    else:
+        assert after.std(correction=0).item() == pytest.approx(1, abs=0.1)
+    if init == "rescale":
+        torch.testing.assert_close(after, before / before.std(correction=0))
+
+
+def test_rescale_draws_filters_that_have_no_spread():
+    model = small_cnn()
+    nn.init.constant_(model[1][0].weight, 0.5)
+    adderize(model)
+    assert model[1][0].weight.std().item() == pytest.approx(1, abs=0.2)
+
+
+def test_zero_gammas_after_adders_become_one():
+    model = torchvision.models.resnet18(zero_init_residual=True)
+    assert not model.layer1[0].bn2.weight.any()
+    adderize(model)
+    assert torch.equal(model.layer1[0].bn2.weight, torch.ones(64))
+
+
+def test_parameters_keep_their_identity_and_layers_their_state():
+    model = small_cnn().to(memory_format=torch.channels_last).eval()
+    conv = model[1][0]
+    conv.weight.requires_grad_(False)
+    seen = []
+    handle = conv.register_forward_hook(lambda *_: seen.append(1))
+    parameters = dict(model.named_parameters())
+    adderize(model)
+    for name, parameter in parameters.items():
+        assert model.get_parameter(name) is parameter
+    assert isinstance(conv, AdderConv2d)
+    assert model[1][0] is conv
+    assert not conv.weight.requires_grad
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(module.training for module in model.modules())
+    model(torch.randn(2, 3, 8, 8))
+    assert seen == [1]
+    handle.remove()
+    model(torch.randn(2, 3, 8, 8))
+    assert seen == [1]
+
+
+def test_a_copy_is_converted_and_the_original_left():
+    model = small_cnn()
+    before = copy.deepcopy(model.state_dict())
+    converted = adderize(model, inplace=False)
+    assert not adder_names(model)
+    assert adder_names(converted) == ["1.0", "2.0"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_restore_keeps_filters_and_drops_norms():
+    model = small_cnn()
+    keys = list(model.state_dict())
+    adderize(model)
+    assert isinstance(model[2][0].norm, nn.BatchNorm2d)
+    filters = model[2][0].weight.detach().clone()
+    restore(model)
+    assert list(model.state_dict()) == keys
+    assert type(model[2][0]) is nn.Conv2d
+    assert torch.equal(model[2][0].weight, filters)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_gradient_option_reaches_the_layers():
+    assert adderize(small_cnn(), gradient="sign")[1][0].gradient == "sign"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": "layer9.*"}, "layer9"),
+        ({"include": "1"}, r"'1\.\*'"),
+        ({"exclude": ["nothing"]}, "nothing"),
+        ({"exclude": ["1.0", "2.0"]}, "nothing to convert"),
+        ({"init": "zeros"}, "rescale"),
+        ({"norm": "maybe"}, "insert"),
+        ({"gradient": "half"}, "full"),
+        ({"norm": "require"}, r"2\.0"),
+    ],
+)
+def test_wrong_options(options, words):
+    with pytest.raises(AdderizeError, match=words):
+        adderize(small_cnn(), **options)
