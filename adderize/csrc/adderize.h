@@ -1,6 +1,22 @@
-/* adderize: native kernels of the adder convolution, float32, for CPUs. */
+/* adderize: native kernels of the adder convolution, float32, for CPUs.
+ *
+ * With X the input, F the filters, x_p the patch that output position p sees (zero padding takes part):
+ *
+ *   forward            Y[n,co,p]  = - sum_k | x_p[k] - F[co,k] |
+ *   input gradient     dX         = sum over taps and co of g[n,co,p] * clip(F[co,k] - x_p[k], -1, 1), or * sgn(...)
+ *   filter gradient    dF[co,k]   = sum over n and p of g[n,co,p] * sgn(x_p[k] - F[co,k])         (sign variant only)
+ *
+ * Layouts. Images (X, Y, g, dX) are dense N,H,W,C float32 ("channels last"). Filters are (cout, cin / groups, kh, kw) with any
+ * strides, given in elements in that order. Pointers need no alignment. No output may overlap an input.
+ *
+ * Every function returns ADDERIZE_OK or one of the codes below, and never throws, aborts or prints. All are thread safe. `threads`
+ * is the number of threads that share the work, the caller included; it never changes a bit of the result. NaN and infinity
+ * propagate as in the formulas.
+ */
 #ifndef ADDERIZE_H
 #define ADDERIZE_H
+
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -8,9 +24,55 @@ extern "C" {
 
 #define ADDERIZE_API __attribute__((visibility("default")))
 
-/* Raised whenever a function below changes its meaning, its arguments or disappears. */
-#define ADDERIZE_ABI_VERSION 1
+/* Raised whenever a function below changes its meaning or its arguments, or disappears. */
+#define ADDERIZE_ABI_VERSION 2
 ADDERIZE_API int adderize_abi_version(void);
+
+enum adderize_status {
+  ADDERIZE_OK = 0,
+  ADDERIZE_BAD_ARGUMENT = 1,    /* a null pointer, an impossible shape, an unknown option */
+  ADDERIZE_OUT_OF_MEMORY = 2,
+  ADDERIZE_UNSUPPORTED_CPU = 3, /* the instruction set asked for is not one of this machine, or not compiled in */
+  ADDERIZE_INTERNAL_ERROR = 4
+};
+
+/* Sizes in elements. oh and ow must agree with the other fields. n, c and cout may be 0. */
+typedef struct adderize_shape {
+  int64_t n, c, h, w;
+  int64_t cout, kh, kw;
+  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t groups;
+  int64_t oh, ow;
+} adderize_shape;
+
+/* Instruction sets: "avx512", "avx2", "portable". */
+ADDERIZE_API const char *adderize_active_cpu(void);
+/* Comma-separated, best first: what this library holds and this machine runs. */
+ADDERIZE_API const char *adderize_available_cpus(void);
+/* Makes one of them active for the whole process; NULL or "auto" the best one. */
+ADDERIZE_API int adderize_set_cpu(const char *name);
+/* 1 if the kernels run on several threads (OpenMP), else 0. */
+ADDERIZE_API int adderize_has_openmp(void);
+
+/* |x - w| is summed as 2 max(x, w) - x - w ("fast") or as it stands ("exact", about 1.5 times slower). "auto" takes the fast form
+ * and, block of outputs by block, the exact one where the fast one would cancel: its error stays below 1e-5 of max |Y|. "fast" drops
+ * that check, but still takes the exact form where a result is not finite. */
+enum adderize_form { ADDERIZE_FORM_AUTO = 0, ADDERIZE_FORM_FAST = 1, ADDERIZE_FORM_EXACT = 2 };
+
+ADDERIZE_API int adderize_forward(const adderize_shape *shape, const float *input, const float *weight,
+                                  const int64_t weight_strides[4], float *output, int form, int threads);
+
+enum adderize_gradient { ADDERIZE_GRADIENT_FULL = 0, ADDERIZE_GRADIENT_SIGN = 1 };
+
+ADDERIZE_API int adderize_input_gradient(const adderize_shape *shape, const float *grad, const float *input, const float *weight,
+                                         const int64_t weight_strides[4], float *grad_input, int gradient, int threads);
+
+/* grad_weight is dense in (cout, kh, kw, cin / groups) order. */
+ADDERIZE_API int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input,
+                                               const float *weight, const int64_t weight_strides[4], float *grad_weight, int threads);
+
+/* For `batch` matrices: output[b][j][i] = input[b][i][j], with i < rows and j < columns. Turns N,C,H,W into N,H,W,C and back. */
+ADDERIZE_API int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
 
 #ifdef __cplusplus
 }

@@ -1,3 +1,115 @@
-#include "adderize.h"
+// The C API: checks arguments, picks the instruction set, turns exceptions into codes.
+#include <cstring>
+#include <initializer_list>
+#include <new>
+
+#include "dispatch.h"
+
+namespace adderize {
+namespace {
+
+// Every product of sizes below stays far from overflow when each tensor has fewer elements than this.
+constexpr int64_t most_elements = int64_t(1) << 48;
+
+bool small(int64_t a, int64_t b, int64_t c, int64_t d) {
+  int64_t product = 1;
+  for (int64_t size : {a, b, c, d})
+    if (size > most_elements || (product *= (size > 0 ? size : 1)) > most_elements) return false;
+  return true;
+}
+
+bool extent_matches(int64_t in, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t out) {
+  constexpr int64_t most = int64_t(1) << 30;
+  if (in < 1 || k < 1 || stride < 1 || padding < 0 || dilation < 1 || out < 1) return false;
+  if (in > most || k > most || stride > most || padding > most || dilation > most) return false;
+  const int64_t room = in + 2 * padding - dilation * (k - 1) - 1;
+  return room >= 0 && room / stride + 1 == out;
+}
+
+bool valid(const adderize_shape *s) {
+  if (!s || s->n < 0 || s->c < 0 || s->cout < 0 || s->groups < 1) return false;
+  if (s->c % s->groups || s->cout % s->groups) return false;
+  return extent_matches(s->h, s->kh, s->stride_h, s->padding_h, s->dilation_h, s->oh) &&
+         extent_matches(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow) && small(s->n, s->c, s->h + 2 * s->padding_h, s->w + 2 * s->padding_w) &&
+         small(s->n, s->cout, s->oh, s->ow) && small(s->cout, s->c / s->groups, s->kh, s->kw);
+}
+
+Filters filters(const float *weight, const int64_t strides[4]) {
+  return {weight, {strides[0], strides[1], strides[2], strides[3]}};
+}
+
+int64_t inputs(const adderize_shape &s) { return s.n * s.c * s.h * s.w; }
+int64_t outputs(const adderize_shape &s) { return s.n * s.cout * s.oh * s.ow; }
+int64_t weights(const adderize_shape &s) { return s.cout * (s.c / s.groups) * s.kh * s.kw; }
+
+template <class Call>
+int guarded(Call call) noexcept {
+  try {
+    return call();
+  } catch (const std::bad_alloc &) {
+    return ADDERIZE_OUT_OF_MEMORY;
+  } catch (...) {
+    return ADDERIZE_INTERNAL_ERROR;
+  }
+}
+
+}  // namespace
+}  // namespace adderize
+
+using namespace adderize;
+
+extern "C" {
 
 int adderize_abi_version(void) { return ADDERIZE_ABI_VERSION; }
+
+int adderize_forward(const adderize_shape *shape, const float *input, const float *weight, const int64_t weight_strides[4],
+                     float *output, int form, int threads) {
+  if (!valid(shape) || threads < 1 || !weight_strides || form < ADDERIZE_FORM_AUTO || form > ADDERIZE_FORM_EXACT)
+    return ADDERIZE_BAD_ARGUMENT;
+  if (outputs(*shape) == 0) return ADDERIZE_OK;
+  if (!output) return ADDERIZE_BAD_ARGUMENT;
+  if (shape->c == 0) {
+    std::memset(output, 0, size_t(outputs(*shape)) * sizeof(float));
+    return ADDERIZE_OK;
+  }
+  if (!input || !weight) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().forward(*shape, input, filters(weight, weight_strides), output, form, threads); });
+}
+
+int adderize_input_gradient(const adderize_shape *shape, const float *grad, const float *input, const float *weight,
+                            const int64_t weight_strides[4], float *grad_input, int gradient, int threads) {
+  if (!valid(shape) || threads < 1 || !weight_strides || gradient < ADDERIZE_GRADIENT_FULL || gradient > ADDERIZE_GRADIENT_SIGN)
+    return ADDERIZE_BAD_ARGUMENT;
+  if (inputs(*shape) == 0) return ADDERIZE_OK;
+  if (!grad_input) return ADDERIZE_BAD_ARGUMENT;
+  if (shape->cout == 0) {
+    std::memset(grad_input, 0, size_t(inputs(*shape)) * sizeof(float));
+    return ADDERIZE_OK;
+  }
+  if (!grad || !input || !weight) return ADDERIZE_BAD_ARGUMENT;
+  return guarded(
+      [&] { return active().input_gradient(*shape, grad, input, filters(weight, weight_strides), grad_input, gradient, threads); });
+}
+
+int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input, const float *weight,
+                                  const int64_t weight_strides[4], float *grad_weight, int threads) {
+  if (!valid(shape) || threads < 1 || !weight_strides) return ADDERIZE_BAD_ARGUMENT;
+  if (weights(*shape) == 0) return ADDERIZE_OK;
+  if (!grad_weight) return ADDERIZE_BAD_ARGUMENT;
+  if (shape->n == 0) {
+    std::memset(grad_weight, 0, size_t(weights(*shape)) * sizeof(float));
+    return ADDERIZE_OK;
+  }
+  if (!grad || !input || !weight) return ADDERIZE_BAD_ARGUMENT;
+  return guarded(
+      [&] { return active().sign_filter_gradient(*shape, grad, input, filters(weight, weight_strides), grad_weight, threads); });
+}
+
+int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads) {
+  if (batch < 0 || rows < 0 || columns < 0 || threads < 1 || !small(batch, rows, columns, 1)) return ADDERIZE_BAD_ARGUMENT;
+  if (batch == 0 || rows == 0 || columns == 0) return ADDERIZE_OK;
+  if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().transpose(batch, rows, columns, input, output, threads); });
+}
+
+}  // extern "C"

@@ -1,0 +1,116 @@
+// Zero-padded copies of a few rows of an image, and sums over patches of it.
+#pragma once
+
+#include "simd.h"
+
+namespace adderize {
+namespace {
+
+// One image's channels [0, channels) of `stride` a position, H x W.
+struct Image {
+  const float *data;
+  int64_t h, w, channels, stride;
+};
+
+// Rows [row, row + rows) and columns [column, column + columns), which may lie outside the image.
+struct Window {
+  int64_t row, rows, column, columns;
+};
+
+void copy_window(const Image &image, const Window &window, float *out) {
+  const int64_t c = image.channels;
+  const int64_t left = least(most(-window.column, 0), window.columns);
+  const int64_t right = most(least(image.w - window.column, window.columns), left);
+  for (int64_t i = 0; i < window.rows; ++i, out += window.columns * c) {
+    const int64_t y = window.row + i;
+    if (y < 0 || y >= image.h) {
+      memset(out, 0, size_t(window.columns * c) * sizeof(float));
+      continue;
+    }
+    memset(out, 0, size_t(left * c) * sizeof(float));
+    const float *from = image.data + (y * image.w + window.column + left) * image.stride;
+    if (c == image.stride) {
+      memcpy(out + left * c, from, size_t((right - left) * c) * sizeof(float));
+    } else {
+      for (int64_t j = left; j < right; ++j, from += image.stride) memcpy(out + j * c, from, size_t(c) * sizeof(float));
+    }
+    memset(out + right * c, 0, size_t((window.columns - right) * c) * sizeof(float));
+  }
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+template <int S>
+ADDERIZE_INLINE vec fold(vec a, vec b) {
+  ivec kept, moved;
+  for (int i = 0; i < V; ++i) {
+    kept[i] = i & S ? V + i : i;
+    moved[i] = (i & S ? V + i : i) ^ S;
+  }
+  return __builtin_shuffle(a, b, kept) + __builtin_shuffle(a, b, moved);
+}
+// Lane i of the result is the total of v[i].
+ADDERIZE_INLINE vec totals(vec *v) {
+#pragma GCC unroll 16
+  for (int i = 0; i < V; i += 2) v[i] = fold<1>(v[i], v[i + 1]);
+#pragma GCC unroll 16
+  for (int i = 0; i < V; i += 4) v[i] = fold<2>(v[i], v[i + 2]);
+  if constexpr (V >= 8) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V; i += 8) v[i] = fold<4>(v[i], v[i + 4]);
+  }
+  if constexpr (V >= 16) v[0] = fold<8>(v[0], v[8]);
+  return v[0];
+}
+#else
+ADDERIZE_INLINE vec totals(vec *v) {
+  vec out;
+  for (int i = 0; i < V; ++i) out[i] = total(v[i]);
+  return out;
+}
+#endif
+
+// sums[i] = sum of the channels at position i. Returns the largest sum of magnitudes of any position.
+float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t channels, float *sums) {
+  float largest = 0;
+  int64_t i = 0;
+  if (channels >= 4) {
+    vec high = {};
+    for (; i + V <= positions; i += V) {
+      vec plain[V], magnitude[V];
+      for (int j = 0; j < V; ++j) {
+        const float *p = x + (i + j) * stride;
+        vec sum = {}, size = {};
+        int64_t k = 0;
+        for (; k + V <= channels; k += V) {
+          const vec v = load(p + k);
+          sum += v;
+          size += absolute(v);
+        }
+        if (k < channels) {
+          const vec v = load(p + k, channels - k);
+          sum += v;
+          size += absolute(v);
+        }
+        plain[j] = sum;
+        magnitude[j] = size;
+      }
+      store(sums + i, totals(plain));
+      high = maximum(high, totals(magnitude));
+    }
+    for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
+  }
+  for (; i < positions; ++i) {
+    float sum = 0, size = 0;
+    for (int64_t k = 0; k < channels; ++k) {
+      const float v = x[i * stride + k];
+      sum += v;
+      size += v < 0 ? -v : v;
+    }
+    sums[i] = sum;
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}
+
+}  // namespace
+}  // namespace adderize

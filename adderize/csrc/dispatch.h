@@ -1,0 +1,9 @@
+#pragma once
+
+#include "kernels.h"
+
+namespace adderize {
+
+const Kernels &active();
+
+}  // namespace adderize

@@ -1,0 +1,313 @@
+// The forward pass of layers with enough channels in a group to fill vectors.
+#pragma once
+
+#include "band.h"
+#include "pack.h"
+#include "tiles.h"
+
+namespace adderize {
+namespace {
+
+constexpr int64_t band_floats = 48 * 1024;  // 192 KiB: a band stays in the second-level cache beside the filters
+constexpr int64_t wanted_tasks = 48;
+constexpr int64_t flat_positions = 168;  // positions of a task where nothing is copied: a multiple of every tile
+
+// A task: an image of a group, a band of output rows, a chunk of channel tiles.
+struct ForwardPlan {
+  adderize_shape s;
+  const float *input;
+  float *output;
+  Filters filters;
+  int form;
+  int64_t cg, og, k, tiles, group_floats;
+  bool flat;  // 1x1, unit stride, no padding: positions of all images form one row, read in place
+  int64_t band_rows, bands, chunk, chunks, band_columns, buffer_floats;
+  bool shared;  // every band is copied once for all chunks
+  Cut cut;
+  Runs runs;
+  float *packed, *sums, *magnitudes, *buffers;
+  int64_t *offsets;
+};
+
+// Scratch of one band: the copy, the channel sums of its positions, the patch sums of its outputs.
+struct BandView {
+  float *copy, *channel, *patch, *magnitude;
+};
+
+BandView band_view(const ForwardPlan &p, int64_t index) {
+  float *base = p.buffers + index * p.buffer_floats;
+  const int64_t rows = (p.band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1;
+  const int64_t positions = p.flat ? p.band_columns : rows * p.band_columns;
+  BandView view;
+  view.magnitude = base;
+  view.channel = base + V;
+  view.patch = view.channel + round_up(positions + p.band_columns, V);
+  view.copy = view.patch + round_up(p.band_rows * p.s.ow, V);
+  return view;
+}
+
+int64_t band_view_floats(const ForwardPlan &p, int64_t band_rows) {
+  const int64_t rows = (band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1;
+  const int64_t positions = p.flat ? p.band_columns : rows * p.band_columns;
+  return round_up(V + round_up(positions + p.band_columns, V) + round_up(band_rows * p.s.ow, V) + (p.flat ? 0 : positions * p.cg), 16);
+}
+
+// patch[y][x] = sum over taps of channel[...]: down the columns first, then along the row.
+void patch_sums(const ForwardPlan &p, const BandView &view, int64_t rows_out) {
+  const adderize_shape &s = p.s;
+  float *column = view.channel + ((p.band_rows - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1) * p.band_columns;
+  for (int64_t y = 0; y < rows_out; ++y) {
+    const float *from = view.channel + y * s.stride_h * p.band_columns;
+    memcpy(column, from, size_t(p.band_columns) * sizeof(float));
+    for (int64_t t = 1; t < s.kh; ++t) {
+      from += s.dilation_h * p.band_columns;
+      for (int64_t x = 0; x < p.band_columns; ++x) column[x] += from[x];
+    }
+    float *to = view.patch + y * s.ow;
+    if (s.stride_w == 1) {
+      memcpy(to, column, size_t(s.ow) * sizeof(float));
+      for (int64_t t = 1; t < s.kw; ++t)
+        for (int64_t x = 0; x < s.ow; ++x) to[x] += column[x + t * s.dilation_w];
+    } else {
+      for (int64_t x = 0; x < s.ow; ++x) {
+        float sum = 0;
+        for (int64_t t = 0; t < s.kw; ++t) sum += column[x * s.stride_w + t * s.dilation_w];
+        to[x] = sum;
+      }
+    }
+  }
+}
+
+int64_t rows_of_band(const ForwardPlan &p, int64_t band) { return least(p.band_rows, p.s.oh - band * p.band_rows); }
+
+void fill_band(const ForwardPlan &p, int64_t n, int64_t group, int64_t band, const BandView &view) {
+  const adderize_shape &s = p.s;
+  const int64_t rows_out = rows_of_band(p, band);
+  const Image image = {p.input + n * s.h * s.w * s.c + group * p.cg, s.h, s.w, p.cg, s.c};
+  const Window window = {band * p.band_rows * s.stride_h - s.padding_h, (rows_out - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1,
+                         -s.padding_w, p.band_columns};
+  copy_window(image, window, view.copy);
+  *view.magnitude = 0;
+  if (p.form == ADDERIZE_FORM_EXACT) return;
+  *view.magnitude = channel_sums(view.copy, window.rows * window.columns, p.cg, p.cg, view.channel);
+  patch_sums(p, view, rows_out);
+}
+
+// Where a tile of outputs lies.
+struct Target {
+  float *out;
+  int64_t pixel, row, channels;  // strides of the output in floats; channels to store
+  const float *patch;
+  int64_t patch_row;
+};
+
+template <int N>
+void store_distances(const float *sums, int q_count, int r_count, const Target &to) {
+  for (int r = 0; r < r_count; ++r)
+    for (int q = 0; q < q_count; ++q)
+      for (int n = 0; n < N; ++n, sums += V)
+        store(to.out + r * to.row + q * to.pixel + n * V, -load(sums), n == N - 1 ? to.channels - n * V : V);
+}
+
+// Y = patch sum + filter sum - 2 * maxima. False where |Y| of the whole tile is below `floor`, or one is not finite.
+template <int N>
+bool store_maxima(const float *sums, int q_count, int r_count, const Target &to, const float *filter_sums, float floor) {
+  vec low = {}, trouble = {};
+  for (int r = 0; r < r_count; ++r)
+    for (int q = 0; q < q_count; ++q) {
+      const vec patch = all(to.patch[r * to.patch_row + q]);
+      for (int n = 0; n < N; ++n, sums += V) {
+        vec y = load(sums);
+        y = (patch - y) + (load(filter_sums + n * V) - y);
+        trouble += y - y;
+        low = minimum(low, y);
+        store(to.out + r * to.row + q * to.pixel + n * V, y, n == N - 1 ? to.channels - n * V : V);
+      }
+    }
+  return total(trouble) == 0 && lowest(low) <= -floor;
+}
+
+// One channel tile over a plane of rows x columns positions.
+template <int N>
+void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64_t columns, const Cut &cut, const float *w,
+                   const float *filter_sums, float floor) {
+  alignas(64) float sums[most_positions * N * V];
+  bool exact = p.form == ADDERIZE_FORM_EXACT;
+  const Grid origin = at;
+  const Target first = to;
+  for (int64_t y = 0; y < rows;) {
+    const int r = int(least(cut.rows, rows - y));
+    for (int64_t i = 0; i < cut.columns; ++i) {
+      const int64_t x = i * columns / cut.columns;
+      const int q = int((i + 1) * columns / cut.columns - x);
+      at.base = origin.base + y * at.row + x * at.pixel;
+      to.out = first.out + y * to.row + x * to.pixel;
+      if (!exact) {
+        to.patch = first.patch + y * to.patch_row + x;
+        maxima_tiles[N - 1][r - 1][q](at, p.runs, w, sums);
+        if (store_maxima<N>(sums, q, r, to, filter_sums, floor)) continue;
+        exact = true;  // its neighbours of this plane will most likely cancel too
+      }
+      distance_tiles[N - 1][r - 1][q](at, p.runs, w, sums);
+      store_distances<N>(sums, q, r, to);
+    }
+    y += r;
+  }
+}
+
+// The fast form's error grows with its largest partial sums, at most flush_every terms of each; |Y| must not be much smaller.
+float floor_of(const ForwardPlan &p, float patch, const float *magnitudes, int64_t lanes) {
+  if (p.form == ADDERIZE_FORM_FAST) return 0;
+  float filter = 0;
+  for (int64_t i = 0; i < lanes; ++i) filter = magnitudes[i] > filter ? magnitudes[i] : filter;
+  const float terms = float(least(p.k, flush_every)) / float(flush_every);
+  return (patch * float(p.s.kh * p.s.kw) + filter) / 3.0f * __builtin_sqrtf(terms);
+}
+
+void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, Grid at, Target to, int64_t rows, int64_t columns,
+                   const Cut &cut, float patch_magnitude) {
+  float *out = to.out;
+  for (int64_t tile = chunk * p.chunk; tile < least((chunk + 1) * p.chunk, p.tiles); ++tile) {
+    const int64_t first = tile * tile_channels;
+    const int64_t lane = group * packed_channels(p.og) + first;
+    const float *w = p.packed + group * p.group_floats + first * p.k;
+    to.out = out + first;
+    to.channels = least(p.og - first, tile_channels);
+    const float floor = floor_of(p, patch_magnitude, p.magnitudes + lane, to.channels);
+    if (vectors_of(p.og, tile) == 2)
+      forward_plane<2>(p, at, to, rows, columns, cut, w, p.sums + lane, floor);
+    else
+      forward_plane<1>(p, at, to, rows, columns, cut, w, p.sums + lane, floor);
+  }
+}
+
+void forward_task(const void *context, int64_t task, int worker) {
+  const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
+  const adderize_shape &s = p.s;
+  const int64_t n = task % s.n, band = task / s.n % p.bands, chunk = task / (s.n * p.bands) % p.chunks,
+                group = task / (s.n * p.bands * p.chunks);
+  const int64_t rows = rows_of_band(p, band);
+  const BandView view = band_view(p, p.shared ? (group * s.n + n) * p.bands + band : worker);
+  if (!p.shared) fill_band(p, n, group, band, view);
+  const Grid at = {view.copy, s.stride_w * p.cg, s.stride_h * p.band_columns * p.cg};
+  float *out = p.output + ((n * s.oh + band * p.band_rows) * s.ow) * s.cout + group * p.og;
+  forward_tiles(p, group, chunk, at, {out, s.cout, s.ow * s.cout, 0, view.patch, s.ow}, rows, s.ow, p.cut, *view.magnitude);
+}
+
+void forward_flat_task(const void *context, int64_t task, int worker) {
+  const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
+  const adderize_shape &s = p.s;
+  const int64_t band = task % p.bands, chunk = task / p.bands % p.chunks, group = task / (p.bands * p.chunks);
+  const int64_t first = band * p.band_columns, columns = least(p.band_columns, s.ow - first);
+  const BandView view = band_view(p, worker);
+  const float *x = p.input + first * s.c + group * p.cg;
+  *view.magnitude = 0;
+  if (p.form != ADDERIZE_FORM_EXACT) *view.magnitude = channel_sums(x, columns, s.c, p.cg, view.channel);
+  const int widest = sum_widest[p.og > V];
+  forward_tiles(p, group, chunk, {x, s.c, 0}, {p.output + first * s.cout + group * p.og, s.cout, 0, 0, view.channel, 0}, 1, columns,
+                {ceil_div(columns, widest), 1}, *view.magnitude);
+}
+
+void pack_forward_task(const void *context, int64_t task, int) {
+  const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
+  const int64_t vectors = packed_channels(p.og) / V, group = task / vectors, vector = task % vectors;
+  const int64_t tile = vector / 2, first = vector * V, lane = group * vectors * V + first;
+  pack_forward(p.s, p.filters, group * p.og + first, least(V, p.og - first),
+               p.packed + group * p.group_floats + tile * tile_channels * p.k + vector % 2 * V, vectors_of(p.og, tile) * V,
+               p.sums + lane, p.magnitudes + lane);
+}
+
+void fill_band_task(const void *context, int64_t task, int) {
+  const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
+  const int64_t band = task % p.bands, n = task / p.bands % p.s.n, group = task / (p.bands * p.s.n);
+  fill_band(p, n, group, band, band_view(p, task));
+}
+
+// Decides bands and chunks from the shape alone: the result must not depend on the number of threads.
+void divide(ForwardPlan &p) {
+  const adderize_shape &s = p.s;
+  const int64_t images = s.n * s.groups;
+  if (p.flat) {
+    p.band_rows = 1;
+    p.band_columns = least(flat_positions, round_up(ceil_div(s.ow, 4), sum_widest[p.og > V]));
+    p.bands = ceil_div(s.ow, p.band_columns);
+  } else {
+    p.band_columns = (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
+    p.band_rows = s.oh;
+    while (p.band_rows > 1 && band_view_floats(p, p.band_rows) > band_floats) --p.band_rows;
+    p.bands = ceil_div(s.oh, p.band_rows);
+    if (images * p.bands * p.tiles < wanted_tasks)  // few channels: shorter bands, down to four rows
+      p.bands = most(p.bands, least(ceil_div(wanted_tasks, images * p.tiles), ceil_div(s.oh, 4)));
+    p.band_rows = ceil_div(s.oh, p.bands);
+    p.bands = ceil_div(s.oh, p.band_rows);
+  }
+  p.chunks = least(p.tiles, ceil_div(wanted_tasks, images * p.bands));
+  p.chunk = ceil_div(p.tiles, p.chunks);
+  p.chunks = ceil_div(p.tiles, p.chunk);
+  p.shared = !p.flat && p.chunks > 1;
+  p.buffer_floats = band_view_floats(p, p.band_rows);
+}
+
+// A kernel that covers the whole image, or a 1x1 kernel of unit stride, sees every position as one row of `c` channels.
+bool flatten(adderize_shape &s) {
+  const bool plain = s.padding_h == 0 && s.padding_w == 0;
+  const bool point = plain && s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1;
+  const bool whole = plain && s.groups == 1 && s.kh == s.h && s.kw == s.w && s.dilation_h == 1 && s.dilation_w == 1;
+  if (!point && !whole) return false;
+  const int64_t positions = s.n * s.oh * s.ow;
+  s.c *= s.kh * s.kw;
+  s.n = s.h = s.oh = s.kh = s.kw = 1;
+  s.w = s.ow = positions;
+  return true;
+}
+
+int forward_wide(const adderize_shape &shape, const float *input, const Filters &filters, float *output, int form, int threads) {
+  ForwardPlan p = {};
+  p.s = shape;
+  p.input = input;
+  p.output = output;
+  p.filters = filters;
+  p.form = form;
+  const int64_t taps = shape.kh * shape.kw;
+  p.flat = flatten(p.s);
+  p.cg = p.s.c / p.s.groups;
+  p.og = p.s.cout / p.s.groups;
+  p.k = shape.c / shape.groups * taps;
+  p.tiles = tiles_of(p.og);
+  p.group_floats = packed_channels(p.og) * p.k;
+  divide(p);
+  p.cut = cut(p.s.ow, p.band_rows, sum_widest[p.og > V]);
+
+  const int64_t buffers = p.shared ? p.s.n * p.s.groups * p.bands : threads;
+  const int64_t lanes = p.s.groups * packed_channels(p.og), offset_floats = round_up(2 * taps, 16);
+  float *memory = scratch(p.s.groups * p.group_floats + 2 * lanes + offset_floats + buffers * p.buffer_floats + 64);
+  if (!memory) return ADDERIZE_OUT_OF_MEMORY;
+  p.packed = memory;
+  p.offsets = reinterpret_cast<int64_t *>(p.packed + round_up(p.s.groups * p.group_floats, 16));
+  p.sums = p.packed + round_up(p.s.groups * p.group_floats, 16) + offset_floats;
+  p.magnitudes = p.sums + lanes;
+  p.buffers = p.packed + round_up(p.magnitudes + lanes - p.packed, 16);
+
+  const bool joined = p.s.dilation_w == 1 || p.s.kw == 1;
+  if (p.flat) {
+    p.offsets[0] = 0;
+    p.runs = {1, p.k, p.offsets};
+  } else {
+    p.runs = {p.s.kh * (joined ? 1 : p.s.kw), joined ? p.s.kw * p.cg : p.cg, p.offsets};
+    for (int64_t i = 0; i < p.runs.count; ++i) {
+      const int64_t y = joined ? i : i / p.s.kw, x = joined ? 0 : i % p.s.kw;
+      p.offsets[i] = (y * p.s.dilation_h * p.band_columns + x * p.s.dilation_w) * p.cg;
+    }
+  }
+  // The filters are packed by the shape they have, not by the flattened one.
+  ForwardPlan packing = p;
+  packing.s = shape;
+  parallel(p.s.groups * packed_channels(p.og) / V, threads, &packing, pack_forward_task);
+  if (p.shared) parallel(buffers, threads, &p, fill_band_task);
+  const int64_t tasks = p.bands * p.chunks * p.s.groups * (p.flat ? 1 : p.s.n);
+  parallel(tasks, threads, &p, p.flat ? forward_flat_task : forward_task);
+  return ADDERIZE_OK;
+}
+
+}  // namespace
+}  // namespace adderize

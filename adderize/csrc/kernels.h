@@ -1,0 +1,36 @@
+// What every instruction set implements, and what the kernels may use of the rest of the library.
+// This header is compiled with the flags of each instruction set: nothing in it may instantiate a template of the
+// standard library, or the linker might keep the AVX-512 copy of it for a machine without AVX-512.
+#pragma once
+
+#include "adderize.h"
+
+namespace adderize {
+
+struct Filters {
+  const float *data;
+  int64_t stride[4];  // cout, cin / groups, kh, kw
+};
+
+// A 64-byte aligned block for the calling thread, valid until its next call; null when memory is short.
+float *scratch(int64_t floats);
+
+// Calls run(context, task, worker) once for every task, in any order, worker < threads.
+using Task = void (*)(const void *context, int64_t task, int worker);
+void parallel(int64_t tasks, int threads, const void *context, Task run);
+
+struct Kernels {
+  const char *name;
+  int (*forward)(const adderize_shape &, const float *input, const Filters &, float *output, int form, int threads);
+  int (*input_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &, float *grad_input,
+                        int gradient, int threads);
+  int (*sign_filter_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &,
+                              float *grad_weight, int threads);
+  int (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
+};
+
+extern const Kernels kernels_portable;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace adderize

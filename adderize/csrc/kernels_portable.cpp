@@ -1,0 +1,5 @@
+#include "kernels_isa.h"
+
+namespace adderize {
+ADDERIZE_KERNELS(portable)
+}

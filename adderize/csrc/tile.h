@@ -1,0 +1,139 @@
+// The micro-kernels: a tile of Q x R positions times N vectors of channels, summed in registers.
+#pragma once
+
+#include "simd.h"
+
+namespace adderize {
+namespace {
+
+// What one position sees: `count` runs of `length` consecutive floats, each `offset` away from the position's base.
+struct Runs {
+  int64_t count, length;
+  const int64_t *offset;
+};
+
+// Positions (q, r) of a tile lie at base + q * pixel + r * row.
+struct Grid {
+  const float *base;
+  int64_t pixel, row;
+};
+
+constexpr int64_t flush_every = 256;  // longer sums in one accumulator lose digits
+
+enum class Sum { maxima, distances };
+
+// sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; w is [k][N * V].
+template <Sum kind, int Q, int R, int N>
+__attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, float *sums) {
+  vec acc[R][Q][N];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][q][n] = vec{};
+  const vec one = hidden_one();
+  bool flushed = false;
+  int64_t room = flush_every;
+  const auto flush = [&] {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          float *to = sums + ((r * Q + q) * N + n) * V;
+          if (flushed) acc[r][q][n] += load(to);
+          store(to, acc[r][q][n]);
+          acc[r][q][n] = vec{};
+        }
+    flushed = true;
+    room = flush_every;
+  };
+  for (int64_t i = 0; i < runs.count; ++i) {
+    const float *x = at.base + runs.offset[i];
+    for (int64_t left = runs.length; left > 0;) {
+      const int64_t step = least(left, room);
+      for (int64_t k = 0; k < step; ++k) {
+        vec filter[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
+        w += N * V;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+          for (int q = 0; q < Q; ++q) {
+            const vec value = broadcast(x + k + q * at.pixel + r * at.row);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) {
+              const vec term = kind == Sum::maxima ? maximum(filter[n], value) : absolute(filter[n] - value);
+              acc[r][q][n] = add(acc[r][q][n], term, one);
+            }
+          }
+      }
+      x += step;
+      left -= step;
+      if ((room -= step) == 0) flush();
+    }
+  }
+  if (room < flush_every || !flushed) flush();
+}
+
+enum class Clip { full, sign };
+
+// sums[r * Q + q][n * V + lane] = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x);
+// x is [r * Q + q][N * V], w is [k][N * V], and `at` and `runs` say where each position's g lie.
+template <Clip kind, int Q, int R, int N>
+__attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, const float *x, float *sums) {
+  vec acc[R][Q][N], input[R][Q][N];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        acc[r][q][n] = vec{};
+        input[r][q][n] = load(x + ((r * Q + q) * N + n) * V);
+      }
+  const vec one = hidden_one();
+  for (int64_t i = 0; i < runs.count; ++i) {
+    const float *g = at.base + runs.offset[i];
+    for (int64_t k = 0; k < runs.length; ++k) {
+      vec filter[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
+      w += N * V;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int q = 0; q < Q; ++q) {
+          const vec weight = broadcast(g + k + q * at.pixel + r * at.row);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) {
+            vec &sum = acc[r][q][n];
+#if defined(ADDERIZE_AVX512)
+            // Every second subtraction goes to the multipliers, and vrangeps (the smaller magnitude, the sign of the first) clips.
+            const vec d = (q + n) % 2 ? filter[n] - input[r][q][n] : _mm512_fmsub_ps(filter[n], one, input[r][q][n]);
+            if (kind == Clip::full)
+              sum = fma(weight, _mm512_range_ps(d, one, 2), sum);
+#else
+            const vec d = filter[n] - input[r][q][n];
+            if (kind == Clip::full)
+              sum = fma(weight, maximum(minimum(d, one), -one), sum);
+#endif
+            else
+              sum = fma(weight, sign(d), sum);
+          }
+        }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) store(sums + ((r * Q + q) * N + n) * V, acc[r][q][n]);
+}
+
+}  // namespace
+}  // namespace adderize

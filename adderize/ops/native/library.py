@@ -1,0 +1,146 @@
+"""Finds, loads and describes the C library of `adderize/csrc`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.resources
+import os
+import sys
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64
+from pathlib import Path
+
+import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
+
+from adderize.errors import AdderizeError
+
+ABI_VERSION = 2
+CPUS = ("avx512", "avx2", "portable")
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+
+
+class Shape(ctypes.Structure):
+    """`adderize_shape` of adderize.h."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            *("n", "c", "h", "w", "cout", "kh", "kw", "stride_h", "stride_w"),
+            *("padding_h", "padding_w", "dilation_h", "dilation_w", "groups", "oh", "ow"),
+        )
+    ]
+
+
+class _UnusableError(Exception):
+    """Why the library cannot be used, in one sentence."""
+
+
+_FLOATS, _SHAPE, _STRIDES = ctypes.c_void_p, POINTER(Shape), POINTER(c_int64)
+_SIGNATURES: dict[str, list[object]] = {
+    "adderize_forward": [_SHAPE, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int, c_int],
+    "adderize_input_gradient": [
+        *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int, c_int)
+    ],
+    "adderize_sign_filter_gradient": [
+        *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
+    ],
+    "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
+    "adderize_set_cpu": [c_char_p],
+    "adderize_has_openmp": [],
+}
+
+
+def _path() -> Path:
+    override = os.environ.get("ADDERIZE_LIBRARY")
+    if override:
+        return Path(override)
+    found = importlib.resources.files("adderize").joinpath("lib", f"libadderize{_SUFFIX}")
+    path = Path(str(found))
+    if not path.is_file():
+        raise _UnusableError(
+            "the native library was not built: reinstall adderize where a C++17 compiler is "
+            "available"
+        )
+    return path
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        found = int(library.adderize_abi_version())
+    except (OSError, AttributeError) as error:
+        raise _UnusableError(f"the native library {path} cannot be loaded: {error}") from None
+    if found != ABI_VERSION:
+        raise _UnusableError(
+            f"the native library {path} has ABI version {found} but this adderize needs "
+            f"{ABI_VERSION}: reinstall it (`pip install -e .` in a checkout)"
+        )
+    for name, arguments in _SIGNATURES.items():
+        getattr(library, name).argtypes = arguments
+    for name in ("adderize_active_cpu", "adderize_available_cpus"):
+        getattr(library, name).restype = c_char_p
+    return library
+
+
+def _force_cpu(library: ctypes.CDLL) -> None:
+    name = os.environ.get("ADDERIZE_CPU") or "auto"
+    if library.adderize_set_cpu(name.encode()):
+        raise _UnusableError(
+            f"ADDERIZE_CPU is {name!r}, but this machine and library offer "
+            f"{library.adderize_available_cpus().decode()}"
+        )
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None, and the reason in one sentence."""
+    try:
+        path = _path()
+        library = _open(path)
+        _force_cpu(library)
+    except _UnusableError as error:
+        return None, str(error)
+    return library, f"native kernels for {library.adderize_active_cpu().decode()} from {path}"
+
+
+def kernels() -> ctypes.CDLL:
+    """The library; AdderizeError where it cannot be used."""
+    library, reason = load()
+    if library is None:
+        raise AdderizeError(reason)
+    return library
+
+
+def call(name: str, *arguments: object) -> None:
+    """Call a function of the library that returns a status."""
+    status = getattr(kernels(), name)(*arguments)
+    if status == 2:
+        raise MemoryError(f"{name}: no memory for its working buffers")
+    if status:
+        raise AdderizeError(f"{name} refused its arguments (status {status})")
+
+
+def set_cpu(name: str) -> None:
+    """Make an instruction set active for the whole process: one of CPUS, or "auto"."""
+    if kernels().adderize_set_cpu(name.encode()):
+        offered = kernels().adderize_available_cpus().decode()
+        raise AdderizeError(f"the instruction set {name!r} is not among those offered: {offered}")
+
+
+def info() -> dict[str, object]:
+    """What `adderize doctor` prints: path, ABI version, instruction sets, OpenMP, threads."""
+    library, reason = load()
+    facts: dict[str, object] = {"available": library is not None, "reason": reason}
+    if library is None:
+        return facts
+    return facts | {
+        "path": str(_path()),
+        "abi_version": ABI_VERSION,
+        "cpu": library.adderize_active_cpu().decode(),
+        "cpus": library.adderize_available_cpus().decode().split(","),
+        "openmp": bool(library.adderize_has_openmp()),
+        "threads": torch.get_num_threads(),
+    }
+
+
+__all__ = ["ABI_VERSION", "CPUS", "Shape", "c_float", "call", "info", "kernels", "load", "set_cpu"]
