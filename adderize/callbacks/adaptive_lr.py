@@ -79,7 +79,7 @@ class AdaptiveLearningRate(Callback):
                 "batches, such as 20, or 0 for none"
             )
         self.eta = check_eta(eta)
-        self.log = log
+        self._logs = log  # Lightning puts a method `log` on every callback
         self.recalibrate_before_validation = count
         self._batches: deque[Any] = deque(maxlen=count)
         self._hook: _ScalingHook | None = None
@@ -181,7 +181,7 @@ class AdaptiveLearningRate(Callback):
             self._norms_checked_in_epoch = trainer.current_epoch
             self._warned_of_norms = warn_of_untrained_norms(pl_module)
         gradients = scale_adder_gradients_(pl_module, self.eta, optimizer=optimizer)
-        if not (self.log and gradients.names and trainer.loggers and trainer.is_global_zero):
+        if not (self._logs and gradients.names and trainer.loggers and trainer.is_global_zero):
             return
         if trainer._logger_connector.should_update_logs:
             metrics = gradients.to_dict()
