@@ -189,12 +189,13 @@ def test_compile_fullgraph_gives_the_same_outputs_and_gradients() -> None:
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True)
     output = compiled(x)
     output.square().sum().backward()
-    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name])
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_export_with_dynamic_batch_survives_saving() -> None:
