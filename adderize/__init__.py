@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adderize.adaptive_lr import scale_adder_gradients_
     from adderize.callbacks import AdaptiveLearningRate
+    from adderize.counting import count
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear
     from adderize.manifest import load_authors_checkpoint, load_model, save_model
@@ -25,6 +26,7 @@ _HOMES = {
     "AdderLinear": "adderize.layers",
     "AdderizeError": "adderize.errors",
     "adderize": "adderize.surgery",
+    "count": "adderize.counting",
     "load_authors_checkpoint": "adderize.manifest",
     "load_model": "adderize.manifest",
     "plan": "adderize.surgery",
@@ -40,6 +42,7 @@ __all__ = [
     "AdderLinear",
     "AdderizeError",
     "adderize",
+    "count",
     "load_authors_checkpoint",
     "load_model",
     "plan",

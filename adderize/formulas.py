@@ -18,7 +18,7 @@ Shapes are tuples of integers: nothing here needs torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from math import ceil, prod
 
 Shape = Sequence[int]
@@ -54,11 +54,16 @@ class Operations:
 
     __rmul__ = __mul__
 
+    def by_kind(self) -> dict[str, int]:
+        return asdict(self)
+
     @property
     def flops(self) -> int:
         """Multiplications and additions together: what torch calls FLOPs."""
         return self.multiplications + self.additions
 
+
+KINDS = tuple(field.name for field in fields(Operations))
 
 FREE = Operations()
 MULTIPLICATION = Operations(multiplications=1)
@@ -132,11 +137,14 @@ def matmul(first: Shape, output: Shape) -> Operations:
 
 
 def attention(query: Shape, key: Shape, value: Shape) -> Operations:
-    """Scaled dot-product attention, the logits scaled: (..., L, E), (..., S, E), (..., S, Ev)."""
+    """Scaled dot-product attention of (..., L, E) with (..., S, E) and (..., S, Ev).
+
+    Queries and keys are scaled, as torch's own definition does; a mask is an addition of its own.
+    """
     logits = (*query[:-1], key[-2])
     mixed = (*query[:-1], value[-1])
-    scaled = prod(logits) * MULTIPLICATION
-    return matmul(query, logits) + scaled + softmax(logits) + matmul(logits, mixed)
+    scaled = (prod(query) + prod(key)) * MULTIPLICATION
+    return scaled + matmul(query, logits) + softmax(logits) + matmul(logits, mixed)
 
 
 def softmax(output: Shape) -> Operations:
@@ -145,19 +153,33 @@ def softmax(output: Shape) -> Operations:
 
 
 def scale_and_shift(output: Shape) -> Operations:
-    """Batch norm in evaluation: running statistics and affine parameters make one scale and one
-    shift per channel. A convolution could absorb the scale; an adder cannot, so it counts."""
+    """Batch norm in evaluation: its statistics and parameters make one scale and one shift.
+
+    A convolution could absorb the scale, an adder cannot: it is counted for both.
+    """
     return prod(output) * (MULTIPLICATION + ADDITION)
 
 
-def norm_with_statistics(output: Shape, groups: int, affine: bool) -> Operations:
+def norm_with_statistics(output: Shape, groups: int, weight: bool, bias: bool) -> Operations:
     """Layer, group and instance norm, whose statistics are computed in evaluation too.
 
-    Per element: sum, centre, square, sum, scale, then the affine part; per group of elements that
-    share statistics: two divisions by the count (as multiplications), epsilon, a square root.
+    Per element: the variance, a scale, then the affine part; per group of elements that share
+    statistics: epsilon and a root.
     """
-    per_element = 2 * MULTIPLICATION + 3 * ADDITION + affine * (MULTIPLICATION + ADDITION)
-    return prod(output) * per_element + groups * (2 * MULTIPLICATION + ADDITION + OTHER)
+    per_element = MULTIPLICATION + weight * MULTIPLICATION + bias * ADDITION
+    per_group = ADDITION + OTHER
+    return variance(prod(output), groups) + prod(output) * per_element + groups * per_group
+
+
+def rms_norm(output: Shape, groups: int, weight: bool) -> Operations:
+    """Square, sum, scale per element; a mean, epsilon and a root per group."""
+    per_element = 2 * MULTIPLICATION + ADDITION + weight * MULTIPLICATION
+    return prod(output) * per_element + groups * (MULTIPLICATION + ADDITION + OTHER)
+
+
+def variance(terms: int, outputs: int) -> Operations:
+    """Mean and variance in two passes: sum, centre, square, sum; two scalings per output."""
+    return terms * (MULTIPLICATION + 3 * ADDITION) + outputs * 2 * MULTIPLICATION
 
 
 def mean(terms: int, outputs: int) -> Operations:
@@ -179,18 +201,16 @@ def adaptive_terms(input: Shape, output: Shape, dimensions: int) -> int:
     return prod(output[:-dimensions]) * prod(windows)
 
 
-# Per element of the output. GELU, SiLU and the others as their papers define them.
+# Per element of the output.
 ELEMENTWISE = {
     "addition": ADDITION,
     "multiplication": MULTIPLICATION,
+    "comparison": COMPARISON,
     "division": OTHER,
     "transcendental": OTHER,
-    "relu": COMPARISON,
     "clamp": 2 * COMPARISON,
     "leaky_relu": COMPARISON + MULTIPLICATION,
     "elu": COMPARISON + OTHER + ADDITION + MULTIPLICATION,
-    "sigmoid": OTHER,
-    "tanh": OTHER,
     "softplus": 2 * OTHER + ADDITION,
     "silu": OTHER + MULTIPLICATION,
     "mish": 3 * OTHER + ADDITION + MULTIPLICATION,
@@ -200,6 +220,7 @@ ELEMENTWISE = {
     "hardswish": ADDITION + 2 * COMPARISON + 2 * MULTIPLICATION,
     "addcmul": 2 * MULTIPLICATION + ADDITION,
     "lerp": MULTIPLICATION + 2 * ADDITION,
+    "log_softmax": COMPARISON + 3 * ADDITION + OTHER,
     "bilinear": 4 * MULTIPLICATION + 3 * ADDITION,
     "bicubic": 16 * MULTIPLICATION + 15 * ADDITION,
 }

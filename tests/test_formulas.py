@@ -73,7 +73,7 @@ def test_attention_is_two_products_a_scale_and_a_softmax() -> None:
     query, key, value = (1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 6)
     logits, mixed = 2 * 3 * 5, 2 * 3 * 6
     assert formulas.attention(query, key, value) == Operations(
-        multiplications=logits * 4 + logits + mixed * 5,
+        multiplications=logits * 4 + mixed * 5 + 2 * 4 * (3 + 5),
         additions=logits * 4 + 2 * logits + mixed * 5,
         comparisons=logits,
         other=2 * logits,
@@ -83,7 +83,7 @@ def test_attention_is_two_products_a_scale_and_a_softmax() -> None:
 def test_norms_by_hand() -> None:
     assert formulas.scale_and_shift((2, 3, 4, 4)) == Operations(multiplications=96, additions=96)
     # LayerNorm(8) with affine parameters on 5 rows.
-    assert formulas.norm_with_statistics((5, 8), 5, affine=True) == Operations(
+    assert formulas.norm_with_statistics((5, 8), 5, weight=True, bias=True) == Operations(
         multiplications=3 * 40 + 10, additions=4 * 40 + 5, other=5
     )
 

@@ -1,0 +1,151 @@
+"""One forward pass on meta tensors, every operator call with the layer that made it.
+
+No weight is read, no kernel runs, nothing is allocated: a large network takes a fraction of a
+second and the model itself is left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from adderize.counting.operators import count_call
+from adderize.errors import AdderizeError
+from adderize.formulas import Operations, Shape
+
+
+class Call(NamedTuple):
+    """One operator call.
+
+    Attributes:
+        layer: name of the module whose forward was running; "" is the model itself.
+        operator: name with its namespace, such as ``aten::convolution``.
+        arguments: in schema order, tensors as shapes.
+        output: shape of the (first) result.
+        operations: None where no formula is known.
+    """
+
+    layer: str
+    operator: str
+    arguments: Sequence[Any]
+    output: Shape
+    operations: Operations | None
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy without storage, in evaluation mode, without the user's hooks.
+
+    Raises:
+        AdderizeError: a lazy module that has not seen a batch, or a module that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        own = (vars(module), module._parameters, module._buffers)
+        for attribute, value in (item for values in own for item in values.items()):
+            if is_lazy(value):
+                raise AdderizeError(
+                    f"{name}.{attribute} has no shape yet: run one batch through lazy modules first"
+                )
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = _on_meta(value)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise AdderizeError(
+            f"{type(model).__name__} cannot be copied ({error}): pass the plain module, without "
+            "wrappers such as DistributedDataParallel"
+        ) from error
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin.eval()
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    blank = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(blank, requires_grad=tensor.requires_grad)
+    return blank
+
+
+def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
+    """Calls of one forward pass, in order.
+
+    Args:
+        model: on meta, as :func:`meta_copy` gives it.
+        input_size: of one example, without the batch.
+
+    Raises:
+        AdderizeError: the model does not accept such an input, or needs its values.
+    """
+    recorder = _Recorder()
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(recorder.entering(name)))
+        handles.append(module.register_forward_hook(recorder.leaving))
+    attention_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), recorder:
+            model(torch.empty((1, *input_size), device="meta"))
+    except Exception as error:
+        where = recorder.layers[-1] or type(model).__name__ if recorder.layers else "the model"
+        raise AdderizeError(
+            f"an input of {tuple(input_size)} cannot be traced through {where}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Counting runs "
+            "without data: the model must take one tensor, and its control flow must not depend "
+            "on values"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention_fast_path)
+        for handle in handles:
+            handle.remove()
+    return recorder.calls
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self.layers: list[str] = []
+
+    def entering(self, name: str) -> Any:
+        return lambda module, inputs: self.layers.append(name)
+
+    def leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.layers.pop()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            # Constants that the model made on another device, such as index tables.
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        result = function(*args, **kwargs)
+        results = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
+        if results:
+            floating = any(tensor.is_floating_point() for tensor in (*tensors, *results))
+            self._record(function, args, kwargs, results[0].shape, floating)
+        return result
+
+    def _record(
+        self, function: Any, args: Sequence[Any], kwargs: Any, output: Shape, floating: bool
+    ) -> None:
+        schema = function._schema
+        values = [
+            args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+            for i, argument in enumerate(schema.arguments)
+        ]
+        arguments = tree_map_only(Tensor, lambda tensor: tuple(tensor.shape), values)
+        operations = count_call(schema.name, arguments, output, floating)
+        layer = self.layers[-1] if self.layers else ""
+        self.calls.append(Call(layer, schema.name, arguments, tuple(output), operations))

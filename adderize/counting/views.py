@@ -1,0 +1,52 @@
+"""One traced adder network, read as a convolutional, an adder or a binary network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adderize import formulas
+from adderize.counting.trace import Call, meta_copy
+from adderize.formulas import FREE, Operations
+from adderize.layers import AdderConv2d, AdderLinear
+
+ADDERS = (AdderConv2d, AdderLinear)
+_ADDER_OPERATOR = "adderize::adder_conv2d"
+_FORMS = {
+    "convolution": formulas.convolution,
+    "adder": formulas.adder,
+    "xnor": formulas.xnor,
+}
+
+
+def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> nn.Module:
+    """The adder form of a model on the meta device; unchanged layers where nothing converts."""
+    from adderize.surgery import adderize, plan
+
+    twin = meta_copy(model)
+    if not options and any(isinstance(module, ADDERS) for module in twin.modules()):
+        return twin
+    options["example_input"] = torch.empty((1, *input_size), device="meta")
+    if plan(twin, **options).converted:
+        adderize(twin, **options)
+    return twin.eval()
+
+
+def own_norms(model: nn.Module) -> set[str]:
+    """Names of the norms that adder layers own: a convolutional network does not have them."""
+    return {
+        f"{name}.norm".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, ADDERS)
+    }
+
+
+def read_as(call: Call, form: str) -> Operations:
+    """Operations of a call where adders stand for a `form`: convolution, adder or xnor."""
+    if call.operator == _ADDER_OPERATOR:
+        input, weight = call.arguments[:2]
+        return _FORMS[form](input, weight, call.output)
+    return call.operations or FREE
