@@ -15,7 +15,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from adderize.adaptive_lr import adder_filters, check_eta, held_filters, scale_adder_gradients_
-from adderize.callbacks.norms import recalibrate_before_validation, warn_of_untrained_norms
+from adderize.callbacks.norms import (
+    check_recalibration,
+    recalibrate_before_validation,
+    warn_of_untrained_norms,
+)
 from adderize.errors import AdderizeError
 
 _RESCALES_GRADIENTS = re.compile(
@@ -59,7 +63,8 @@ class AdaptiveLearningRate(Callback):
         AdderizeError: ``eta`` or ``recalibrate_before_validation`` out of range.
         MisconfigurationException: at the start of a fit: ``FSDPStrategy`` or ``DeepSpeedStrategy``;
             a model without adder layers, or whose trainable filters no optimizer holds; a fused
-            optimizer together with a gradient scaler.
+            optimizer together with a gradient scaler; ``recalibrate_before_validation`` without
+            batch norms or without a ``forward``.
 
     Example::
 
@@ -111,6 +116,8 @@ class AdaptiveLearningRate(Callback):
             )
         for optimizer in holders:
             _check_optimizer(trainer, optimizer)
+        if self.recalibrate_before_validation and trainer.enable_validation:
+            check_recalibration(pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

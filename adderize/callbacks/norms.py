@@ -7,7 +7,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -26,6 +28,22 @@ def warn_of_untrained_norms(model: nn.Module) -> bool:
             f"{', '.join(untrained)}. Keep them in training mode with requires_grad"
         )
     return bool(untrained)
+
+
+def check_recalibration(pl_module: pl.LightningModule) -> None:
+    """Raises before training what would else be raised by the first validation."""
+    name = type(pl_module).__name__
+    if not is_overridden("forward", pl_module):
+        raise MisconfigurationException(
+            f"recalibrate_before_validation calls {name}.forward with the input of a batch, but "
+            f"{name} defines no forward"
+        )
+    norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
+    if not any(norm.track_running_stats for norm in norms):
+        raise MisconfigurationException(
+            f"recalibrate_before_validation is set, but {name} has no batch norm with running "
+            "statistics; leave it at 0"
+        )
 
 
 def recalibrate_before_validation(

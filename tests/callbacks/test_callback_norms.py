@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_lit import Lit, batches, trainer
 from torch import Tensor, nn
 
@@ -169,3 +170,37 @@ def test_filters_train_the_same_with_and_without_recalibration() -> None:
 def test_wrong_number_of_batches(count: Any) -> None:
     with pytest.raises(AdderizeError, match="recalibrate_before_validation is"):
         AdaptiveLearningRate(recalibrate_before_validation=count)
+
+
+def without_batch_norms() -> Lit:
+    module = Lit()
+    module.net = nn.Sequential(AdderConv2d(1, 5, 3), nn.GroupNorm(1, 5), nn.Flatten())
+    return module
+
+
+class WithoutForward(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lit = Lit()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.lit.loss(batch)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.lit.loss(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (without_batch_norms, "Lit has no batch norm"),
+        (WithoutForward, "WithoutForward defines no forward"),
+    ],
+)
+def test_recalibration_that_cannot_work(make: Any, message: str) -> None:
+    callback = AdaptiveLearningRate(recalibrate_before_validation=1)
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer(callback).fit(make(), batches(), batches())

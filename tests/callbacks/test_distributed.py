@@ -108,8 +108,9 @@ def test_what_has_no_global_norm_is_refused(results: Results) -> None:
         assert "partial sum" in partial
 
 
-def test_recalibration_averages_over_ranks(results: Results) -> None:
-    first, second = of_job(results, "lightning_recalibration")
+@pytest.mark.parametrize("job", ["recalibration_ddp", "recalibration_fsdp2"])
+def test_recalibration_averages_over_ranks(results: Results, job: str) -> None:
+    first, second = of_job(results, job)
     assert torch.equal(first, second)
     mean, variance, weight = first[:3], first[3:6], first[6:].view(3, 1, 3, 3)
     images = torch.cat([batch for batch, _ in batches(4, 4)])

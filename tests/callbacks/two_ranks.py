@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from tiny_lit import Lit, ManualLit, batches, seen_by_optimizer, trainer, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -85,18 +85,24 @@ def lightning_fsdp1() -> str:
     return "no error"
 
 
-def lightning_recalibration() -> Tensor:
+def recalibration(module: Lit, strategy: Strategy) -> Tensor:
     """After a validation whose statistics come from both ranks' batches."""
-    module = Lit()
+    callback = AdaptiveLearningRate(recalibrate_before_validation=2)
     module.net[0].bias.requires_grad_(False).zero_()
-    trainer(
-        AdaptiveLearningRate(recalibrate_before_validation=2),
-        strategy=DDPStrategy(),
-        devices=2,
-        num_sanity_val_steps=0,
-    ).fit(module, my_batches(4, 4), batches(2, 4))
-    norm = module.net[1]
-    return torch.cat([norm.running_mean, norm.running_var, module.net[0].weight.detach().flatten()])
+    trainer(callback, strategy=strategy, devices=2, num_sanity_val_steps=0).fit(
+        module, my_batches(4, 4), batches(2, 4)
+    )
+    conv, norm = module.net[0], module.net[1]
+    return torch.cat([norm.running_mean, norm.running_var, whole(conv.weight.detach()).flatten()])
+
+
+def recalibration_ddp() -> Tensor:
+    return recalibration(Lit(), DDPStrategy())
+
+
+def recalibration_fsdp2() -> Tensor:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    return recalibration(ShardedLit(), strategy)
 
 
 def plain_ddp() -> Steps:
@@ -183,7 +189,8 @@ JOBS = [
     lightning_ddp_accumulating,
     lightning_fsdp2,
     lightning_fsdp1,
-    lightning_recalibration,
+    recalibration_ddp,
+    recalibration_fsdp2,
     plain_ddp,
     fsdp2_one_dimension,
     fsdp2_hybrid_replicated,
