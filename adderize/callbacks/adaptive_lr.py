@@ -48,7 +48,7 @@ class AdaptiveLearningRate(Callback):
     callbacks, so the learning rate that they suggest ignores the rule.
 
     Args:
-        eta: length of the scaled gradients, finite and above 0; the authors' code uses 0.2, the
+        eta: root mean square of the scaled gradients, above 0; the authors' code uses 0.2, the
             paper's text says 0.1.
         log: whether to send ``grad_norm/<layer>`` (before the rule) and ``adaptive_lr/<layer>``
             (the factor) to the Trainer's loggers every ``log_every_n_steps`` steps, at the cost of
