@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from adderize.dataflow import NORMS, Flow, Node, is_leaf
 from adderize.errors import AdderizeError
-from adderize.flow import NORMS, Flow, Node, is_leaf
 from adderize.layers import AdderConv2d, AdderLinear
 
 _PASSING_MODULES = (
@@ -44,7 +44,7 @@ def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
         the norms in order of execution; empty where some path meets an addition, an activation, a
         frozen norm or the model's output first.
     """
-    found: dict[int, nn.Module] = {}
+    found: list[Node] = []
     seen: set[int] = set()
     stack = list(flow.calls(layer))
     while stack:
@@ -53,12 +53,13 @@ def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
                 continue
             seen.add(id(user))
             if user.module is not None and is_trainable_norm(user.module):
-                found[id(user.module)] = user.module
+                found.append(user)
             elif _passes(user):
                 stack.append(user)
             else:
                 return []
-    return list(found.values())
+    found.sort(key=lambda node: node.position)
+    return list(dict.fromkeys(node.module for node in found if node.module is not None))
 
 
 def _passes(node: Node) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize import AdderizeError, recalibrate
-from adderize.flow import trace
+from adderize.dataflow import trace
 from adderize.norms import find_norms
 
 

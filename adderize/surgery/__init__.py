@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.dataflow import Flow, trace
 from adderize.errors import AdderizeError
-from adderize.flow import Flow, trace
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.norms import (
     find_norm_by_order,

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from adderize.dataflow import Flow
 from adderize.errors import AdderizeError
-from adderize.flow import Flow
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.surgery.engine import adder_kind
 from adderize.surgery.roles import Roles

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from adderize.flow import NORMS, Flow, Node
+from adderize.dataflow import NORMS, Flow, Node
 
 _LAYER_FUNCTIONS = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",

@@ -1,0 +1,160 @@
+"""Data flow by recording: a forward pass on the meta device, without values or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adderize.dataflow.graph import Flow, Node, function_name, is_leaf
+
+_SIDES = (224, 32, 64, 256, 299, 384, 28)
+# Their further arguments are places, not values.
+_SAMPLERS = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
+
+
+def record(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
+    """The flow of one forward pass on meta tensors; raises whatever the model raises."""
+    flow = Flow("hooks")
+    recorder = _Recorder(flow)
+    for tensor in _tensors(inputs):
+        recorder.made(flow.add("input"), tensor)
+    for module in model.modules():
+        if is_leaf(module):
+            recorder.watch(module)
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    with recorder, _AnySize():  # type: ignore[no-untyped-call]
+        output = torch.func.functional_call(model, state, inputs)
+    flow.add("output", recorder.sources(output))
+    return flow
+
+
+def likely_inputs(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
+    """Meta tensors to try a model on: the example, or what the model says and looks like."""
+    if example_input is None:
+        example_input = getattr(model, "example_input_array", None)
+    if example_input is not None:
+        arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+        yield tuple(pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), arguments))
+        return
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict) and config.get("input_size"):
+        yield (torch.empty(2, *config["input_size"], device="meta"),)
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None:
+        for side in _SIDES:
+            yield (torch.empty(2, first.in_channels, side, side, device="meta"),)
+    dense = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
+    if dense is not None:
+        yield (torch.empty(2, dense.in_features, device="meta"),)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class _Recorder(TorchFunctionMode):
+    """Records which call made each tensor; silent inside a leaf module."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self._flow = flow
+        self._makers: dict[int, Node] = {}
+        # Keeps every tensor alive: the identity of a freed one could be given out again.
+        self._kept: list[Tensor] = []
+        self._depth = 0
+
+    def sources(self, tree: Any) -> list[Node]:
+        return [self._makers[id(t)] for t in _tensors(tree) if id(t) in self._makers]
+
+    def made(self, node: Node, tree: Any) -> None:
+        for tensor in _tensors(tree):
+            self._makers[id(tensor)] = node
+            self._kept.append(tensor)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._depth:
+            return result
+        name = function_name(func)
+        sources = self.sources((args, kwargs))
+        # `x[...] = y` returns nothing, and changes x.
+        target = args[0] if name == "setitem" else result
+        # Indices and masks carry no gradient: they are no data flow.
+        values = [t for t in _tensors(target) if t.is_floating_point() or t.is_complex()]
+        if sources and values:
+            leaves = pytree.tree_leaves((args, kwargs))
+            constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+            read = sources[:1] if name in _SAMPLERS else sources
+            self.made(self._flow.add(name, read, None, constants), values)
+        return result
+
+    def watch(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self._enter)
+        module.register_forward_hook(self._leave, with_kwargs=True)
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._depth += 1
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            sources = self.sources((args, kwargs))
+            self.made(self._flow.add(type(module).__name__, sources, module), output)
+
+
+class _AnySize(TorchDispatchMode):
+    """Answers what depends on values, which meta tensors lack: everything is selected and true."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        answer = _ANSWERS.get(func._schema.name)
+        if answer is None or not any(tensor.is_meta for tensor in _tensors(args)):
+            return func(*args, **kwargs)
+        return answer(func, *args, **kwargs)
+
+
+def _nonzero(_: Any, mask: Tensor) -> Tensor:
+    return torch.empty(mask.numel(), mask.dim(), dtype=torch.long, device="meta")
+
+
+def _index(func: Any, tensor: Tensor, indices: list[Tensor | None], *rest: Any) -> Any:
+    whole: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            whole += _nonzero(None, index).unbind(1)
+        else:
+            whole.append(index)
+    return func(tensor, whole, *rest)
+
+
+def _scalar(_: Any, tensor: Tensor) -> float | int | bool:
+    return 1.0 if tensor.is_floating_point() else True if tensor.dtype is torch.bool else 1
+
+
+def _unique(_: Any, tensor: Tensor, *__: Any, **___: Any) -> tuple[Tensor, Tensor, Tensor]:
+    positions = torch.empty(tensor.numel(), dtype=torch.long, device="meta")
+    return tensor.flatten(), positions, positions
+
+
+_ANSWERS: dict[str, Callable[..., Any]] = {
+    "aten::nonzero": _nonzero,
+    "aten::index": _index,
+    "aten::index_put_": _index,
+    "aten::_local_scalar_dense": _scalar,
+    "aten::_unique2": _unique,
+    "torchvision::nms": lambda _, boxes, *__: _nonzero(None, boxes[:, 0])[:, 0],
+}
