@@ -1,0 +1,131 @@
+"""What every recipe watches during training: speed, metrics, and losses that break."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+
+
+class Throughput(Callback):
+    """Training speed, data loading included and validation not; survives a resume.
+
+    Logs ``images/s`` of the running epoch.
+
+    Attributes:
+        images, seconds: what all epochs so far took.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = self._epoch_start = time.perf_counter()
+        self._epoch_images = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now, images = time.perf_counter(), len(batch[0])
+        self.seconds += now - self._last
+        self.images += images
+        self._last = now
+        self._epoch_images += images
+        speed = self._epoch_images / (now - self._epoch_start)
+        pl_module.log("images/s", speed, prog_bar=True, on_step=True)
+
+
+class History(Callback):
+    """The metrics of every epoch; survives a resume.
+
+    Args:
+        verbose: also print one line an epoch on stderr, for where there is no progress bar.
+
+    Attributes:
+        epochs: a row of metrics an epoch.
+    """
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.epochs: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = state_dict["epochs"]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = trainer.callback_metrics
+        row = {name: round(float(values[name]), 4) for name in _FORMATS if name in values}
+        self.epochs.append({"epoch": trainer.current_epoch + 1, **row})
+        if self.verbose:
+            parts = [f"{name} {value:{_FORMATS[name]}}" for name, value in row.items()]
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print("  ".join([epoch, *parts]), file=sys.stderr, flush=True)
+
+
+_FORMATS = {
+    "train/loss": ".4f",
+    "train/top1": ".2f",
+    "val/loss": ".4f",
+    "val/top1": ".2f",
+    "images/s": ",.0f",
+}
+
+
+class StopOnBrokenLoss(Callback):
+    """Ends the run when a loss is no longer finite, before any checkpoint is written.
+
+    Looks at the running sum of losses every `every_n_steps` and at the end of an epoch, so that the
+    training never waits for the device in between.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sum: Tensor | float = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._sum = self._sum + outputs["loss"].detach()
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            self._check(trainer, "training", float(self._sum))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, "training", float(self._sum))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, "validation", float(trainer.callback_metrics["val/loss"]))
+
+    def _check(self, trainer: Trainer, kind: str, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        checkpoint = getattr(trainer.checkpoint_callback, "dirpath", None)
+        raise AdderizeError(
+            f"the {kind} loss is {loss} in epoch {trainer.current_epoch + 1}, step "
+            f"{trainer.global_step}: the training has diverged. Start again with a lower --lr; the "
+            f"checkpoints of the epochs before are unharmed in {checkpoint}"
+        )
