@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from adderize.errors import AdderizeError
@@ -73,3 +74,52 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise AdderizeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def blank(name: str, architecture: str | None = None) -> nn.Module:
+    """A model without storage, on the meta device where its builder allows it.
+
+    Args:
+        name: as for :func:`build`, or the folder of a saved model.
+        architecture: what the saved model was built from, as for :func:`build`.
+
+    Raises:
+        AdderizeError: as :func:`build`; a folder without an architecture, or of another one.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return _on_meta(name)
+    if architecture is None:
+        raise AdderizeError(
+            f"{name} is a folder, which holds weights and not the network's code: name what it was "
+            f"built from with --arch, {FORMS}"
+        )
+    from adderize.manifest import load_model
+
+    return load_model(_on_meta(architecture), folder)
+
+
+def _on_meta(name: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(name)
+    except AdderizeError:
+        raise
+    except Exception:
+        # Some constructors compute with values, which tensors without storage do not have.
+        return build(name)
+
+
+def input_size(name: str, model: nn.Module) -> tuple[int, ...] | None:
+    """(C, H, W) that a torchvision classifier is made for, from its weights' description; others
+    say it themselves or not at all."""
+    if ":" in name:
+        return None
+    side = getattr(model, "image_size", None)
+    if side is None:
+        import torchvision
+
+        weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT", None)
+        keywords = getattr(getattr(weights, "transforms", None), "keywords", {})
+        side = keywords.get("crop_size")
+    return (3, side, side) if isinstance(side, int) else None

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.costs import CostTable, energy_table, latency_table
-from adderize.counting.budget import Layer, OpBudget, Uncounted
+from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
 from adderize.errors import AdderizeError
@@ -67,7 +67,11 @@ def count(
     size = _input_size(model, input_size)
     twin = adder_twin(model, size, **options)
     calls = trace(twin, size)
-    return OpBudget(type(model).__name__, size, _layers(twin, calls), _uncounted(calls), *tables)
+    layers = _layers(twin, calls)
+    total = sum_of(layers, "")
+    return OpBudget(
+        type(model).__name__, size, total.before, total.after, layers, _uncounted(calls), *tables
+    )
 
 
 def _layers(model: nn.Module, calls: Sequence[Call]) -> tuple[Layer, ...]:
@@ -104,8 +108,8 @@ def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...
     size = _own_input_size(model) if given is None else given
     if size is None:
         raise AdderizeError(
-            f"{type(model).__name__} does not say how large its input is: pass input_size, such as "
-            "(3, 224, 224)"
+            f"{type(model).__name__} does not say how large its input is: pass its size "
+            "without the batch (input_size, --input), such as 3, 224, 224"
         )
     sizes = tuple(size)
     if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):

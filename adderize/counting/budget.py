@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +52,25 @@ class OpBudget:
     Attributes:
         model: class name of the model.
         input_size: of one example, without the batch.
-        layers: in order of execution; their sums are the totals.
+        before, after: of the whole network, whatever rows are selected.
+        layers: in order of execution.
         uncounted: what the totals leave out.
         energy, latency: the tables that costs are computed with.
     """
 
     model: str
     input_size: tuple[int, ...]
+    before: Operations
+    after: Operations
     layers: tuple[Layer, ...]
     uncounted: tuple[Uncounted, ...]
     energy: CostTable
     latency: CostTable
 
-    @cached_property
-    def before(self) -> Operations:
-        """Operations of the whole network as a convolutional one, for one example."""
-        return sum((layer.before for layer in self.layers), FREE)
-
-    @cached_property
-    def after(self) -> Operations:
-        """Operations of the whole network as an adder network, for one example."""
-        return sum((layer.after for layer in self.layers), FREE)
-
     def select(
         self, *, only: str | None = None, depth: int | None = None, sort: str | None = None
     ) -> OpBudget:
-        """The same budget with other rows; the totals are those of the rows that remain.
+        """The same budget with other rows; the totals stay those of the whole network.
 
         Args:
             only: a kind of layer, such as ``"adder"``.
@@ -180,22 +172,27 @@ class OpBudget:
         return self.table()
 
 
+def sum_of(layers: Iterable[Layer], name: str) -> Layer:
+    """One row for many layers: their common kind, or "mixed"."""
+    layers = list(layers)
+    kinds = {layer.kind for layer in layers}
+    return Layer(
+        name,
+        kinds.pop() if len(kinds) == 1 else "mixed",
+        "",
+        (),
+        sum((layer.before for layer in layers), FREE),
+        sum((layer.after for layer in layers), FREE),
+    )
+
+
 def _grouped(layers: Iterable[Layer], depth: int) -> list[Layer]:
     if depth < 1:
         raise AdderizeError(f"depth is {depth}; expected 1 or more")
-    groups: dict[str, Layer] = {}
+    groups: dict[str, list[Layer]] = {}
     for layer in layers:
-        name = ".".join(layer.name.split(".")[:depth])
-        group = groups.get(name)
-        if group is None:
-            groups[name] = replace(layer, name=name)
-        else:
-            groups[name] = Layer(
-                name,
-                group.kind if group.kind == layer.kind else "mixed",
-                "",
-                (),
-                group.before + layer.before,
-                group.after + layer.after,
-            )
-    return list(groups.values())
+        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+    return [
+        replace(rows[0], name=name) if len(rows) == 1 else sum_of(rows, name)
+        for name, rows in groups.items()
+    ]

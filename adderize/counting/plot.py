@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adderize.counting.budget import Layer, OpBudget
+from adderize.counting.budget import Layer, OpBudget, sum_of
 from adderize.counting.report import quantity
 from adderize.errors import AdderizeError
-from adderize.formulas import FREE
 
 _MULTIPLICATIONS, _ADDITIONS = "#c44e52", "#4c72b0"
 _ENOUGH_STAGES = 4
@@ -73,7 +72,4 @@ def _stages(budget: OpBudget) -> list[Layer]:
         small = [group for group in groups if group not in large]
         if len(large) >= _ENOUGH_STAGES:
             break
-    before = sum((group.before for group in small), FREE)
-    after = sum((group.after for group in small), FREE)
-    rest = [Layer("other", "mixed", "", (), before, after)] if small else []
-    return large + rest
+    return [*large, sum_of(small, "other")] if small else large

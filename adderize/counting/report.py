@@ -6,14 +6,14 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
-from adderize.counting.budget import Layer, OpBudget
+from adderize.counting.budget import Layer, OpBudget, sum_of
 from adderize.formulas import KINDS
 
 _HEADER = ["layer", "kind", "output", "mul before", "add before", "mul after", "add after"]
 
 
 def table(budget: OpBudget) -> str:
-    rows = [_HEADER, *map(_cells, _shown(budget))]
+    rows = [_HEADER, *_rows(budget)]
     summary = [["", "before", "after", "after / before"], *_summary(budget)]
     lines = [
         f"{budget.model}, input {_shape(budget.input_size)}, operations for one example",
@@ -29,7 +29,7 @@ def table(budget: OpBudget) -> str:
 
 def markdown(budget: OpBudget) -> str:
     rows = [_HEADER, ["---"] * 3 + ["---:"] * 4]
-    rows += map(_cells, _shown(budget))
+    rows += _rows(budget)
     summary = [["", "before", "after", "after / before"], ["---"] + ["---:"] * 3]
     lines = [
         f"**{budget.model}**, input {_shape(budget.input_size)}, operations for one example",
@@ -53,7 +53,7 @@ def csv_text(budget: OpBudget) -> str:
     keys = (*KINDS, "energy_joule", "latency_cycles")
     views = [f"{view}.{key}" for view in ("before", "after") for key in keys]
     writer.writerow(["layer", "kind", "type", "output", *views])
-    total = Layer("(total)", "", "", (), budget.before, budget.after)
+    total = Layer("(network)", "", "", (), budget.before, budget.after)
     for layer in (*budget.layers, total):
         costs = [budget.costs(view) for view in (layer.before, layer.after)]
         values = [cost[key] for cost in costs for key in keys]
@@ -100,6 +100,13 @@ def _cells(layer: Layer) -> list[str]:
         _shape(layer.output),
         *(quantity(count) if count else "-" for count in counts),
     ]
+
+
+def _rows(budget: OpBudget) -> list[list[str]]:
+    """The layers, and their sum where they are not the whole network."""
+    rows, total = list(map(_cells, _shown(budget))), sum_of(budget.layers, "(these rows)")
+    partial = total.before != budget.before or total.after != budget.after
+    return [*rows, _cells(total)] if partial else rows
 
 
 def _shown(budget: OpBudget) -> list[Layer]:

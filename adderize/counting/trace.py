@@ -96,18 +96,29 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
         with torch.no_grad(), recorder:
             model(torch.empty((1, *input_size), device="meta"))
     except Exception as error:
-        where = recorder.layers[-1] or type(model).__name__ if recorder.layers else "the model"
         raise AdderizeError(
-            f"an input of {tuple(input_size)} cannot be traced through {where}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Counting runs "
-            "without data: the model must take one tensor, and its control flow must not depend "
-            "on values"
+            f"an input of {tuple(input_size)} cannot be traced through "
+            f"{_described(model, recorder.layers)}: {_first_line(error)}. Counting runs without "
+            "data: the model must take one tensor, and its control flow must not depend on values"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(attention_fast_path)
         for handle in handles:
             handle.remove()
     return recorder.calls
+
+
+def _described(model: nn.Module, layers: Sequence[str]) -> str:
+    name = layers[-1] if layers else ""
+    module = model.get_submodule(name)
+    leaf = next(module.children(), None) is None
+    text = str(module) if leaf else type(module).__name__
+    return f"{name}, {text}" if name else text
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 class _Recorder(TorchDispatchMode):

@@ -1,0 +1,103 @@
+"""`adderize count`: multiplications against additions, before and after a conversion."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from adderize.cli.options import add_conversion_options, conversion_options
+from adderize.errors import AdderizeError
+
+HELP = "multiplications against additions, before and after a conversion"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "model", nargs="?", metavar="ARCH",
+        help="`resnet50` (torchvision), `timm:NAME`, `package.module:callable`, or the folder of a "
+        "saved model (with --arch)",
+    )  # fmt: skip
+    what.add_argument(
+        "--paper", action="store_true", help="the AdderNet paper's table, beside our counts"
+    )
+    parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
+    parser.add_argument("--input", type=_size, metavar="C,H,W", help="default: the model's own")
+    parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
+    parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
+    parser.add_argument("--only", metavar="KIND", help="rows of one kind of layer, such as adder")
+    parser.add_argument(
+        "--sort", metavar="KEY",
+        help="largest first: multiplications, additions, energy_joule, ...; before.KEY likewise",
+    )  # fmt: skip
+    parser.add_argument(
+        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
+    )
+    parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the stages (png, svg)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    text = _paper(arguments) if arguments.paper else _budget(arguments)
+    if arguments.output is None:
+        print(text)
+        return 0
+    try:
+        arguments.output.write_text(text + "\n")
+    except OSError as error:
+        raise AdderizeError(f"cannot write {arguments.output}: {error.strerror}") from error
+    print(f"wrote {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def _paper(arguments: argparse.Namespace) -> str:
+    from adderize.counting import paper
+
+    return paper.text(paper.paper_table(), arguments.format)
+
+
+def _budget(arguments: argparse.Namespace) -> str:
+    from adderize.cli import models
+    from adderize.counting import count
+
+    model = models.blank(arguments.model, arguments.arch)
+    size = arguments.input or models.input_size(arguments.arch or arguments.model, model)
+    budget = count(
+        model, size, energy=arguments.energy, latency=arguments.latency,
+        **conversion_options(arguments),
+    )  # fmt: skip
+    budget = dataclasses.replace(budget, model=arguments.model)
+    if not any(layer.kind == "adder" for layer in budget.layers):
+        _note("no layer becomes an adder: before and after are the same; `adderize plan` says why")
+    if budget.uncounted:
+        operators = sorted({item.operator for item in budget.uncounted})
+        _note(f"not counted: {', '.join(operators)}; see `uncounted` in the result")
+    if arguments.plot:
+        budget.plot(arguments.plot)
+        _note(f"wrote {arguments.plot}")
+    budget = budget.select(only=arguments.only, depth=arguments.depth, sort=arguments.sort)
+    forms = {
+        "table": budget.table,
+        "json": budget.to_json,
+        "csv": budget.to_csv,
+        "md": budget.to_markdown,
+    }
+    return forms[arguments.format]()
+
+
+def _note(text: str) -> None:
+    print(f"adderize: {text}", file=sys.stderr)
+
+
+def _size(text: str) -> tuple[int, ...]:
+    try:
+        size = tuple(int(number) for number in text.replace("x", ",").split(","))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 3,224,224")
+    return size

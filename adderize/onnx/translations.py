@@ -1,0 +1,76 @@
+"""The adder op in ONNX Script, which is Python in form only: onnxscript compiles the functions."""
+
+# mypy: ignore-errors
+# No postponed annotations: onnxscript reads the types of these functions.
+from collections.abc import Sequence
+
+from onnxscript import FLOAT, INT64, script, values
+from onnxscript import opset18 as op
+
+
+@script(values.Opset("adderize", 1))
+def negative_distances(
+    padded: FLOAT[...],
+    taps: FLOAT[...],
+    starts: INT64[...],
+    lengths: INT64[...],
+    steps: INT64[...],
+    shape: INT64[...],
+) -> FLOAT[...]:
+    """(N, groups, filters a group, OH, OW): minus the distances, one tap at a time."""
+    output = op.ConstantOfShape(shape)
+    count = op.Squeeze(op.Shape(taps, start=0, end=1))
+    for k in range(count):
+        start = op.Gather(starts, k)
+        seen = op.Slice(padded, start, start + lengths, op.Constant(value_ints=[1, 2, 3]), steps)
+        seen = op.Unsqueeze(seen, op.Constant(value_ints=[2]))
+        output = output - op.Abs(seen - op.Gather(taps, k))
+    return output
+
+
+def adder_conv2d(
+    input: FLOAT,
+    weight: FLOAT,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    gradient: str,
+) -> FLOAT:
+    """Translation of ``adderize::adder_conv2d``; the gradient mode means nothing here."""
+    filters, per_group, height, width = weight.shape
+    rows, columns = padding
+    padded = op.Pad(input, op.Constant(value_ints=[0, 0, rows, columns] * 2))
+    # A tap sees every per_group-th channel and, in each, every stride-th pixel from its own.
+    starts = [
+        [channel, row * dilation[0], column * dilation[1]]
+        for channel in range(per_group)
+        for row in range(height)
+        for column in range(width)
+    ]
+    margins = [per_group - 1, (height - 1) * dilation[0], (width - 1) * dilation[1]]
+    steps = op.Constant(value_ints=[per_group, *stride])
+    lengths = op.Sub(op.Shape(padded, start=1, end=4), op.Constant(value_ints=margins))
+    sizes = op.Div(op.Add(lengths, op.Sub(steps, op.Constant(value_int=1))), steps)
+    shape = op.Concat(
+        op.Shape(input, start=0, end=1),
+        op.Constant(value_ints=[groups, filters // groups]),
+        op.Slice(sizes, op.Constant(value_ints=[1]), op.Constant(value_ints=[3])),
+        axis=0,
+    )
+    taps = op.Reshape(
+        op.Transpose(weight, perm=[1, 2, 3, 0]),
+        op.Constant(value_ints=[len(starts), groups, filters // groups, 1, 1]),
+    )
+    table = op.Reshape(
+        op.Constant(value_ints=[number for start in starts for number in start]),
+        op.Constant(value_ints=[len(starts), 3]),
+    )
+    output = negative_distances(padded, taps, table, lengths, steps, shape)
+    flat = op.Concat(
+        op.Shape(input, start=0, end=1),
+        op.Constant(value_ints=[filters]),
+        op.Shape(output, start=3, end=5),
+        axis=0,
+    )
+    return op.Reshape(output, flat)
