@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised whenever a function below changes its meaning or its arguments, or disappears. */
-#define ADDERIZE_ABI_VERSION 2
+#define ADDERIZE_ABI_VERSION 3
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -70,6 +70,11 @@ ADDERIZE_API int adderize_input_gradient(const adderize_shape *shape, const floa
 /* grad_weight is dense in (cout, kh, kw, cin / groups) order. */
 ADDERIZE_API int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input,
                                                const float *weight, const int64_t weight_strides[4], float *grad_weight, int threads);
+
+/* The full-precision filter gradient is a convolution's weight gradient less F times the sum of g, which loses digits where the
+ * inputs lie far from zero compared with their spread. Estimates each channel's mean from a fixed sample of an N,H,W,C image with
+ * `positions` = n * h * w >= 1; *far becomes 1 if the largest one is finite and above 4 standard deviations, else 0. */
+ADDERIZE_API int adderize_centre(int64_t positions, int64_t channels, const float *input, float *mean, int *far);
 
 /* For `batch` matrices: output[b][j][i] = input[b][i][j], with i < rows and j < columns. Turns N,C,H,W into N,H,W,C and back. */
 ADDERIZE_API int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);

@@ -69,14 +69,49 @@ ADDERIZE_INLINE vec totals(vec *v) {
 }
 #endif
 
+// The same for one to three channels: vectors along the positions.
+template <int C>
+float few_channel_sums(const float *x, int64_t positions, int64_t stride, float *sums) {
+  vec high = {};
+  for (int64_t i = 0; i < positions; i += V) {
+    vec sum = {}, size = {};
+    if (i + V <= positions) {
+#pragma GCC unroll 4
+      for (int k = 0; k < C; ++k) {
+        vec v;
+#pragma GCC unroll 16
+        for (int j = 0; j < V; ++j) v[j] = x[(i + j) * stride + k];
+        sum += v;
+        size += absolute(v);
+      }
+      store(sums + i, sum);
+    } else {
+      for (int64_t j = 0; j < positions - i; ++j)
+        for (int k = 0; k < C; ++k) {
+          const float v = x[(i + j) * stride + k];
+          sum[j] += v;
+          size[j] += v < 0 ? -v : v;
+        }
+      store(sums + i, sum, positions - i);
+    }
+    high = maximum(high, size);
+  }
+  float largest = 0;
+  for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
+  return largest;
+}
+
 // sums[i] = sum of the channels at position i. Returns the largest sum of magnitudes of any position.
 float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t channels, float *sums) {
+  if (channels == 1) return few_channel_sums<1>(x, positions, stride, sums);
+  if (channels == 2) return few_channel_sums<2>(x, positions, stride, sums);
+  if (channels == 3) return few_channel_sums<3>(x, positions, stride, sums);
   float largest = 0;
   int64_t i = 0;
-  if (channels >= 4) {
+  {
     vec high = {};
     for (; i + V <= positions; i += V) {
-      vec plain[V], magnitude[V];
+      vec plain[V], magnitude[V], negative = {};
       for (int j = 0; j < V; ++j) {
         const float *p = x + (i + j) * stride;
         vec sum = {}, size = {};
@@ -93,9 +128,12 @@ float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t ch
         }
         plain[j] = sum;
         magnitude[j] = size;
+        negative += size - sum;
       }
-      store(sums + i, totals(plain));
-      high = maximum(high, totals(magnitude));
+      const vec sum = totals(plain);
+      store(sums + i, sum);
+      // After a ReLU the two sums are one.
+      high = maximum(high, total(negative) == 0 ? sum : totals(magnitude));
     }
     for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
   }

@@ -30,44 +30,49 @@ struct ForwardPlan {
 };
 
 // Scratch of one band: the copy, the channel sums of its positions, the patch sums of its outputs.
+// The sums are read and written by whole vectors, a vector past their ends.
 struct BandView {
   float *copy, *channel, *patch, *magnitude;
 };
 
+int64_t band_positions(const ForwardPlan &p, int64_t band_rows) {
+  if (p.flat) return p.band_columns;
+  return ((band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1) * p.band_columns;
+}
+
 BandView band_view(const ForwardPlan &p, int64_t index) {
-  float *base = p.buffers + index * p.buffer_floats;
-  const int64_t rows = (p.band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1;
-  const int64_t positions = p.flat ? p.band_columns : rows * p.band_columns;
   BandView view;
-  view.magnitude = base;
-  view.channel = base + V;
-  view.patch = view.channel + round_up(positions + p.band_columns, V);
-  view.copy = view.patch + round_up(p.band_rows * p.s.ow, V);
+  view.magnitude = p.buffers + index * p.buffer_floats;
+  view.channel = view.magnitude + V;
+  view.patch = view.channel + round_up(band_positions(p, p.band_rows), V) + round_up(p.band_columns, V) + 3 * V;
+  view.copy = view.patch + round_up(p.band_rows * p.s.ow, V) + V;
   return view;
 }
 
 int64_t band_view_floats(const ForwardPlan &p, int64_t band_rows) {
-  const int64_t rows = (band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1;
-  const int64_t positions = p.flat ? p.band_columns : rows * p.band_columns;
-  return round_up(V + round_up(positions + p.band_columns, V) + round_up(band_rows * p.s.ow, V) + (p.flat ? 0 : positions * p.cg), 16);
+  const int64_t positions = band_positions(p, band_rows);
+  const int64_t sums = round_up(positions, V) + round_up(p.band_columns, V) + 5 * V + round_up(band_rows * p.s.ow, V);
+  return round_up(sums + (p.flat ? 0 : positions * p.cg), 16);
 }
 
 // patch[y][x] = sum over taps of channel[...]: down the columns first, then along the row.
 void patch_sums(const ForwardPlan &p, const BandView &view, int64_t rows_out) {
   const adderize_shape &s = p.s;
-  float *column = view.channel + ((p.band_rows - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1) * p.band_columns;
+  float *column = view.channel + round_up(((p.band_rows - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1) * p.band_columns, V) + V;
   for (int64_t y = 0; y < rows_out; ++y) {
     const float *from = view.channel + y * s.stride_h * p.band_columns;
-    memcpy(column, from, size_t(p.band_columns) * sizeof(float));
-    for (int64_t t = 1; t < s.kh; ++t) {
-      from += s.dilation_h * p.band_columns;
-      for (int64_t x = 0; x < p.band_columns; ++x) column[x] += from[x];
+    for (int64_t x = 0; x < p.band_columns; x += V) {
+      vec sum = load(from + x);
+      for (int64_t t = 1; t < s.kh; ++t) sum += load(from + x + t * s.dilation_h * p.band_columns);
+      store(column + x, sum);
     }
     float *to = view.patch + y * s.ow;
     if (s.stride_w == 1) {
-      memcpy(to, column, size_t(s.ow) * sizeof(float));
-      for (int64_t t = 1; t < s.kw; ++t)
-        for (int64_t x = 0; x < s.ow; ++x) to[x] += column[x + t * s.dilation_w];
+      for (int64_t x = 0; x < s.ow; x += V) {
+        vec sum = load(column + x);
+        for (int64_t t = 1; t < s.kw; ++t) sum += load(column + x + t * s.dilation_w);
+        store(to + x, sum);
+      }
     } else {
       for (int64_t x = 0; x < s.ow; ++x) {
         float sum = 0;

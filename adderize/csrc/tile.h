@@ -18,6 +18,35 @@ struct Grid {
   int64_t pixel, row;
 };
 
+// Walks the positions of a tile through one run. Four neighbours share a base register: left to itself the compiler keeps a pointer
+// for each position, more than there are registers.
+template <int Q, int R>
+struct Walk {
+  static constexpr int per_row = (Q + 3) / 4;
+  const char *base[R * per_row];
+  int64_t pixel, three;
+
+  ADDERIZE_INLINE Walk(const Grid &at, int64_t offset) : pixel(at.pixel * 4), three(at.pixel * 12) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < per_row; ++i)
+        base[r * per_row + i] = reinterpret_cast<const char *>(at.base + offset + r * at.row + i * 4 * at.pixel);
+    asm("" : "+r"(pixel), "+r"(three));
+  }
+  ADDERIZE_INLINE vec value(int q, int r) const {
+    const int64_t shift = q % 4 == 0 ? 0 : q % 4 == 1 ? pixel : q % 4 == 2 ? pixel * 2 : three;
+    return broadcast(reinterpret_cast<const float *>(base[r * per_row + q / 4] + shift));
+  }
+  ADDERIZE_INLINE void advance() {
+#pragma GCC unroll 8
+    for (int i = 0; i < R * per_row; ++i) {
+      base[i] += sizeof(float);
+      asm("" : "+r"(base[i]));
+    }
+  }
+};
+
 constexpr int64_t flush_every = 256;  // longer sums in one accumulator lose digits
 
 enum class Sum { maxima, distances };
@@ -51,10 +80,10 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
     room = flush_every;
   };
   for (int64_t i = 0; i < runs.count; ++i) {
-    const float *x = at.base + runs.offset[i];
+    Walk<Q, R> x(at, runs.offset[i]);
     for (int64_t left = runs.length; left > 0;) {
       const int64_t step = least(left, room);
-      for (int64_t k = 0; k < step; ++k) {
+      for (int64_t k = 0; k < step; ++k, x.advance()) {
         vec filter[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
@@ -63,7 +92,7 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
           for (int q = 0; q < Q; ++q) {
-            const vec value = broadcast(x + k + q * at.pixel + r * at.row);
+            const vec value = x.value(q, r);
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
               const vec term = kind == Sum::maxima ? maximum(filter[n], value) : absolute(filter[n] - value);
@@ -71,7 +100,6 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
             }
           }
       }
-      x += step;
       left -= step;
       if ((room -= step) == 0) flush();
     }
@@ -97,8 +125,8 @@ __attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, con
       }
   const vec one = hidden_one();
   for (int64_t i = 0; i < runs.count; ++i) {
-    const float *g = at.base + runs.offset[i];
-    for (int64_t k = 0; k < runs.length; ++k) {
+    Walk<Q, R> g(at, runs.offset[i]);
+    for (int64_t k = 0; k < runs.length; ++k, g.advance()) {
       vec filter[N];
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
@@ -107,13 +135,14 @@ __attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, con
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int q = 0; q < Q; ++q) {
-          const vec weight = broadcast(g + k + q * at.pixel + r * at.row);
+          const vec weight = g.value(q, r);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) {
             vec &sum = acc[r][q][n];
 #if defined(ADDERIZE_AVX512)
-            // Every second subtraction goes to the multipliers, and vrangeps (the smaller magnitude, the sign of the first) clips.
-            const vec d = (q + n) % 2 ? filter[n] - input[r][q][n] : _mm512_fmsub_ps(filter[n], one, input[r][q][n]);
+            // Some subtractions go to the multipliers, and vrangeps (the smaller magnitude, the sign of the first) clips.
+            const bool multiply = N == 1 ? (r * Q + q) % 3 == 0 : (q + n) % 2 == 0;
+            const vec d = multiply ? _mm512_fmsub_ps(filter[n], one, input[r][q][n]) : filter[n] - input[r][q][n];
             if (kind == Clip::full)
               sum = fma(weight, _mm512_range_ps(d, one, 2), sum);
 #else

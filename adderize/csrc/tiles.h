@@ -66,7 +66,7 @@ Cut cut(int64_t width, int64_t height, int widest) {
     if (q < 1) break;
     const int64_t columns = ceil_div(width, q), positions = ceil_div(width, columns) * rows;
     // Small tiles wait for their own sums and load more for each term: about 3 positions' time is lost in each.
-    const int64_t steps = columns * ceil_div(height, rows) * (positions + 3);
+    const int64_t steps = columns * ceil_div(height, rows) * (positions + 5);
     if (best_steps < 0 || steps < best_steps) {
       best_steps = steps;
       best = {columns, rows};

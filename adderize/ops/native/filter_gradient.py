@@ -10,12 +10,14 @@ of each channel and V[co,tap] the sum of g over the positions whose tap is not i
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
-# Positions looked at to find the offset, and the offset (in standard deviations) that loses digits.
-_SAMPLE = 1024
-_FAR = 4.0
+from adderize.ops.native.library import call
+
+_SAMPLE = 512  # positions of a contiguous image that are looked at to find its offset
 
 
 def full_filter_gradient(
@@ -33,10 +35,9 @@ def full_filter_gradient(
     geometry = (stride, padding, dilation, groups)
     centre = _far_centre(input)
     if centre is None:
-        result, total = _weight_gradient(grad, input, weight, *geometry)
-        return result.addcmul_(weight, total.view(-1, 1, 1, 1), value=-1)
-    centred = input - centre.view(1, -1, 1, 1)
-    result, _ = _weight_gradient(grad, centred, weight, *geometry)
+        total = grad.sum((0, 2, 3)).view(-1, 1, 1, 1)
+        return _weight_gradient(grad, input, weight, *geometry).addcmul_(weight, total, value=-1)
+    result = _weight_gradient(grad, input - centre.view(1, -1, 1, 1), weight, *geometry)
     inside = _inside_sums(grad, input, weight, stride, padding, dilation)
     per_group = centre.double().view(groups, 1, -1, 1, 1)
     of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
@@ -47,25 +48,22 @@ def full_filter_gradient(
 
 def _far_centre(input: Tensor) -> Tensor | None:
     """The channels' means, estimated, if they are far from zero; else None."""
-    pixels = input.shape[2] * input.shape[3]
-    step = max(1, input.shape[0] * pixels // _SAMPLE)
-    # Every step-th pixel of all images, at a different place in each.
-    flat = input.permute(0, 2, 3, 1).flatten(0, 2) if _is_flat(input) else None
-    sample = flat[::step] if flat is not None else _spread_sample(input, step)
-    deviation, mean = torch.std_mean(sample, 0, correction=0)
-    spread = deviation.square().mean().sqrt()
-    if bool(mean.abs().amax() <= _FAR * spread) or not bool(mean.isfinite().all()):
-        return None
-    return mean
-
-
-def _is_flat(input: Tensor) -> bool:
-    return input.is_contiguous(memory_format=torch.channels_last)
-
-
-def _spread_sample(input: Tensor, step: int) -> Tensor:
-    rows = input.flatten(2)[:, :, :: min(step, input.shape[2] * input.shape[3])]
-    return rows.transpose(1, 2).flatten(0, 1)
+    if not input.is_contiguous(memory_format=torch.channels_last):
+        pixels = input.flatten(2)
+        step = max(1, input.shape[0] * pixels.shape[2] // _SAMPLE)
+        sample = pixels[:, :, :: min(step, pixels.shape[2])].transpose(1, 2)
+        input = sample.flatten(0, 1).contiguous().view(-1, input.shape[1], 1, 1)
+    channels = input.shape[1]
+    mean, far = torch.empty(channels), ctypes.c_int(0)
+    call(
+        "adderize_centre",
+        input.numel() // channels,
+        channels,
+        input.data_ptr(),
+        mean.data_ptr(),
+        far,
+    )
+    return mean if far.value else None
 
 
 def _weight_gradient(
@@ -76,22 +74,22 @@ def _weight_gradient(
     padding: list[int],
     dilation: list[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
-    """The weight and bias gradients of the convolution of this shape."""
-    _, result, total = torch.ops.aten.convolution_backward(
+) -> Tensor:
+    """The weight gradient of the convolution of this shape."""
+    result: Tensor = torch.ops.aten.convolution_backward(
         grad,
         input,
         weight,
-        [weight.shape[0]],
+        None,
         stride,
         padding,
         dilation,
         False,
         [0, 0],
         groups,
-        [False, True, True],
-    )
-    return result, total
+        [False, True, False],
+    )[1]
+    return result
 
 
 def _inside_sums(

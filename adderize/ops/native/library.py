@@ -7,14 +7,14 @@ import functools
 import importlib.resources
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int64
+from ctypes import POINTER, c_char_p, c_int, c_int64
 from pathlib import Path
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
 
 from adderize.errors import AdderizeError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -45,6 +45,7 @@ _SIGNATURES: dict[str, list[object]] = {
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
+    "adderize_centre": [c_int64, c_int64, _FLOATS, _FLOATS, POINTER(c_int)],
     "adderize_set_cpu": [c_char_p],
     "adderize_has_openmp": [],
 }
@@ -141,6 +142,3 @@ def info() -> dict[str, object]:
         "openmp": bool(library.adderize_has_openmp()),
         "threads": torch.get_num_threads(),
     }
-
-
-__all__ = ["ABI_VERSION", "CPUS", "Shape", "c_float", "call", "info", "kernels", "load", "set_cpu"]
