@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from adderize import adderize
 from adderize.adaptive_lr import adder_filters
-from adderize.cli.models import build
+from adderize.architectures import build
 
 
 class Top1(MulticlassAccuracy):
@@ -115,9 +115,10 @@ class ImageClassifier(LightningModule):
             {"params": [p for p in self.parameters() if p not in filters]}
         ]
         if filters:
-            raised = options.lr * options.filter_lr_factor
-            in_order = [p for p in self.parameters() if p in filters]
-            groups.append({"params": in_order, "lr": raised})
+            # The raised rate is for the gradient; the decay stays what it is at the rate `lr`.
+            factor = options.filter_lr_factor
+            raised = {"lr": options.lr * factor, "weight_decay": options.weight_decay / factor}
+            groups.append({"params": [p for p in self.parameters() if p in filters], **raised})
         optimizer = SGD(
             groups,
             lr=options.lr,

@@ -50,12 +50,19 @@ def positive_float(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not a seed: expected 0 to 2**32 - 1")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every recipe has."""
     parser.add_argument(
         "--max-steps", "--steps", type=positive_int, metavar="N", help="stop after N steps"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true"
     )

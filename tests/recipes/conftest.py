@@ -1,0 +1,28 @@
+"""A tiny MNIST: learnable stripes in torchvision's raw files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def _write_idx(path: Path, values: np.ndarray) -> None:
+    sizes = np.array(values.shape, dtype=">i4").tobytes()
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def mnist_folder(tmp_path: Path) -> Path:
+    """96 training and 32 test images; class c has a bright row 2 c + 4 on a noisy ground."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 96), ("t10k", 32)):
+        labels = np.arange(count) % 10
+        images = generator.integers(0, 100, (count, 28, 28))
+        images[np.arange(count), 2 * labels + 4] = 255
+        _write_idx(raw / f"{name}-images-idx3-ubyte", images)
+        _write_idx(raw / f"{name}-labels-idx1-ubyte", labels)
+    return raw.parents[1]
