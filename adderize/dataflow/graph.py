@@ -51,6 +51,11 @@ class Flow:
         self.nodes: list[Node] = []
         self._calls: dict[nn.Module, list[Node]] = {}
 
+    @property
+    def called(self) -> set[nn.Module]:
+        """Every module that was called, also those whose result reaches no output."""
+        return set(self._calls)
+
     def add(
         self,
         name: str,

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adderize.dataflow import Flow, trace
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.norms import (
-    find_norm_by_order,
-    find_norms,
-    insert_norm,
-    reset_zero_gamma,
-)
-from adderize.surgery.checks import check_layer, check_model, is_quantized
-from adderize.surgery.engine import adder_kind, become, become_original, names_of_layers
-from adderize.surgery.policy import (
-    Options,
-    Patterns,
-    check_patterns,
-    is_candidate,
-    keep_reason,
-)
+from adderize.norms import insert_norm, reset_zero_gamma
+from adderize.surgery.checks import check_dtype, check_layer, check_model
+from adderize.surgery.engine import adder_kind, become, become_original
+from adderize.surgery.policy import Options, Patterns
 from adderize.surgery.report import Plan, Row
-from adderize.surgery.roles import find_roles
+from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers
 
 __all__ = ["Plan", "Row", "adderize", "plan", "restore"]
 
@@ -68,7 +55,7 @@ def plan(
         include=include, exclude=exclude, stem=stem, head=head, linear=linear, depthwise=depthwise,
         gates=gates, init=init, norm=norm, gradient=gradient,
     )  # fmt: skip
-    steps = _steps(model, options, example_input)
+    steps = find_steps(model, options, example_input)
     return Plan(tuple(step.row for step in steps), dataclasses.asdict(options))
 
 
@@ -126,103 +113,23 @@ def adderize(
     if not inplace:
         check_model(model)
         model = copy.deepcopy(model)
-    steps = _steps(model, options, example_input)
-    chosen = [step for step in steps if step.row.decision == "convert"]
-    if not chosen:
-        _explain_nothing([step.row for step in steps])
-        return model
-    lacking = [step.row.name for step in chosen if step.row.norm == "none"]
-    if options.norm == "require" and lacking:
-        raise AdderizeError(
-            f"no trainable norm follows {_listed(lacking)}: add one, pass norm='insert', or leave "
-            "the layers out with exclude="
-        )
+    chosen = chosen_steps(find_steps(model, options, example_input), options)
     for step in chosen:
         _convert(step, options)
-    model._adderize_options = dataclasses.asdict(options)  # type: ignore[assignment]
+    if chosen:
+        model._adderize_options = dataclasses.asdict(options)  # type: ignore[assignment]
+        warn_optimizers(model, _new_parameters(chosen))
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    layer: nn.Module
-    row: Row
-    norms: Sequence[nn.Module] = ()
+def _new_parameters(steps: Sequence[Step]) -> Iterator[tuple[str, nn.Parameter]]:
+    for step in steps:
+        if step.row.norm == "inserted":
+            for name, parameter in step.layer.norm.named_parameters():  # type: ignore[union-attr]
+                yield f"{step.row.name}.norm.{name}".lstrip("."), parameter
 
 
-def _steps(model: nn.Module, options: Options, example_input: Any) -> list[_Step]:
-    check_model(model)
-    named = [
-        (module, names)
-        for module, names in names_of_layers(model)
-        if is_candidate(module) or is_quantized(module)
-    ]
-    check_patterns(options, named)
-    layers = [module for module, _ in named]
-    flows = trace(model, example_input) if layers else []
-    roles = find_roles(model, flows, layers)
-    module_names = {module: name for name, module in model.named_modules()}
-    steps = []
-    for layer, names in named:
-        flow = next((flow for flow in flows if flow.calls(layer)), None)
-        reason = keep_reason(layer, names, options, roles, flow)
-        row = Row(names[0], type(layer).__name__, _shape(layer), "keep", reason or "", "", "")
-        row = dataclasses.replace(row, method=flow.method if flow else "order")
-        if isinstance(layer, (AdderConv2d, AdderLinear)):
-            steps.append(_Step(layer, dataclasses.replace(row, decision="adder")))
-        elif reason is not None:
-            steps.append(_Step(layer, row))
-        else:
-            check_layer(names[0], layer)
-            steps.append(_chosen(model, layer, row, names, flow, options, module_names))
-    return steps
-
-
-def _chosen(
-    model: nn.Module,
-    layer: nn.Module,
-    row: Row,
-    names: Sequence[str],
-    flow: Flow | None,
-    options: Options,
-    module_names: dict[nn.Module, str],
-) -> _Step:
-    norms = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
-    if norms:
-        found = module_names[norms[0]]
-        norm = found if len(norms) == 1 else f"{found} and {len(norms) - 1} more"
-    else:
-        norm = "inserted" if options.norm == "insert" else "none"
-    reason = "convolution" if hasattr(layer, "kernel_size") else "linear layer"
-    if len(names) > 1:
-        reason += f", shared as {', '.join(names[1:])}"
-    return _Step(
-        layer, dataclasses.replace(row, decision="convert", reason=reason, norm=norm), norms
-    )
-
-
-def _shape(layer: nn.Module) -> tuple[int, ...]:
-    weight = layer._parameters.get("weight")
-    return tuple(weight.shape) if weight is not None else ()
-
-
-def _explain_nothing(rows: Sequence[Row]) -> None:
-    if any(row.decision == "adder" for row in rows):
-        warnings.warn(
-            "adderize: nothing new to convert; the model keeps the adders it has", stacklevel=3
-        )
-        return
-    reasons: dict[str, int] = {}
-    for row in rows:
-        reasons[row.reason] = reasons.get(row.reason, 0) + 1
-    kept = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
-    raise AdderizeError(
-        "nothing to convert: "
-        + (f"all layers are kept ({kept}); see adderize.plan(model)" if kept else "no layers")
-    )
-
-
-def _convert(step: _Step, options: Options) -> None:
+def _convert(step: Step, options: Options) -> None:
     layer = step.layer
     kind = adder_kind(layer)
     assert kind is not None
@@ -271,6 +178,7 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
             found = type(modules[name]).__name__ if name in modules else "no such layer"
             raise AdderizeError(f"{name} should become {entry['kind']}, but the model has {found}")
         check_layer(name, modules[name])
+        check_dtype(name, modules[name])
     for name, entry in layers.items():
         layer = modules[name]
         become(layer, adder_kind(layer), gradient=entry["gradient"])  # type: ignore[arg-type]
@@ -300,8 +208,3 @@ def restore(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module.__dict__.pop("_adderize_options", None)
     return model
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

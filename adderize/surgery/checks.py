@@ -9,6 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from adderize.errors import AdderizeError
 
+_QUANTIZATION = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")
+
 
 def check_model(model: nn.Module) -> None:
     """Raise for wrapped, sharded, compiled or scripted models."""
@@ -22,15 +24,12 @@ def check_model(model: nn.Module) -> None:
 
 
 def _wrapper(module: nn.Module) -> tuple[str, str] | None:
+    ancestors = {kind.__name__ for kind in type(module).__mro__}
     if isinstance(module, (DataParallel, DistributedDataParallel)):
-        return "wrapped for data parallel training", "convert the model before wrapping it"
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
-    if any(kind.startswith("torch.distributed") and "FS" in kind for kind in kinds) or any(
-        kind.endswith(".FullyShardedDataParallel") for kind in kinds
-    ):
+        return "wrapped for data-parallel training", "convert the model before wrapping it"
+    if ancestors & {"FSDPModule", "FullyShardedDataParallel"}:
         return "sharded (FSDP)", "convert the model before sharding it"
-    compiled = getattr(module, "_compiled_call_impl", None) is not None
-    if compiled or any(kind.endswith(".OptimizedModule") for kind in kinds):
+    if "OptimizedModule" in ancestors or getattr(module, "_compiled_call_impl", None) is not None:
         return "compiled", "convert the model first, then torch.compile it"
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted", "convert the model before torch.jit.script or torch.jit.trace"
@@ -38,9 +37,9 @@ def _wrapper(module: nn.Module) -> tuple[str, str] | None:
 
 
 def check_layer(name: str, layer: nn.Module) -> None:
-    """Raise for a layer chosen for conversion whose filters are no plain float tensor."""
+    """Raise for a layer whose weight is not a parameter of its own."""
     label = _label(name, layer)
-    if "quantized" in type(layer).__module__ or ".ao." in type(layer).__module__:
+    if is_quantized(layer):
         raise AdderizeError(
             f"{label} is quantised or prepared for it: convert the float model, then quantise "
             "(adderize.quantize), or leave the layer out with exclude="
@@ -49,22 +48,33 @@ def check_layer(name: str, layer: nn.Module) -> None:
         raise AdderizeError(
             f"{label} is lazy, its shape is unknown: run one forward pass before the conversion"
         )
-    if "weight" not in layer._parameters:
+    weight = layer._parameters.get("weight")
+    if weight is None:
         raise AdderizeError(
             f"{label} computes its weight (parametrisation, weight norm or pruning): make it plain "
             "first (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
             "prune.remove), or leave the layer out with exclude="
         )
-    dtype = layer._parameters["weight"].dtype  # type: ignore[union-attr]
+    if type(weight.data).__name__ == "DTensor":
+        raise AdderizeError(f"{label} is sharded (DTensor): convert the model before sharding it")
+
+
+def check_dtype(name: str, layer: nn.Module) -> None:
+    """Raise for a layer to convert whose filters are not float32 or float64."""
+    dtype = next(layer.parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
         raise AdderizeError(
-            f"{label} has {dtype} filters; expected float32 or float64. Convert before model.half()"
-            " and train with torch.autocast (Lightning: precision='16-mixed' or 'bf16-mixed')"
+            f"{_label(name, layer)} has {dtype} filters; expected float32 or float64: convert a "
+            "float32 model and train it with torch.autocast (Lightning: precision='16-mixed' or "
+            "'bf16-mixed')"
         )
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    return "quantized" in type(layer).__module__ or ".ao." in type(layer).__module__
+    """Whether a layer is one of torch's quantised convolutions or linear layers."""
+    kind = type(layer)
+    named = "Conv" in kind.__name__ or "Linear" in kind.__name__
+    return named and kind.__module__.startswith(_QUANTIZATION)
 
 
 def _label(name: str, module: nn.Module) -> str:

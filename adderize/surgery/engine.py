@@ -77,7 +77,7 @@ def become_original(layer: nn.Module) -> None:
     del layer.gradient
 
 
-def names_of_layers(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
+def named_layers(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
     """Each module once, in registration order, with all the names it is registered under."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvNd
 from adderize.dataflow import Flow
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.surgery.engine import adder_kind
+from adderize.surgery.checks import check_dtype, check_layer, is_quantized
 from adderize.surgery.roles import Roles
 
 Patterns = str | Iterable[str] | None
+KindOf = Callable[[nn.Module], type[nn.Module] | None]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,23 @@ class Options:
     gradient: str = "full"
 
     @classmethod
-    def checked(cls, *, include: Patterns, exclude: Patterns, **others: Any) -> Options:
-        for key, allowed in _CHOICES.items():
-            if others[key] not in allowed:
-                raise AdderizeError(
-                    f"{key} is {others[key]!r}; expected one of {', '.join(map(repr, allowed))}"
-                )
-        return cls(
+    def checked(cls, *, include: Patterns = None, exclude: Patterns = None, **rest: Any) -> Options:
+        options = cls(
             include=None if include is None else _patterns(include),
             exclude=() if exclude is None else _patterns(exclude),
-            **others,
+            **rest,
+        )
+        for key, allowed in _CHOICES.items():
+            value = getattr(options, key)
+            if value not in allowed:
+                words = ", ".join(map(repr, allowed))
+                raise AdderizeError(f"{key} is {value!r}; expected one of {words}")
+        return options
+
+    def matches(self, names: Sequence[str]) -> bool:
+        """Whether one of a layer's names is included and none excluded."""
+        return (self.include is None or _any_match(names, self.include)) and not _any_match(
+            names, self.exclude
         )
 
 
@@ -56,44 +64,56 @@ _CHOICES = {
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise AdderizeError(f"the patterns are {found!r}; expected names such as 'layer1.*'")
+    return found
+
+
+def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def check_patterns(options: Options, names: Sequence[str]) -> None:
+    """Raise for a pattern that matches no layer."""
+    for pattern in (*(options.include or ()), *options.exclude):
+        if _any_match(names, [pattern]):
+            continue
+        inner = pattern.rstrip(".") + "."
+        if any(name.startswith(inner) for name in names):
+            hint = f"did you mean {inner + '*'!r}?"
+        else:
+            hint = "layers have names like " + ", ".join(map(repr, names[:3]))
+        raise AdderizeError(f"the pattern {pattern!r} matches no layer: {hint}")
 
 
 def is_candidate(module: nn.Module) -> bool:
-    return isinstance(module, (_ConvNd, nn.Linear, AdderLinear))
-
-
-def check_patterns(options: Options, layers: Sequence[tuple[nn.Module, list[str]]]) -> None:
-    """Raise for a pattern that matches no layer."""
-    names = [name for _, aliases in layers for name in aliases]
-    for pattern in (*(options.include or ()), *options.exclude):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            inside = any(name.startswith(pattern.rstrip(".") + ".") for name in names)
-            hint = f"did you mean {pattern.rstrip('.') + '.*'!r}?" if inside else _examples(names)
-            raise AdderizeError(f"the pattern {pattern!r} matches no layer: {hint}")
-
-
-def _examples(names: Sequence[str]) -> str:
-    return "layers have names like " + ", ".join(map(repr, names[:3])) if names else "there is none"
+    """Whether a module is a row of the plan: any convolution or linear layer."""
+    return isinstance(module, (_ConvNd, nn.Linear, AdderLinear)) or is_quantized(module)
 
 
 def keep_reason(
-    layer: nn.Module, names: Sequence[str], options: Options, roles: Roles, flow: Flow | None
+    layer: nn.Module,
+    names: Sequence[str],
+    options: Options,
+    roles: Roles,
+    flow: Flow | None,
+    kind_of: KindOf,
 ) -> str | None:
-    """Why a layer is kept; None for one to convert."""
+    """Why a layer is kept; None for one to convert.
+
+    Raises:
+        AdderizeError: a layer that the options select cannot be converted as it is.
+    """
     if isinstance(layer, (AdderConv2d, AdderLinear)):
         return "is an adder"
-    if any(fnmatchcase(name, pattern) for name in names for pattern in options.exclude):
-        return "excluded by pattern"
-    if options.include is not None and not any(
-        fnmatchcase(name, pattern) for name in names for pattern in options.include
-    ):
-        return "not included by pattern"
-    if isinstance(layer, nn.Linear) and not options.linear:
+    if not options.matches(names):
+        return "left out by pattern"
+    if _is_linear(layer) and not options.linear:
         return "linear layer"
-    if adder_kind(layer) is None:
-        return _no_adder_form(layer)
-    if flow is None and roles.traced:
+    if roles.traced and flow is None:
+        if layer in roles.called:
+            return "its result reaches no output"
         return "never called: unused, or its weight is read directly"
     if layer in roles.inside_fast_path:
         return "torch's transformer fast path reads its weight directly"
@@ -101,18 +121,26 @@ def keep_reason(
         return "stem: reads the input"
     if not options.head and layer in roles.head:
         return "head: produces the output"
-    if not options.depthwise and is_depthwise(layer):
+    if not options.depthwise and _is_depthwise(layer):
         return "depthwise"
     if not options.gates and layer in roles.gates:
         return "gate on a pooled vector"
+    check_layer(names[0], layer)
+    if kind_of(layer) is None:
+        return _no_such_form(layer)
+    check_dtype(names[0], layer)
     return None
 
 
-def _no_adder_form(layer: nn.Module) -> str:
+def _is_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or "Linear" in type(layer).__name__
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
+
+
+def _no_such_form(layer: nn.Module) -> str:
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         return f"{type(layer).__name__} has arithmetic of its own"
-    return f"{type(layer).__name__} has no adder form"
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
+    return f"{type(layer).__name__} has no such form"

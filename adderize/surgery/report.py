@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ class Plan:
         return [row.name for row in self.rows if row.norm == "inserted"]
 
     def to_dict(self) -> dict[str, Any]:
-        rows = [dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.rows]
+        rows = [{key: getattr(row, key) for key in _FIELDS} for row in self.rows]
         return {"options": dict(self.options), "layers": rows}
 
     def to_json(self) -> str:
@@ -83,7 +82,8 @@ class Plan:
         return f"{text}; {len(self.inserted)} norms to insert"
 
 
-_HEADER = ["layer", "kind", "shape", "decision", "reason", "norm", "method"]
+_FIELDS = ["name", "kind", "shape", "decision", "reason", "norm", "method"]
+_HEADER = ["layer", *_FIELDS[1:]]
 
 
 def _cells(row: Row) -> list[str]:

@@ -22,6 +22,7 @@ class Roles:
     """Which layers have a special place in the model, and whether its flow is known at all."""
 
     traced: bool = False
+    called: set[nn.Module] = field(default_factory=set)
     stem: set[nn.Module] = field(default_factory=set)
     head: set[nn.Module] = field(default_factory=set)
     gates: set[nn.Module] = field(default_factory=set)
@@ -41,6 +42,7 @@ def find_roles(model: nn.Module, flows: Sequence[Flow], layers: Sequence[nn.Modu
         if isinstance(module, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
             roles.inside_fast_path.update(module.modules())
     for flow in flows:
+        roles.called |= flow.called
         roles.stem |= _layers_at("sources", "input", flow, layers)
         roles.head |= _layers_at("users", "output", flow, layers)
         roles.gates |= _gates(flow)

@@ -1,0 +1,32 @@
+"""`adderize plan ARCH`: which layers would become adders, and why."""
+
+from __future__ import annotations
+
+import argparse
+
+from adderize import architectures
+from adderize.cli.options import add_conversion_options, conversion_options
+from adderize.surgery import Plan, plan
+
+HELP = "which layers of a model would become adders, and why"
+
+_FORMATS = {
+    "table": Plan.__str__,
+    "json": Plan.to_json,
+    "csv": Plan.to_csv,
+    "md": Plan.to_markdown,
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="ARCH", help="resnet50 (torchvision), timm:NAME or package.module:callable"
+    )
+    parser.add_argument("--format", choices=tuple(_FORMATS), default="table")
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = plan(architectures.blank(arguments.model), **conversion_options(arguments))
+    print(_FORMATS[arguments.format](found))
+    return 0

@@ -1,0 +1,153 @@
+"""From a model and the options to the steps of a conversion, shared by every kind of target."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from adderize.dataflow import trace
+from adderize.errors import AdderizeError
+from adderize.norms import find_norm_by_order, find_norms
+from adderize.surgery.checks import check_model
+from adderize.surgery.engine import adder_kind, named_layers
+from adderize.surgery.policy import (
+    KindOf,
+    Options,
+    check_patterns,
+    is_candidate,
+    keep_reason,
+)
+from adderize.surgery.report import Row
+from adderize.surgery.roles import find_roles
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer, its row of the plan and the norms that were found after it."""
+
+    layer: nn.Module
+    row: Row
+    norms: Sequence[nn.Module] = ()
+
+
+def find_steps(
+    model: nn.Module, options: Options, example_input: Any = None, kind_of: KindOf = adder_kind
+) -> list[Step]:
+    """One step a layer, in registration order; the model is left as it is.
+
+    Args:
+        kind_of: the class that a layer would become, None for one without such a form.
+
+    Raises:
+        AdderizeError: wrapped models, patterns without a match, layers that cannot be converted.
+    """
+    check_model(model)
+    layers = {layer: names for layer, names in named_layers(model) if is_candidate(layer)}
+    check_patterns(options, [name for names in layers.values() for name in names])
+    flows = trace(model, example_input) if layers else []
+    roles = find_roles(model, flows, list(layers))
+    module_names = {module: name for name, module in model.named_modules()}
+    steps = []
+    for layer, names in layers.items():
+        flow = next((flow for flow in flows if flow.calls(layer)), None)
+        reason = keep_reason(layer, names, options, roles, flow, kind_of)
+        norms: list[nn.Module] = []
+        norm = ""
+        if reason is None:
+            norms = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+            norm = _norm_cell([module_names[found] for found in norms], options)
+        row = Row(
+            name=names[0],
+            kind=type(layer).__name__,
+            shape=_shape(layer),
+            decision=_decision(reason),
+            reason=reason or _what(layer, names),
+            norm=norm,
+            method=flow.method if flow else "order",
+        )
+        steps.append(Step(layer, row, norms))
+    return steps
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    weight = layer._parameters.get("weight")
+    return () if weight is None or is_lazy(weight) else tuple(weight.shape)
+
+
+def _decision(reason: str | None) -> str:
+    if reason is None:
+        return "convert"
+    return "adder" if reason == "is an adder" else "keep"
+
+
+def _what(layer: nn.Module, names: Sequence[str]) -> str:
+    text = "linear layer" if isinstance(layer, nn.Linear) else "convolution"
+    return text if len(names) == 1 else f"{text}, shared as {', '.join(names[1:])}"
+
+
+def _norm_cell(found: Sequence[str], options: Options) -> str:
+    if not found:
+        return "inserted" if options.norm == "insert" else "none"
+    return found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
+
+
+def chosen_steps(steps: Sequence[Step], options: Options) -> list[Step]:
+    """The steps to take; warns where all there is to convert has been converted before.
+
+    Raises:
+        AdderizeError: nothing to convert, or norms missing that the options require.
+    """
+    chosen = [step for step in steps if step.row.decision == "convert"]
+    if not chosen and any(step.row.decision == "adder" for step in steps):
+        warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=4)
+    elif not chosen:
+        raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
+    lacking = [step.row.name for step in chosen if step.row.norm == "none"]
+    if options.norm == "require" and lacking:
+        raise AdderizeError(
+            f"no trainable norm follows {listed(lacking)}: add one, pass norm='insert', or leave "
+            "the layers out with exclude="
+        )
+    return chosen
+
+
+def _reasons(steps: Sequence[Step]) -> str:
+    counts: dict[str, int] = {}
+    for step in steps:
+        counts[step.row.reason] = counts.get(step.row.reason, 0) + 1
+    kept = ", ".join(f"{count} x {reason!r}" for reason, count in counts.items())
+    return f"all layers are kept ({kept})" if kept else "the model has no convolution"
+
+
+def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Warn where an optimizer that holds some of the model's parameters lacks its new ones."""
+    added = dict(new)
+    if not added:
+        return
+    own = set(model.parameters())
+    # Optimizers are in no registry; whoever made one before the conversion would train without
+    # the new norms and never know.
+    for candidate in gc.get_objects():
+        if not issubclass(type(candidate), Optimizer):
+            continue
+        held = {p for group in candidate.param_groups for p in group["params"]}
+        lacking = [name for name, parameter in added.items() if parameter not in held]
+        if lacking and not held.isdisjoint(own):
+            warnings.warn(
+                f"adderize: {type(candidate).__name__} was made before the conversion and lacks "
+                f"{listed(lacking)}: make it anew, or add them with add_param_group",
+                stacklevel=4,
+            )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Up to five names, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
