@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from adderize.cli.options import add_conversion_options, conversion_options
+from adderize.cli.options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
 
 HELP = "multiplications against additions, before and after a conversion"
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--paper", action="store_true", help="the AdderNet paper's table, beside our counts"
     )
     parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
-    parser.add_argument("--input", type=_size, metavar="C,H,W", help="default: the model's own")
+    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
     parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
     parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
     parser.add_argument("--only", metavar="KIND", help="rows of one kind of layer, such as adder")
@@ -61,13 +61,15 @@ def _paper(arguments: argparse.Namespace) -> str:
 
 
 def _budget(arguments: argparse.Namespace) -> str:
-    from adderize.cli import models
+    from adderize import architectures
     from adderize.counting import count
 
-    model = models.blank(arguments.model, arguments.arch)
-    size = arguments.input or models.input_size(arguments.arch or arguments.model, model)
+    model = architectures.blank(arguments.model, arguments.arch)
+    input_size = arguments.input or architectures.input_size(
+        arguments.arch or arguments.model, model
+    )
     budget = count(
-        model, size, energy=arguments.energy, latency=arguments.latency,
+        model, input_size, energy=arguments.energy, latency=arguments.latency,
         **conversion_options(arguments),
     )  # fmt: skip
     budget = dataclasses.replace(budget, model=arguments.model)
@@ -91,13 +93,3 @@ def _budget(arguments: argparse.Namespace) -> str:
 
 def _note(text: str) -> None:
     print(f"adderize: {text}", file=sys.stderr)
-
-
-def _size(text: str) -> tuple[int, ...]:
-    try:
-        size = tuple(int(number) for number in text.replace("x", ",").split(","))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 3,224,224")
-    return size

@@ -1,4 +1,4 @@
-"""The options of `adderize()` as command-line options, for every command that converts."""
+"""Command-line options that several commands share: those of `adderize()`, and sizes."""
 
 from __future__ import annotations
 
@@ -39,3 +39,13 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 def conversion_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, as keyword arguments of `adderize()`."""
     return {name: value for name, value in vars(arguments).items() if name in _NAMES}
+
+
+def size(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in text.replace("x", ",").split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 3,224,224")
+    return numbers

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from adderize.architectures import own_input_size
 from adderize.costs import CostTable, energy_table, latency_table
 from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
@@ -105,7 +106,7 @@ def _uncounted(calls: Sequence[Call]) -> tuple[Uncounted, ...]:
 
 
 def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
-    size = _own_input_size(model) if given is None else given
+    size = own_input_size(model) if given is None else given
     if size is None:
         raise AdderizeError(
             f"{type(model).__name__} does not say how large its input is: pass its size "
@@ -118,13 +119,3 @@ def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...
             "(3, 224, 224)"
         )
     return sizes
-
-
-def _own_input_size(model: nn.Module) -> Any:
-    example = getattr(model, "example_input_array", None)
-    if isinstance(example, Tensor):
-        return example.shape[1:]
-    configuration = getattr(model, "default_cfg", None)
-    if isinstance(configuration, dict) and configuration.get("input_size"):
-        return configuration["input_size"]
-    return getattr(model, "input_size", None)

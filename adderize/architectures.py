@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
 
@@ -110,16 +110,36 @@ def _on_meta(name: str) -> nn.Module:
         return build(name)
 
 
-def input_size(name: str, model: nn.Module) -> tuple[int, ...] | None:
-    """(C, H, W) that a torchvision classifier is made for, from its weights' description; others
-    say it themselves or not at all."""
-    if ":" in name:
-        return None
+def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """(C, H, W) of an example as the model itself states it: Lightning's ``example_input_array``,
+    timm's ``default_cfg``, or an attribute ``input_size``; None where it does not."""
+    example = getattr(model, "example_input_array", None)
+    if isinstance(example, Tensor):
+        return tuple(example.shape[1:])
+    configuration = getattr(model, "default_cfg", None)
+    stated = configuration.get("input_size") if isinstance(configuration, dict) else None
+    stated = stated or getattr(model, "input_size", None)
+    return tuple(stated) if stated else None
+
+
+def input_size(name: str, model: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) that a model is made for: its own statement, or that of torchvision's weights.
+
+    Raises:
+        AdderizeError: neither says.
+    """
+    own = own_input_size(model)
+    if own is not None:
+        return own
     side = getattr(model, "image_size", None)
-    if side is None:
+    if side is None and ":" not in name:
         import torchvision
 
         weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT", None)
         keywords = getattr(getattr(weights, "transforms", None), "keywords", {})
         side = keywords.get("crop_size")
-    return (3, side, side) if isinstance(side, int) else None
+    if not isinstance(side, int):
+        raise AdderizeError(
+            f"{name} does not say how large its input is: pass --input, such as 3,224,224"
+        )
+    return (3, side, side)

@@ -1,0 +1,1 @@
+"""Speed and memory beside the convolutional rival, in one process, with equal threads."""

@@ -1,0 +1,104 @@
+"""`adderize bench`: speed and memory beside the convolution, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adderize.cli.options import size
+from adderize.errors import AdderizeError
+
+HELP = "speed and memory beside the convolution, side by side in one process"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(metavar="WHAT", required=True)
+    layers = what.add_parser("layers", help="forward and gradients of single layers")
+    layers.add_argument("--only", metavar="TEXT", help="layers whose name contains TEXT")
+    layers.set_defaults(measure=_layers)
+    for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
+        network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
+        network.add_argument("--arch", nargs="+", default=["resnet18"], metavar="ARCH")
+        network.add_argument("--batch", nargs="+", type=int, default=[8], metavar="N")
+        network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+        network.set_defaults(measure=_networks, task=task)
+    for command in what.choices.values():
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--threads", type=int, help="default: torch's")
+        command.add_argument("--rounds", type=int, default=5, help="turns each rival gets")
+        command.add_argument("--seconds", type=float, default=0.2, help="length of a turn")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from adderize.bench.timing import machine
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    facts = machine(_device(arguments.device))
+    if arguments.json:
+        _write(arguments.json, facts, [])
+    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    rows = list(arguments.measure(arguments))
+    if arguments.json:
+        _write(arguments.json, facts, rows)
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
+    return device
+
+
+def _write(file: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    try:
+        file.write_text(json.dumps({"machine": facts, "rows": rows}, indent=2) + "\n")
+    except OSError as error:
+        raise AdderizeError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    from adderize.bench.layers import LAYERS, PASSES, measure
+
+    layers = tuple(layer for layer in LAYERS if (arguments.only or "") in layer.name)
+    if not layers:
+        names = ", ".join(layer.name for layer in LAYERS)
+        raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
+    print("adder milliseconds (times the convolution's)")
+    print(f"{'layer':34}" + "".join(f"{name:>22}" for name in PASSES))
+    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    for row in measure(layers, arguments.device, **timing):
+        cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in PASSES)
+        print(f"{row['layer']:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+        yield row
+
+
+def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    from adderize.architectures import build, input_size
+    from adderize.bench.networks import measure
+
+    if min(arguments.batch) < 1:
+        raise AdderizeError(f"--batch is {min(arguments.batch)}; expected at least 1")
+    print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
+    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    for arch in arguments.arch:
+        size = arguments.input or input_size(arch, build(arch))
+        for batch in arguments.batch:
+            row = measure(arguments.task, arch, size, batch, arguments.device, **timing)
+            cells = "".join(
+                f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
+                for name in ("cnn", "adder")
+            )
+            ratios = f"{row['ratio']:>7.2f}x{row['memory_ratio']:>7.2f}x"
+            print(f"{arch:24}{batch:>6}{cells}{ratios}", flush=True)
+            yield row

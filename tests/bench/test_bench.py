@@ -1,0 +1,121 @@
+"""`adderize bench`: what is measured, and how; never how fast."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from adderize import AdderConv2d
+from adderize.bench import networks
+from adderize.bench.layers import LAYERS, PASSES, Layer, measure
+from adderize.bench.timing import side_by_side
+from adderize.cli import main
+
+FAST = ["--rounds", "1", "--seconds", "0.001"]
+
+
+def test_functions_take_turns_and_the_best_round_counts() -> None:
+    calls: list[str] = []
+
+    def sleep(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    best = side_by_side(
+        {"slow": lambda: sleep("slow", 0.02), "fast": lambda: sleep("fast", 0.001)},
+        rounds=2,
+        seconds=0.02,
+    )
+    assert best["slow"] > best["fast"] > 0.0009
+    turns = [name for name, before in zip(calls[1:], calls, strict=False) if name != before]
+    assert len(turns) >= 4
+
+
+def test_the_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    side_by_side({"f": lambda: seen.append(torch.get_num_threads())}, rounds=1, seconds=0.001)
+    torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+def test_pairs_by_hand() -> None:
+    assert Layer("3x3", 2, 4, 8, 6, 3, padding=1).pairs == 2 * 6 * 8 * 8 * 4 * 9
+    assert Layer("3x3/2", 1, 4, 9, 6, 3, stride=2).pairs == 6 * 4 * 4 * 4 * 9
+    assert Layer("depthwise", 1, 4, 8, 4, 3, padding=1, groups=4).pairs == 4 * 8 * 8 * 9
+    assert Layer("dilated", 1, 2, 9, 3, 3, dilation=2).pairs == 3 * 5 * 5 * 2 * 9
+
+
+def test_layer_names_are_unique() -> None:
+    assert len({layer.name for layer in LAYERS}) == len(LAYERS)
+
+
+def test_a_row_has_both_times_and_their_ratio() -> None:
+    layer = Layer("small", 2, 4, 6, 4, 3, padding=1, groups=2)
+    (row,) = measure((layer,), rounds=1, seconds=0.001)
+    for name in PASSES:
+        cell = row[name]
+        assert cell["ratio"] == pytest.approx(cell["adder_ms"] / cell["convolution_ms"])
+
+
+def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "layers.json"
+    assert main(["bench", "layers", "--only", "120-84", *FAST, "--json", str(file)]) == 0
+    header, *_, row = capsys.readouterr().out.splitlines()
+    assert "threads" in header and row.startswith("LeNet linear  120-84")
+    report = json.loads(file.read_text())
+    assert report["machine"]["torch"] == torch.__version__
+    assert [row["layer"] for row in report["rows"]] == ["LeNet linear  120-84, b256"]
+
+
+@pytest.mark.parametrize("task", ["step", "inference"])
+def test_network_commands_compare_time_and_memory(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = {"cnn": 100.0, "adder": 150.0}
+    monkeypatch.setattr(networks, "_peak_megabytes", lambda task, name, *rest: peaks[name])
+    command = ["bench", task, "--arch", "squeezenet1_1", "--batch", "2", "--input", "3,64,64"]
+    assert main([*command, *FAST]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("squeezenet1_1") and row.count("MB") == 2 and row.endswith("1.50x")
+
+
+def test_peak_memory_sees_what_a_process_held_once() -> None:
+    before = networks._memory("cpu")
+    torch.ones(400 * 2**20 // 4)
+    assert networks._memory("cpu") - before > 100 * 2**20 or before > 2**30
+
+
+def test_both_twins_train_and_only_one_has_adders() -> None:
+    pair = networks.twins("squeezenet1_1", "cpu")
+    adders = {
+        name: sum(isinstance(m, AdderConv2d) for m in net.modules()) for name, net in pair.items()
+    }
+    assert adders["cnn"] == 0 and adders["adder"] > 20
+    for name, network in pair.items():
+        before = [parameter.clone() for parameter in network.parameters()]
+        networks.training_step(name, network, torch.randn(2, 3, 64, 64))()
+        after = list(network.parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers", "--only", "transformer"], "transformer"),
+        (["step", "--arch", "resnet19"], "resnet19"),
+        (["step", "--device", "abacus"], "abacus"),
+        (["step", "--batch", "0"], "batch"),
+        (["layers", "--json", "/nowhere/at/all.json", "--only", "120-84"], "nowhere"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments, *FAST]) == 1
+    assert message in capsys.readouterr().err
