@@ -85,11 +85,7 @@ void clip_strip(const Strip &strip, const float *in, float *out, int64_t pixel, 
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
       const vec d = filter - input[q];
-#if defined(ADDERIZE_AVX512)
-      const vec clipped = kind == Clip::full ? (vec)_mm512_range_ps(d, one, 2) : sign(d);
-#else
-      const vec clipped = kind == Clip::full ? maximum(minimum(d, one), -one) : sign(d);
-#endif
+      const vec clipped = kind == Clip::full ? clip(d, one) : sign(d);
       acc[q] = fma(load(g + q * strip.pixel), clipped, acc[q]);
     }
   }

@@ -35,16 +35,25 @@ ADDERIZE_INLINE vec load(const float *p) {
 }
 ADDERIZE_INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
+// An integer load: the float broadcast takes a slot of the floating-point units on some cores.
+ADDERIZE_INLINE vec broadcast(const float *p) {
+#if defined(ADDERIZE_AVX512) || defined(ADDERIZE_AVX2)
+  int32_t bits;
+  memcpy(&bits, p, 4);
+#if defined(ADDERIZE_AVX512)
+  return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+#else
+  return _mm256_castsi256_ps(_mm256_set1_epi32(bits));
+#endif
+#else
+  return all(*p);
+#endif
+}
+
 #if defined(ADDERIZE_AVX512)
 
 ADDERIZE_INLINE vec load(const float *p, int64_t count) { return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p); }
 ADDERIZE_INLINE void store(float *p, vec v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v); }
-// An integer load: the float broadcast takes a slot of the floating-point units on some cores.
-ADDERIZE_INLINE vec broadcast(const float *p) {
-  int32_t bits;
-  memcpy(&bits, p, 4);
-  return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
-}
 ADDERIZE_INLINE vec maximum(vec a, vec b) { return _mm512_max_ps(a, b); }
 ADDERIZE_INLINE vec minimum(vec a, vec b) { return _mm512_min_ps(a, b); }
 ADDERIZE_INLINE vec absolute(vec a) { return _mm512_abs_ps(a); }
@@ -69,7 +78,6 @@ ADDERIZE_INLINE void store(float *p, vec v, int64_t count) {
   else
     memcpy(p, &v, size_t(count) * sizeof(float));
 }
-ADDERIZE_INLINE vec broadcast(const float *p) { return all(*p); }
 ADDERIZE_INLINE vec absolute(vec a) { return (vec)((ivec)a & 0x7fffffff); }
 ADDERIZE_INLINE vec sign(vec d) {
   return (vec)(((ivec)all(1.0f) & (ivec)(d > vec{})) | ((ivec)all(-1.0f) & (ivec)(d < vec{})));
@@ -86,6 +94,14 @@ ADDERIZE_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 
 #endif
 
+// A NaN may come out as -1 or 1.
+ADDERIZE_INLINE vec clip(vec d, vec one) {
+#if defined(ADDERIZE_AVX512)
+  return _mm512_range_ps(d, one, 2);  // the smaller magnitude with the sign of the first
+#else
+  return maximum(minimum(d, one), -one);
+#endif
+}
 // minimum and maximum return their second operand where one is NaN: here the NaN survives.
 ADDERIZE_INLINE vec clip_keeping_nan(vec d) { return maximum(all(-1.0f), minimum(all(1.0f), d)); }
 
@@ -115,6 +131,17 @@ ADDERIZE_INLINE vec hidden_one() {
   asm volatile("" : "+v"(one));
 #endif
   return one;
+}
+// a - b, by the multipliers where there are any to spare.
+ADDERIZE_INLINE vec subtract(vec a, vec b, vec one) {
+#if defined(ADDERIZE_AVX512)
+  return _mm512_fmsub_ps(a, one, b);
+#elif defined(ADDERIZE_AVX2)
+  return _mm256_fmsub_ps(a, one, b);
+#else
+  (void)one;
+  return a - b;
+#endif
 }
 ADDERIZE_INLINE vec add(vec sum, vec term, vec one) {
 #if defined(ADDERIZE_AVX512) || defined(ADDERIZE_AVX2)

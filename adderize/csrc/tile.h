@@ -139,17 +139,15 @@ __attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, con
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) {
             vec &sum = acc[r][q][n];
+            // Some subtractions go to the multipliers: as many as balance the clip, which is one instruction or two.
 #if defined(ADDERIZE_AVX512)
-            // Some subtractions go to the multipliers, and vrangeps (the smaller magnitude, the sign of the first) clips.
             const bool multiply = N == 1 ? (r * Q + q) % 3 == 0 : (q + n) % 2 == 0;
-            const vec d = multiply ? _mm512_fmsub_ps(filter[n], one, input[r][q][n]) : filter[n] - input[r][q][n];
-            if (kind == Clip::full)
-              sum = fma(weight, _mm512_range_ps(d, one, 2), sum);
 #else
-            const vec d = filter[n] - input[r][q][n];
-            if (kind == Clip::full)
-              sum = fma(weight, maximum(minimum(d, one), -one), sum);
+            const bool multiply = true;
 #endif
+            const vec d = multiply ? subtract(filter[n], input[r][q][n], one) : filter[n] - input[r][q][n];
+            if (kind == Clip::full)
+              sum = fma(weight, clip(d, one), sum);
             else
               sum = fma(weight, sign(d), sum);
           }

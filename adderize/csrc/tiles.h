@@ -12,7 +12,7 @@ using ClipTile = void (*)(Grid, Runs, const float *w, const float *x, float *sum
 #if defined(ADDERIZE_AVX512)
 constexpr int sum_widest[2] = {16, 14}, clip_widest[2] = {14, 7};  // positions in one row, for 1 and 2 vectors
 #else
-constexpr int sum_widest[2] = {10, 5}, clip_widest[2] = {6, 4};
+constexpr int sum_widest[2] = {12, 5}, clip_widest[2] = {6, 3};
 #endif
 constexpr int most_positions = 16, most_rows = 4;
 
