@@ -102,13 +102,19 @@ def _rows(entries: list[Entry]) -> list[list[str]]:
 def _cells(entry: Entry) -> list[str]:
     by_convention, full = entry.convention, entry.full
     printed = " / ".join(entry.printed) if entry.printed else "-"
-    difference = "-" if entry.difference is None else f"{entry.difference:+.1%}"
     cycles = "-" if by_convention.xnors else quantity(_NANO.cost(by_convention))
     return [
-        entry.network, entry.arithmetic,
-        *(_count(n) for n in _shown(by_convention)), cycles, printed,
-        "none" if entry.difference == 0 else difference, *(_count(n) for n in _shown(full)),
+        entry.network, entry.arithmetic, *map(_count, _shown(by_convention)), cycles, printed,
+        _described(entry.difference), *map(_count, _shown(full)),
     ]  # fmt: skip
+
+
+def _described(difference: float | None) -> str:
+    if difference is None:
+        return "-"
+    if abs(difference) < 0.0005:
+        return "rounding" if difference else "none"
+    return f"{difference:+.1%}"
 
 
 def _shown(operations: Operations) -> tuple[int, int, int]:

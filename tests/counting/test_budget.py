@@ -1,0 +1,84 @@
+"""A budget's forms: tables, JSON, CSV, Markdown, the plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from torchvision import models
+
+from adderize import AdderizeError, count
+from adderize.counting import OpBudget
+from tests.golden import check_golden
+
+
+@pytest.fixture(scope="module")
+def budget() -> OpBudget:
+    return count(models.resnet18(), (3, 224, 224))
+
+
+def test_golden_tables(budget: OpBudget) -> None:
+    check_golden("resnet18.txt", budget.table())
+    check_golden("resnet18-depth1.md", budget.select(depth=1).to_markdown())
+    check_golden("resnet18-depth1.csv", budget.select(depth=1).to_csv())
+    check_golden("resnet18-depth1.json", budget.select(depth=1).to_json())
+
+
+def test_json_keys(budget: OpBudget) -> None:
+    content = json.loads(budget.to_json())
+    keys = {
+        "multiplications", "additions", "xnors", "comparisons", "other",
+        "energy_joule", "latency_cycles",
+    }  # fmt: skip
+    assert set(content["before"]) == set(content["after"]) == keys
+    assert isinstance(content["layers"], list) and content["uncounted"] == []
+    assert content["input_size"] == [3, 224, 224]
+    for view in ("before", "after"):
+        for key in keys:
+            parts = sum(layer[view][key] for layer in content["layers"])
+            assert parts == pytest.approx(content[view][key])
+    assert content["before"]["energy_joule"] == pytest.approx(
+        3.7e-12 * content["before"]["multiplications"] + 0.9e-12 * content["before"]["additions"]
+    )
+
+
+def test_csv_lines(budget: OpBudget) -> None:
+    rows = list(csv.DictReader(io.StringIO(budget.to_csv())))
+    assert rows[-1]["layer"] == "(network)"
+    for key in ("before.multiplications", "after.additions"):
+        assert sum(int(row[key]) for row in rows[:-1]) == int(rows[-1][key])
+
+
+def test_selection(budget: OpBudget) -> None:
+    adders = budget.select(only="adder", sort="before.multiplications")
+    assert {layer.kind for layer in adders.layers} == {"adder"} and len(adders.layers) == 19
+    counts = [layer.before.multiplications for layer in adders.layers]
+    assert counts == sorted(counts, reverse=True)
+    assert adders.after == budget.after and "(these rows)" in adders.table()
+    assert [layer.name for layer in budget.select(depth=1).layers][:3] == ["conv1", "bn1", "relu"]
+    for wrong in ({"only": "adders"}, {"sort": "speed"}, {"sort": "x.additions"}, {"depth": 0}):
+        with pytest.raises(AdderizeError):
+            budget.select(**wrong)
+
+
+def test_plot(budget: OpBudget, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    budget.plot(tmp_path / "plot.svg")
+    drawing = (tmp_path / "plot.svg").read_text()
+    assert drawing.count("clip-path") > 12
+    with pytest.raises(AdderizeError, match="cannot write the plot"):
+        budget.plot(tmp_path / "plot.docx")
+    with pytest.raises(AdderizeError, match="cannot write the plot"):
+        budget.plot(tmp_path / "missing" / "plot.png")
+
+
+def test_plot_without_matplotlib(
+    budget: OpBudget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(AdderizeError, match=r"adderize\[plot\]"):
+        budget.plot(tmp_path / "plot.png")

@@ -1,0 +1,117 @@
+"""Three independent counts of a network agree, and agree with hand counts of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+from adderize import AdderConv2d, AdderLinear, adderize
+from adderize.counting import fvcore
+from adderize.counting.trace import meta_copy, trace
+from adderize.formulas import FREE, Operations
+
+
+def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:
+    calls = trace(meta_copy(model), size)
+    assert all(call.operations is not None for call in calls)
+    return sum((call.operations or FREE for call in calls), FREE)
+
+
+def traced_by_fvcore(model: nn.Module, size: tuple[int, ...]) -> Operations:
+    analysis = fvcore.analysis(model.eval(), torch.randn(1, *size))
+    total = fvcore.total(analysis)
+    assert not analysis.unsupported_ops()
+    return total
+
+
+def converted(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: adderize(build(), init="keep")
+
+
+NETWORKS = {
+    "resnet18": (models.resnet18, 64),
+    "resnet50": (models.resnet50, 64),
+    "mobilenet_v2": (models.mobilenet_v2, 64),
+    "densenet121": (models.densenet121, 64),
+    "vgg16_bn": (models.vgg16_bn, 32),
+    "vit_b_16": (models.vit_b_16, 224),
+    "swin_v2_t": (models.swin_v2_t, 64),
+    "convnext_tiny": (models.convnext_tiny, 64),
+    "mobilenet_v3_small": (models.mobilenet_v3_small, 64),
+    "adder resnet18": (converted(models.resnet18), 64),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dispatcher_and_fvcore_agree(name: str) -> None:
+    build, side = NETWORKS[name]
+    model, size = build(), (3, side, side)
+    assert dispatched(model, size) == traced_by_fvcore(model, size)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "adder resnet18"])
+def test_torch_counts_the_same_products(name: str) -> None:
+    """Torch counts matrix products, convolutions and adders, two operations a pair, no biases."""
+    build, side = NETWORKS[name]
+    twin = meta_copy(build())
+    with FlopCounterMode(display=False) as counter:
+        twin(torch.empty(1, 3, side, side, device="meta"))
+    flops = 0
+    for call in trace(twin, (3, side, side)):
+        kind = call.operator.rpartition("::")[2]
+        operations = call.operations or FREE
+        if kind in ("convolution", "addmm", "mm", "bmm"):
+            flops += 2 * operations.multiplications
+        elif kind == "adder_conv2d":
+            flops += operations.additions
+    assert flops == counter.get_total_flops()
+
+
+SINGLE = {
+    # layer, input size, expected; counted by hand.
+    "convolution": (nn.Conv2d(4, 6, 3), (4, 5, 5), Operations(1944, 1944 + 54)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 5, 5), Operations(972, 972)),
+    "same padding": (nn.Conv2d(1, 1, 2, padding="same"), (1, 3, 3), Operations(36, 36 + 9)),
+    "transposed": (nn.ConvTranspose2d(2, 3, 2, bias=False), (2, 4, 4), Operations(384, 384)),
+    "adder": (AdderConv2d(4, 6, 3), (4, 5, 5), Operations(0, 2 * 1944 + 54)),
+    "adder linear": (AdderLinear(7, 5), (7,), Operations(0, 70 + 5)),
+    "linear": (nn.Linear(7, 5), (7,), Operations(35, 35 + 5)),
+    "batch norm": (nn.BatchNorm2d(3), (3, 4, 4), Operations(48, 48)),
+    "layer norm": (nn.LayerNorm(8), (5, 8), Operations(120 + 10, 160 + 5, other=5)),
+    "group norm": (nn.GroupNorm(2, 4), (4, 3), Operations(36 + 4, 48 + 2, other=2)),
+    "instance norm": (nn.InstanceNorm2d(2), (2, 3, 3), Operations(36 + 4, 54 + 2, other=2)),
+    "relu": (nn.ReLU(), (5,), Operations(comparisons=5)),
+    "relu6": (nn.ReLU6(), (5,), Operations(comparisons=10)),
+    "hardswish": (nn.Hardswish(), (5,), Operations(10, 5, comparisons=10)),
+    "sigmoid": (nn.Sigmoid(), (5,), Operations(other=5)),
+    "softmax": (nn.Softmax(dim=1), (5,), Operations(additions=10, comparisons=5, other=10)),
+    "max pool": (nn.MaxPool2d(2), (3, 4, 4), Operations(comparisons=36)),
+    "average pool": (nn.AvgPool2d(2), (3, 4, 4), Operations(12, 48)),
+    "global pool": (nn.AdaptiveAvgPool2d(1), (3, 4, 4), Operations(3, 48)),
+    "adaptive pool": (nn.AdaptiveAvgPool2d(2), (1, 3, 3), Operations(4, 16)),
+    "dropout": (nn.Dropout(), (5,), FREE),
+    "flatten": (nn.Flatten(), (3, 4), FREE),
+    "upsample": (nn.UpsamplingBilinear2d(scale_factor=2), (1, 2, 2), Operations(64, 48)),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_one_layer_of_each_kind(name: str) -> None:
+    layer, size, expected = SINGLE[name]
+    assert dispatched(nn.Sequential(layer), size) == expected
+    assert traced_by_fvcore(nn.Sequential(layer), size) == expected
+
+
+class Residual(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        index = torch.arange(x.shape[1]) * 2 // 2
+        return torch.add(x, x[:, index], alpha=0.5) + 1
+
+
+def test_residual_additions_count_and_index_arithmetic_does_not() -> None:
+    assert dispatched(Residual(), (4, 2)) == Operations(multiplications=8, additions=16)
