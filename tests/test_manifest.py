@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +17,6 @@ from adderize import (
     load_model,
     save_model,
 )
-
-MODELS = Path(os.environ.get("ADDERIZE_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
 
 def trained(model: nn.Module, size: tuple[int, ...] = (4, 3, 8, 8)) -> nn.Module:
@@ -196,9 +192,8 @@ def test_files_that_are_no_checkpoint(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not MODELS.is_dir(), reason="no trained models beside the checkout")
-def test_the_authors_own_file():
-    path = MODELS / "resnet20-addernet-cifar10.pth"
+def test_the_authors_own_file(models_folder):
+    path = models_folder / "resnet20-addernet-cifar10.pth"
     stored = torch.load(path, map_location="cpu", weights_only=True)
     model = load_authors_checkpoint(AuthorsResNet20(), path)
     for key in ("layer1.0.conv1", "layer2.0.downsample.0", "layer3.2.conv2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
+from adderize import AdderConv2d, AdderLinear, adderize, plan, restore
 
 
 def conv_bn(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -180,19 +181,112 @@ def test_gradient_option_reaches_the_layers():
     assert adderize(small_cnn(), gradient="sign")[1][0].gradient == "sign"
 
 
+class Everywhere(nn.Module):
+    """A layer under two names, in a dict, and in a plain list that the module system cannot see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.branches = nn.ModuleDict(
+            {"again": self.first, "other": nn.ModuleList([conv_bn(4, 4)])}
+        )
+        self.plain = [self.first]
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.branches["again"](self.first(self.stem(x)).relu()).relu()
+        for layer in self.plain:
+            y = layer(y)
+        return self.head(self.branches["other"][0](y).mean((2, 3)))
+
+
+def test_shared_layers_stay_shared():
+    model = Everywhere()
+    rows = {row.name: row for row in plan(model).rows}
+    assert rows["first"].reason == "convolution, shared as branches.again"
+    adderize(model)
+    assert isinstance(model.first, AdderConv2d)
+    assert model.branches["again"] is model.first is model.plain[0]
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert model.first.weight.grad.abs().sum() > 0
+
+
+def test_a_shared_layer_is_included_by_any_of_its_names():
+    assert plan(Everywhere(), include="branches.again").converted == ["first"]
+    assert plan(Everywhere(), exclude="branches.again").converted == ["branches.other.0.0"]
+
+
+def test_a_root_layer_is_converted_in_place():
+    layer = nn.Conv2d(3, 4, 3)
+    assert adderize(layer, stem=True, head=True) is layer
+    assert isinstance(layer, AdderConv2d)
+    assert layer.norm is not None
+    assert layer(torch.randn(2, 3, 5, 5)).shape == (2, 4, 3, 3)
+
+
+def test_meta_then_to_empty():
+    with torch.device("meta"):
+        model = adderize(small_cnn())
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert model[1][0].weight.std().item() == pytest.approx(1, abs=0.1)
+    assert model(torch.randn(4, 3, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(11, 14), (8, 8), (7, 5)])
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"include": "layer9.*"}, "layer9"),
-        ({"include": "1"}, r"'1\.\*'"),
-        ({"exclude": ["nothing"]}, "nothing"),
-        ({"exclude": ["1.0", "2.0"]}, "nothing to convert"),
-        ({"init": "zeros"}, "rescale"),
-        ({"norm": "maybe"}, "insert"),
-        ({"gradient": "half"}, "full"),
-        ({"norm": "require"}, r"2\.0"),
-    ],
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 1, 1), (3, 3, 2)]
 )
-def test_wrong_options(options, words):
-    with pytest.raises(AdderizeError, match=words):
-        adderize(small_cnn(), **options)
+def test_same_padding_of_timm(size, kernel, stride, dilation):
+    from timm.layers import Conv2dSame
+
+    layer = Conv2dSame(2, 3, kernel, stride, dilation=dilation)
+    x = torch.randn(2, 2, *size)
+    expected = timm.layers.padding.pad_same(x, layer.kernel_size, layer.stride, layer.dilation)
+    patches = nn.functional.unfold(expected, kernel, dilation, stride=stride)
+    adderize(layer, stem=True, head=True, norm="ignore", init="keep")
+    distances = (patches[:, None] - layer.weight.flatten(1)[None, :, :, None]).abs().sum(2)
+    found = layer(x)
+    torch.testing.assert_close(found.flatten(2), layer.bias[:, None] - distances)
+    assert found.shape[2:] == tuple(-(-side // stride) for side in size)
+    assert type(restore(layer)) is Conv2dSame
+
+
+def test_norms_take_device_dtype_and_mode_of_their_layer():
+    model = adderize(small_cnn().double().eval())
+    norm = model[2][0].norm
+    assert (norm.weight.dtype, norm.training) == (torch.float64, False)
+    assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_tracing_leaves_no_trace():
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.last, self.calls = small_cnn(), None, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            self.last = x
+            return self.net(x)
+
+    model = Remembering().eval()
+    seen = []
+    model.net[1][0].register_forward_pre_hook(lambda *_: seen.append(1))
+    before = copy.deepcopy(model.state_dict())
+    plan(model)
+    assert (model.last, model.calls, seen) == (None, 0, [])
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model(torch.randn(2, 3, 8, 8))
+    assert (model.calls, seen) == (1, [1])
+
+
+def test_a_converted_model_can_be_copied_and_pickled():
+    model = adderize(small_cnn()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -70,7 +71,9 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     try:
         for module, *_ in saved:
             module.__dict__.update({table: OrderedDict() for table in _HOOKS}, training=training)
-        with torch.no_grad():
+        # What the model's code says about stand-ins for tensors is not for the user.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for module, attributes, tables in saved:

@@ -64,9 +64,11 @@ _CHOICES = {
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
-    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if isinstance(patterns, str):
+        return (patterns,)
+    found = tuple(patterns) if isinstance(patterns, Iterable) else (patterns,)
     if not all(isinstance(pattern, str) for pattern in found):
-        raise AdderizeError(f"the patterns are {found!r}; expected names such as 'layer1.*'")
+        raise AdderizeError(f"the patterns are {patterns!r}; expected names such as 'layer1.*'")
     return found
 
 

@@ -70,7 +70,7 @@ def find_steps(
             decision=_decision(reason),
             reason=reason or _what(layer, names),
             norm=norm,
-            method=flow.method if flow else "order",
+            method=(flow or flows[0]).method if flows else "order",
         )
         steps.append(Step(layer, row, norms))
     return steps
@@ -106,7 +106,7 @@ def chosen_steps(steps: Sequence[Step], options: Options) -> list[Step]:
     """
     chosen = [step for step in steps if step.row.decision == "convert"]
     if not chosen and any(step.row.decision == "adder" for step in steps):
-        warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=4)
+        warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=3)
     elif not chosen:
         raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
     lacking = [step.row.name for step in chosen if step.row.norm == "none"]
@@ -143,7 +143,7 @@ def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -
             warnings.warn(
                 f"adderize: {type(candidate).__name__} was made before the conversion and lacks "
                 f"{listed(lacking)}: make it anew, or add them with add_param_group",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

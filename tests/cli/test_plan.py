@@ -1,0 +1,61 @@
+"""`adderize plan`: the table and its other forms."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from adderize.cli import main
+
+
+def test_table(capsys):
+    assert main(["plan", "resnet18"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "kind", "shape", "decision", "reason", "norm", "method"]
+    assert "stem: reads the input" in lines[1]
+    assert "layer1.0.bn1" in lines[2]
+    assert lines[-1] == "19 to convert, 2 kept; 0 norms to insert"
+
+
+def test_json(capsys):
+    assert main(["plan", "timm:resnet10t", "--format", "json", "--include", "layer1.*"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    converted = [layer["name"] for layer in result["layers"] if layer["decision"] == "convert"]
+    assert converted == ["layer1.0.conv1", "layer1.0.conv2"]
+    assert result["options"]["include"] == ["layer1.*"]
+    assert result["layers"][0]["shape"] == [24, 3, 3, 3]
+
+
+def test_csv(capsys):
+    assert main(["plan", "vgg11", "--format", "csv", "--exclude", "features.3"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == 11
+    assert rows[1]["reason"] == "left out by pattern"
+    assert rows[2]["norm"] == "inserted"
+
+
+def test_markdown_of_a_callable(capsys):
+    assert main(["plan", "torchvision.models:squeezenet1_1", "--format", "md"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "| --- | --- | --- | --- | --- | --- | --- |"
+    assert len(lines) == 2 + 26
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet19"], "resnet19"),
+        (["timm:resnet19"], "resnet19"),
+        (["torchvision.models:nothing"], "nothing"),
+        (["resnet18", "--include", "layer9*"], "layer9"),
+    ],
+)
+def test_mistakes(capsys, arguments, words):
+    assert main(["plan", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("adderize: ")
+    assert words in captured.err
+    assert len(captured.err.splitlines()) == 1

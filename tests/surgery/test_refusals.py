@@ -1,0 +1,156 @@
+"""Wrong uses: each has its one clear error, and leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_surgery import small_cnn
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from adderize import AdderConv2d, AdderizeError, adderize, plan, restore
+
+
+def with_layer(change):
+    model = small_cnn()
+    change(model)
+    return model
+
+
+def qat(model: nn.Sequential) -> None:
+    conv = model[1][0]
+    configuration = torch.ao.quantization.get_default_qat_qconfig("x86")
+    conv.qconfig = configuration
+    model[1][0] = torch.ao.nn.qat.Conv2d.from_float(conv)
+
+
+def quantised(model: nn.Sequential) -> None:
+    model[1][0] = torch.ao.nn.quantized.Conv2d(8, 8, 3)
+
+
+def lazy(model: nn.Sequential) -> None:
+    model[1][0] = nn.LazyConv2d(8, 3, padding=1)
+
+
+def old_weight_norm(model: nn.Sequential) -> None:
+    torch.nn.utils.spectral_norm(model[1][0])
+
+
+WRONG_MODELS = {
+    "a tensor": (lambda: torch.zeros(1), "torch.nn.Module"),
+    "data parallel": (lambda: nn.DataParallel(small_cnn()), "before wrapping"),
+    "compiled": (lambda: torch.compile(small_cnn()), "convert the model first"),
+    "compiled in place": (lambda: with_layer(lambda m: m.compile()), "convert the model first"),
+    "a compiled part": (
+        lambda: with_layer(lambda m: m.__setitem__(1, torch.compile(m[1]))),
+        r"1 \(OptimizedModule\) is compiled",
+    ),
+    "scripted": (lambda: torch.jit.script(small_cnn()), "scripted"),
+    "parametrised": (
+        lambda: with_layer(lambda m: parametrizations.weight_norm(m[1][0])),
+        r"1\.0 .*parametris",
+    ),
+    "spectral norm by hook": (lambda: with_layer(old_weight_norm), r"1\.0 .*computes its weight"),
+    "pruned": (
+        lambda: with_layer(lambda m: prune.l1_unstructured(m[1][0], "weight", 3)),
+        r"1\.0 .*prune\.remove",
+    ),
+    "lazy": (lambda: with_layer(lazy), r"1\.0 .*one forward pass"),
+    "prepared for quantisation": (lambda: with_layer(qat), r"1\.0 .*quantised"),
+    "quantised": (lambda: with_layer(quantised), r"1\.0 .*quantised"),
+    "half precision": (lambda: small_cnn().half(), r"1\.0 .*float16.*autocast"),
+    "bfloat16": (lambda: small_cnn().bfloat16(), r"1\.0 .*bfloat16.*autocast"),
+    "no convolutions": (lambda: nn.Sequential(nn.ReLU()), "no convolution"),
+    "only linear layers": (lambda: nn.Sequential(nn.Linear(2, 2)), "'linear layer'"),
+    "one convolution": (lambda: nn.Conv2d(1, 1, 3), "'stem: reads the input'"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("case", WRONG_MODELS)
+def test_wrong_models(case):
+    build, words = WRONG_MODELS[case]
+    model = build()
+    with pytest.raises(AdderizeError, match=words):
+        adderize(model)
+    if isinstance(model, nn.Module):
+        assert not any(isinstance(module, AdderConv2d) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": "layer9.*"}, "'layer9.*' matches no layer: layers have names like '0.0'"),
+        ({"include": "1"}, r"did you mean '1\.\*'"),
+        ({"include": ["1.*", "9"]}, "'9' matches no layer"),
+        ({"exclude": ["nothing"]}, "'nothing' matches no layer"),
+        ({"exclude": ["1.0", "2.0"]}, "nothing to convert.*left out by pattern"),
+        ({"include": 3}, "expected names"),
+        ({"include": [3]}, "expected names"),
+        ({"init": "zeros"}, "init is 'zeros'; expected one of 'rescale', 'normal', 'keep'"),
+        ({"norm": "maybe"}, "'insert', 'require', 'ignore'"),
+        ({"gradient": "half"}, "'full', 'sign'"),
+        ({"norm": "require"}, r"no trainable norm follows 2\.0"),
+    ],
+)
+def test_wrong_options(options, words):
+    model = small_cnn()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdderizeError, match=words):
+        adderize(model, **options)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_troublesome_layer_can_be_left_out():
+    model = with_layer(lambda m: parametrizations.weight_norm(m[1][0]))
+    adderize(model, exclude="1.0")
+    assert isinstance(model[2][0], AdderConv2d)
+
+
+def test_a_second_call_warns_once_and_changes_nothing():
+    model = adderize(small_cnn())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="nothing new to convert") as caught:
+        assert adderize(model) is model
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_second_call_converts_what_is_left():
+    model = adderize(small_cnn(), include="1.*")
+    adderize(model, include="2.*")
+    assert [row.decision for row in plan(model).rows] == ["keep", "adder", "adder", "keep"]
+
+
+def test_restore_without_adders():
+    with pytest.raises(AdderizeError, match="no adder layers"):
+        restore(small_cnn())
+
+
+def test_an_older_optimizer_is_told_what_it_lacks():
+    model = small_cnn()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other = torch.optim.Adam(small_cnn().parameters())
+    with pytest.warns(
+        UserWarning, match=r"SGD .*lacks 2\.0\.norm\.weight, 2\.0\.norm\.bias"
+    ) as caught:
+        adderize(model)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert model[1][0].weight in set(optimizer.param_groups[0]["params"])
+    del other
+
+
+def test_an_older_optimizer_without_new_parameters_is_fine(recwarn):
+    model = small_cnn()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adderize(model, exclude="2.0")
+    assert not recwarn.list
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = model[1][0].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, model[1][0].weight)
