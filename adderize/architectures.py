@@ -70,7 +70,12 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
         builder = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise AdderizeError(f"cannot find {name!r} ({error}); expected {FORMS}") from error
-    model = builder if isinstance(builder, nn.Module) else builder(**options)
+    try:
+        model = builder if isinstance(builder, nn.Module) else builder(**options)
+    except TypeError as error:
+        raise AdderizeError(
+            f"cannot call {name!r} ({error}); expected a callable without required arguments"
+        ) from error
     if not isinstance(model, nn.Module):
         raise AdderizeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module")
     return model

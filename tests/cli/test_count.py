@@ -1,0 +1,162 @@
+"""`adderize count` as a user meets it: stdout, stderr, exit codes, imports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adderize import adderize, save_model
+from adderize.cli import main
+from adderize.counting import networks
+
+LENET = "adderize.counting.networks:lenet5_bn"
+ON_LENET = ["count", LENET, "--input", "1,32,32"]
+
+
+def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_resnet18_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    golden = (Path(__file__).parents[1] / "golden" / "resnet18.txt").read_text()
+    assert output(capsys, "count", "resnet18") == golden.replace("ResNet,", "resnet18,", 1)
+
+
+def test_json_on_stdout_and_notes_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "adderize.counting.networks:lenet5_bn", "--input", "1,32,32",
+                 "--format", "json", "--exclude", "*"]) == 0  # fmt: skip
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert content["before"] == content["after"] and content["input_size"] == [1, 32, 32]
+    assert captured.err.count("\n") == 1 and "no layer becomes an adder" in captured.err
+
+
+def test_conversion_options(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(
+        capsys, *ON_LENET, "--format", "json", "--stem", "--head", "--linear", "--norm", "ignore"
+    )
+    content = json.loads(text)
+    assert content["after"]["multiplications"] == 6_304
+    assert content["after"]["additions"] == 2 * 416_520 + 6_304 + 214
+    text = output(capsys, *ON_LENET, "--format", "json", "--include", "4")
+    adders = [layer["name"] for layer in json.loads(text)["layers"] if layer["kind"] == "adder"]
+    assert adders == ["4"]
+
+
+def test_selected_and_sorted_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(
+        capsys, *ON_LENET, "--format", "csv", "--sort", "before.additions", "--only", "linear"
+    )
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["layer"] for row in rows] == ["9", "11", "13", "(network)"]
+    assert (
+        output(capsys, "count", "mobilenet_v2", "--depth", "1", "--format", "md").count("\n") < 20
+    )
+
+
+def test_cost_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "fpga.json"
+    table.write_text(json.dumps({"unit": "cycles", "multiplications": 3, "additions": 1}))
+    text = output(
+        capsys, *ON_LENET, "--format", "json", "--energy", "int8", "--latency", str(table)
+    )
+    before = json.loads(text)["before"]
+    assert before["latency_cycles"] == 3 * before["multiplications"] + before["additions"]
+    assert before["energy_joule"] == pytest.approx(
+        0.2e-12 * before["multiplications"] + 0.03e-12 * before["additions"]
+    )
+
+
+def test_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot, table = tmp_path / "stages.png", tmp_path / "table.md"
+    assert main([*ON_LENET, "--plot", str(plot), "--format", "md", "-o", str(table)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("wrote") == 2
+    assert plot.read_bytes().startswith(b"\x89PNG") and "| multiplications |" in table.read_text()
+
+
+def test_timm_gives_its_own_input_size(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "count", "timm:tf_efficientnet_b1", "--format", "json")
+    assert json.loads(text)["input_size"] == [3, 240, 240]
+
+
+def test_torchvision_gives_its_own_input_size(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "count", "inception_v3", "--format", "json")
+    assert json.loads(text)["input_size"] == [3, 299, 299]
+
+
+def test_saved_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_model(adderize(networks.lenet5_bn(), include="4"), tmp_path / "model")
+    saved = ["count", str(tmp_path / "model"), "--input", "1,32,32", "--format", "json"]
+    content = json.loads(output(capsys, *saved, "--arch", LENET))
+    adders = [layer["name"] for layer in content["layers"] if layer["kind"] == "adder"]
+    assert adders == ["4"]
+    assert "--arch" in error(capsys, *saved)
+    assert "no such layer" in error(capsys, *saved, "--arch", "resnet18")
+
+
+def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    golden = (Path(__file__).parents[1] / "golden" / "paper.txt").read_text()
+    assert output(capsys, "count", "--paper") == golden
+    rows = json.loads(output(capsys, "count", "--paper", "--format", "json"))
+    assert rows[9]["network"] == "ResNet-32"
+    assert rows[9]["convention"]["multiplications"] == 69_124_736
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["nosuchnet"], "unknown model 'nosuchnet'"),
+        (["timm:nosuchnet"], "timm has no model"),
+        (["adderize.errors:nosuch"], "cannot find"),
+        (["json:dumps"], "cannot call 'json:dumps'"),
+        (["adderize.formulas:Operations"], "gave a Operations"),
+        (["resnet18", "--input", "4,64,64"], "through conv1, Conv2d(3, 64"),
+        (["resnet18", "--input", "64,64"], "cannot be traced"),
+        (["resnet18", "--include", "nothing*"], "nothing*"),
+        (["resnet18", "--only", "adders"], "there are: adder"),
+        (["resnet18", "--sort", "speed"], "cannot sort by 'speed'"),
+        (["resnet18", "--depth", "0"], "depth is 0"),
+        (["resnet18", "--energy", "missing.json"], "no cost table missing.json"),
+        (["resnet18", "-o", "missing/folder/table.txt"], "cannot write"),
+        (["fasterrcnn_resnet50_fpn", "--input", "3,64,64"], "cannot be traced"),
+        ([LENET], "does not say how large its input is"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    text = error(capsys, "count", *argv)
+    assert message in text and text.startswith("adderize: ") and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["resnet18", "--paper"], ["resnet18", "--input", "3,x,4"], ["resnet18", "--format", "x"]],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["count", *argv])
+    assert leaving.value.code == 2 and "usage: adderize count" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arch, absent", [("resnet18", {"timm"}), ("timm:resnet18", set())])
+def test_what_is_imported(arch: str, absent: set[str]) -> None:
+    code = (
+        "import sys; from adderize.cli import main; "
+        f"main(['count', {arch!r}]); assert not {absent | {'lightning', 'fvcore', 'matplotlib'}!r}"
+        " & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
