@@ -68,10 +68,10 @@ def _torchvision_mnist(source: str | None) -> tuple[ImageSet, ImageSet]:
         train, test = (_checked(ImageSet(s.data.unsqueeze(1), s.targets), 10) for s in sets)
     except Exception as error:
         action = "download" if download else "read"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".: ")
         raise AdderizeError(
-            f"cannot {action} MNIST in {raw}: {reason}. Replace the files (torchvision's "
-            "layout: train-images-idx3-ubyte, ...) or use --data embedded"
+            f"cannot {action} MNIST in {raw}: {reason}. Put sound files there (torchvision's "
+            "layout: train-images-idx3-ubyte, ...), or use --data embedded"
         ) from error
     return train, test
 

@@ -100,6 +100,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if checkpoint.is_dir():
         checkpoint = checkpoint / CHECKPOINTS / "last.ckpt"
     folder = checkpoint.parent.parent
+    if arguments.output and Path(arguments.output).resolve() != folder.resolve():
+        raise AdderizeError(
+            f"--output {arguments.output} is not the resumed run's folder {folder}: leave it out"
+        )
     if (folder / METRICS).exists():
         raise AdderizeError(f"the run in {folder} is finished: see {folder / METRICS}")
     try:

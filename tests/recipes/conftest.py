@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _process_settings() -> Iterator[None]:
+    """A recipe owns its process: threads and log level are put back for the next test."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
 
 
 def _write_idx(path: Path, values: np.ndarray) -> None:

@@ -234,6 +234,8 @@ def test_a_run_resumes_only_as_itself(mnist_folder: Path, tmp_path: Path) -> Non
     for wrong in (("--layers", "cnn"), ("--seed", "1"), ("--epochs", "9")):
         with pytest.raises(AdderizeError, match=f"{wrong[0]} is {wrong[1]}, but the run in"):
             mnist.train(["--resume", str(folder), *wrong])
+    with pytest.raises(AdderizeError, match="is not the resumed run's folder"):
+        mnist.train(["--resume", str(folder), "--output", str(tmp_path / "other")])
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"broken")
     with pytest.raises(AdderizeError, match="cannot resume from"):
         mnist.train(["--resume", str(folder)])
