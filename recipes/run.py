@@ -32,7 +32,7 @@ from recipes.callbacks import History, StopOnBrokenLoss, Throughput
 from recipes.data import InMemoryImages
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
-# What may differ between a run and its continuation without changing the result.
+# What may differ between a run and its continuation.
 _FREE = {"accelerator", "num_threads", "output", "resume"}
 
 
@@ -110,8 +110,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         saved = json.loads((folder / ARGUMENTS).read_text())
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise AdderizeError(
-            f"cannot resume from {given}: {error}. Expected the folder of a run with "
+            f"cannot resume from {given}: {reason}. Expected the folder of a run with "
             f"{ARGUMENTS} and {CHECKPOINTS}/last.ckpt, or a checkpoint in it"
         ) from error
     parser.set_defaults(**{**saved, "output": None, "resume": None})
