@@ -124,40 +124,51 @@ void careful_position(const GradientPlan &p, int64_t n, int64_t y, int64_t x, in
   for (int k = 0; k < N; ++k) store(sums + k * V, acc[k]);
 }
 
+// Where the plane's last vector is partial, its tiles pass through whole vectors here.
+template <int N>
+struct Padded {
+  alignas(64) float in[most_positions * N * V], out[most_positions * N * V];
+
+  template <class Move>
+  void each(const PhasePlane &plane, const Tile &tile, int64_t r_count, int64_t q_count, Move move) {
+    const int64_t last = plane.channels - (N - 1) * V;
+    for (int64_t r = 0; r < r_count; ++r)
+      for (int64_t q = 0; q < q_count; ++q)
+        for (int n = 0; n < N; ++n)
+          move(r * tile.row + q * tile.pixel + n * V, ((r * q_count + q) * N + n) * V, n == N - 1 ? last : V);
+  }
+};
+
 template <int N>
 void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const Runs &runs, const float *w, const PhasePlane &plane,
                     const Cut &cut) {
-  alignas(64) float in[most_positions * N * V], sums[most_positions * N * V];
-  const int64_t last = plane.channels - (N - 1) * V;  // channels in the last vector
-  const bool full = p.gradient == ADDERIZE_GRADIENT_FULL;
+  Padded<N> padded;
+  const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, whole = plane.channels == N * V;
+  const auto &tiles = (full ? full_tiles : sign_tiles)[N - 1];
   for (int64_t top = 0; top < plane.rows;) {
-    const int r_count = int(least(cut.rows, plane.rows - top));
+    const int64_t r_count = least(cut.rows, plane.rows - top);
     for (int64_t i = 0; i < cut.columns; ++i) {
-      const int64_t left = i * plane.columns / cut.columns;
-      const int q_count = int((i + 1) * plane.columns / cut.columns - left);
+      const int64_t left = i * plane.columns / cut.columns, q_count = (i + 1) * plane.columns / cut.columns - left;
       const int64_t corner = top * plane.row + left * plane.pixel;
-      float *to = in;
-      vec trouble = {};
-      for (int r = 0; r < r_count; ++r)
-        for (int q = 0; q < q_count; ++q, to += N * V)
-          for (int n = 0; n < N; ++n) {
-            const vec v = load(plane.in + corner + r * plane.row + q * plane.pixel + n * V, n == N - 1 ? last : V);
-            trouble += v - v;
-            store(to + n * V, v);
+      const Grid at = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
+      const Tile tile = {plane.in + corner, plane.out + corner, plane.pixel, plane.row};
+      const Tile copy = {padded.in, padded.out, N * V, q_count * N * V};
+      if (!whole)
+        padded.each(plane, tile, r_count, q_count,
+                    [&](int64_t from, int64_t to, int64_t count) { store(padded.in + to, load(tile.in + from, count)); });
+      const bool finite = tiles[r_count - 1][q_count](at, runs, w, whole ? tile : copy);
+      if (full && (!finite || *p.careful)) {
+        const Tile &used = whole ? tile : copy;
+        for (int64_t r = 0; r < r_count; ++r)
+          for (int64_t q = 0; q < q_count; ++q) {
+            const int64_t at_position = r * used.row + q * used.pixel;
+            careful_position<N>(p, plane.n, plane.y + (top + r) * p.s.stride_h, plane.x + (left + q) * p.s.stride_w, group, w,
+                                used.in + at_position, used.out + at_position);
           }
-      if (full && (*p.careful || !(total(trouble) == 0))) {
-        for (int j = 0; j < r_count * q_count; ++j)
-          careful_position<N>(p, plane.n, plane.y + (top + j / q_count) * p.s.stride_h, plane.x + (left + j % q_count) * p.s.stride_w,
-                              group, w, in + j * N * V, sums + j * N * V);
-      } else {
-        const auto tile = (full ? full_tiles : sign_tiles)[N - 1][r_count - 1][q_count];
-        tile({g.base + top * g.row + left * g.pixel, g.pixel, g.row}, runs, w, in, sums);
       }
-      const float *from = sums;
-      for (int r = 0; r < r_count; ++r)
-        for (int q = 0; q < q_count; ++q, from += N * V)
-          for (int n = 0; n < N; ++n)
-            store(plane.out + corner + r * plane.row + q * plane.pixel + n * V, load(from + n * V), n == N - 1 ? last : V);
+      if (!whole)
+        padded.each(plane, tile, r_count, q_count,
+                    [&](int64_t to, int64_t from, int64_t count) { store(tile.out + to, load(padded.out + from), count); });
     }
     top += r_count;
   }

@@ -109,11 +109,18 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
 
 enum class Clip { full, sign };
 
-// sums[r * Q + q][n * V + lane] = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x);
-// x is [r * Q + q][N * V], w is [k][N * V], and `at` and `runs` say where each position's g lie.
+// A tile of inputs and of their gradients, both at base + q * pixel + r * row.
+struct Tile {
+  const float *in;
+  float *out;
+  int64_t pixel, row;
+};
+
+// out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); w is [k][N * V], `at` and `runs` say where each position's g lie.
+// False where an input is not finite: the clip loses NaN.
 template <Clip kind, int Q, int R, int N>
-__attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, const float *x, float *sums) {
-  vec acc[R][Q][N], input[R][Q][N];
+__attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, const Tile &tile) {
+  vec acc[R][Q][N], input[R][Q][N], trouble = {};
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -121,8 +128,10 @@ __attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, con
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         acc[r][q][n] = vec{};
-        input[r][q][n] = load(x + ((r * Q + q) * N + n) * V);
+        input[r][q][n] = load(tile.in + r * tile.row + q * tile.pixel + n * V);
+        trouble = fma(input[r][q][n], vec{}, trouble);
       }
+  const float sum_of_trouble = total(trouble);
   const vec one = hidden_one();
   for (int64_t i = 0; i < runs.count; ++i) {
     Walk<Q, R> g(at, runs.offset[i]);
@@ -159,7 +168,8 @@ __attribute__((noinline)) void clip_tile(Grid at, Runs runs, const float *w, con
 #pragma GCC unroll 16
     for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) store(sums + ((r * Q + q) * N + n) * V, acc[r][q][n]);
+      for (int n = 0; n < N; ++n) store(tile.out + r * tile.row + q * tile.pixel + n * V, acc[r][q][n]);
+  return sum_of_trouble == 0;
 }
 
 }  // namespace

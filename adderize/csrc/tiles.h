@@ -7,7 +7,7 @@ namespace adderize {
 namespace {
 
 using SumTile = void (*)(Grid, Runs, const float *w, float *sums);
-using ClipTile = void (*)(Grid, Runs, const float *w, const float *x, float *sums);
+using ClipTile = bool (*)(Grid, Runs, const float *w, const Tile &);
 
 #if defined(ADDERIZE_AVX512)
 constexpr int sum_widest[2] = {16, 14}, clip_widest[2] = {14, 7};  // positions in one row, for 1 and 2 vectors
