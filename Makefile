@@ -21,6 +21,9 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[recipes,demo,test]'
 	touch $@
 
+mnist: $(INSTALLED)
+	$(BIN)/python -m recipes.mnist --data embedded --batch-size 64 --max-steps 300
+
 test: export ADDERIZE_REQUIRE_NATIVE = 1
 test: $(INSTALLED)
 	$(BIN)/ruff check .
