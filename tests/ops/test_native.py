@@ -1,0 +1,345 @@
+"""The native kernels, on every instruction set of the machine, against the formulas in float64."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from oracle import Expected, adder_conv2d, relative_error
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+from adderize.ops import native
+from adderize.ops.native import library
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
+
+CPUS = str(library.info().get("cpus", "portable")).strip("[]").replace("'", "").split(", ")
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.set_cpu(request.param)
+    yield request.param
+    native.set_cpu("auto")
+
+
+class Case(NamedTuple):
+    input: Tensor
+    weight: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def options(self) -> tuple[list[int], list[int], list[int], int]:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+    def describe(self) -> str:
+        shapes = tuple(self.input.shape), tuple(self.weight.shape)
+        return f"{shapes}, {self.options}, mean {float(self.input.mean()):.3g}"
+
+
+def _output_size(case: Case) -> tuple[int, int]:
+    height, width = (
+        (
+            case.input.shape[2 + i]
+            + 2 * case.padding[i]
+            - case.dilation[i] * (case.weight.shape[2 + i] - 1)
+            - 1
+        )
+        // case.stride[i]
+        + 1
+        for i in (0, 1)
+    )
+    return height, width
+
+
+def _expected(case: Case, grad: Tensor, gradient: str) -> Expected:
+    return adder_conv2d(
+        case.input,
+        case.weight,
+        grad,
+        stride=case.stride,
+        padding=case.padding,
+        dilation=case.dilation,
+        groups=case.groups,
+        gradient=gradient,
+    )
+
+
+def _actual(case: Case, grad: Tensor, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (case.input, case.weight, *case.options)
+    return (
+        native.forward(*arguments),
+        native.input_gradient(grad, *arguments, gradient),
+        native.weight_gradient(grad, *arguments, gradient),
+    )
+
+
+def _check(case: Case, gradient: str = "full", seed: int = 0, tolerance: float = 1e-5) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = case.input.shape[0], case.weight.shape[0], *_output_size(case)
+    grad = torch.randn(shape, generator=generator)
+    names = ("forward", "input gradient", "filter gradient")
+    for name, actual, expected in zip(
+        names, _actual(case, grad, gradient), _expected(case, grad, gradient), strict=True
+    ):
+        assert actual.shape == expected.shape
+        error = relative_error(actual, expected)
+        assert error < tolerance, f"{name}, {gradient}: {error:.2g} at {case.describe()}"
+
+
+def _pick(generator: random.Random) -> Case:
+    groups = generator.choice([1, 1, 1, 1, 2, 3, 5, 8])
+    most = 67 if groups == 1 else 18
+    channels, filters = generator.randint(1, most), generator.randint(1, most)
+    kernel, stride, dilation, padding = (
+        (generator.randint(low, high), generator.randint(low, high))
+        for low, high in ((1, 7), (1, 3), (1, 3), (0, 3))
+    )
+    if generator.random() < 0.4:
+        kernel, stride, dilation, padding = (3, 3), (1, 1), (1, 1), (1, 1)
+    if generator.random() < 0.2:
+        kernel, padding = (1, 1), (0, 0)
+    size = [
+        max(generator.randint(1, 17), dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i])
+        for i in (0, 1)
+    ]
+    torch.manual_seed(generator.randint(0, 2**31))
+    input = torch.randn(generator.randint(0, 5), groups * channels, *size)
+    input += generator.choice([0, 0, 0, 1, 10, 1000])
+    weight = torch.randn(groups * filters, channels, *kernel) + generator.choice(
+        [0, 0, 0, 10, 1000]
+    )
+    if generator.random() < 0.5:
+        input = input.relu()
+    return Case(
+        _restride(input, generator), _restride(weight, generator), stride, padding, dilation, groups
+    )
+
+
+def _restride(tensor: Tensor, generator: random.Random) -> Tensor:
+    """The same values in other memory: contiguous, channels_last, sliced or transposed."""
+    how = generator.randint(0, 3)
+    if how == 1:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if how == 2:
+        wide = torch.full((*tensor.shape[:3], 2 * tensor.shape[3]), float("nan"))
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    if how == 3:
+        return tensor.transpose(2, 3).contiguous().transpose(2, 3)
+    return tensor
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_shapes(cpu: str, seed: int) -> None:
+    case = _pick(random.Random(seed))
+    for gradient in ("full", "sign"):
+        _check(case, gradient, seed)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 48, 64, 67])
+def test_channel_tails(cpu: str, channels: int) -> None:
+    _check(
+        Case(torch.randn(2, channels, 5, 9), torch.randn(channels, channels, 3, 3), padding=(1, 1))
+    )
+
+
+@pytest.mark.parametrize("width", range(1, 35))
+def test_every_tile_width(cpu: str, width: int) -> None:
+    for filters in (7, 24):
+        _check(Case(torch.randn(1, 5, 6, width), torch.randn(filters, 5, 2, 1)))
+        _check(Case(torch.randn(1, filters, 6, width), torch.randn(5, filters, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("stride", "dilation", "kernel"),
+    list(
+        itertools.product(
+            [(1, 2), (2, 1), (2, 2), (3, 3)], [(1, 1), (2, 3)], [(1, 1), (2, 2), (3, 3), (5, 4)]
+        )
+    ),
+)
+@pytest.mark.parametrize("groups", [1, 32, 4])
+def test_strides_and_dilations(
+    cpu: str,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    kernel: tuple[int, int],
+    groups: int,
+) -> None:
+    weight = torch.randn(32, 32 // groups, *kernel)
+    _check(Case(torch.randn(2, 32, 13, 14), weight, stride, (1, 2), dilation, groups))
+
+
+@pytest.mark.parametrize("n", [1, 13, 257])
+def test_linear_and_whole_image_kernels(cpu: str, n: int) -> None:
+    _check(Case(torch.randn(n, 400, 1, 1), torch.randn(84, 400, 1, 1)))
+    _check(Case(torch.randn(n, 6, 5, 5), torch.randn(20, 6, 5, 5)))
+
+
+@pytest.mark.parametrize(
+    "offsets", [(1000, 0), (0, 1000), (1000, 1000), (10, 10), (1, 1), (-30, 30)]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_offsets_lose_no_digits(
+    cpu: str, offsets: tuple[int, int], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    input = (torch.randn(4, 40, 9, 8) + offsets[0]).contiguous(memory_format=layout)
+    _check(Case(input, torch.randn(37, 40, 3, 3) + offsets[1], padding=(1, 1)))
+    _check(Case(input, torch.randn(40, 1, 3, 3) + offsets[1], padding=(1, 1), groups=40))
+
+
+def test_alternating_offsets_do_not_cancel_unseen(cpu: str) -> None:
+    """The channels' offsets add up to nothing, but each of them costs digits in a sum of maxima."""
+    torch.manual_seed(0)
+    offset = torch.tensor([1000.0, -1000.0]).repeat(32).view(1, 64, 1, 1)
+    _check(Case(torch.randn(2, 64, 9, 9) + offset, torch.randn(33, 64, 3, 3) + offset))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize("groups", [1, 20])
+@pytest.mark.parametrize("where", ["input", "weight", "both"])
+def test_not_finite_numbers_propagate(cpu: str, value: float, groups: int, where: str) -> None:
+    torch.manual_seed(0)
+    input, weight = torch.randn(2, 20, 8, 7), torch.randn(20, 20 // groups, 3, 3)
+    if where in ("input", "both"):
+        input[1, 3, 4, 2] = input[0, 5, 0, 0] = value
+        input[0, 7, 7, 6] = value
+    if where in ("weight", "both"):
+        weight[3, 0, 0, 2] = weight[5, -1, 1, 1] = value
+    for stride in ((1, 1), (2, 3)):
+        case = Case(input, weight, stride, (1, 1), (1, 1), groups)
+        grad = torch.randn(2, 20, *_output_size(case))
+        expected = _expected(case, grad, "full")[:2]
+        actual = (
+            native.forward(input, weight, *case.options),
+            native.input_gradient(grad, input, weight, *case.options, "full"),
+        )
+        for one, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_poisoned_memory(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are written everywhere: memory handed out full of NaN changes nothing."""
+    empty: Callable[..., Tensor] = torch.empty
+
+    def poisoned(*arguments: object, **options: object) -> Tensor:
+        tensor = empty(*arguments, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    for seed in range(100, 115):
+        case = _pick(random.Random(seed))
+        _check(case, "full", seed)
+        _check(case, "sign", seed)
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups", "size"),
+    [(16, 16, 1, 32), (64, 64, 1, 8), (256, 80, 1, 7), (48, 48, 48, 14), (3, 40, 1, 33)],
+)
+def test_threads_change_no_bit(
+    cpu: str, channels: int, filters: int, groups: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(filters, channels // groups, 3, 3)
+    case = Case(torch.randn(3, channels, size, size), weight, padding=(1, 1), groups=groups)
+    grad = torch.randn(3, filters, size, size)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            arguments = (case.input, case.weight, *case.options)
+            results.append(
+                (
+                    native.forward(*arguments),
+                    native.input_gradient(grad, *arguments, "full"),
+                    native.weight_gradient(grad, *arguments, "sign"),
+                )
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_memory_formats() -> None:
+    input, weight = torch.randn(2, 6, 5, 4), torch.randn(8, 6, 3, 3)
+    options = ([1, 1], [1, 1], [1, 1], 1)
+    last = input.contiguous(memory_format=torch.channels_last)
+    plain, converted = (
+        native.forward(input, weight, *options),
+        native.forward(last, weight, *options),
+    )
+    assert plain.is_contiguous()
+    assert converted.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain, converted)
+    gradient = native.input_gradient(plain, last, weight, *options, "full")
+    assert gradient.stride() == last.stride()
+
+
+def test_a_write_through_data_changes_the_next_output() -> None:
+    input, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 3, 3)
+    options = ([1, 1], [0, 0], [1, 1], 1)
+    assert native.forward(input, weight, *options).abs().max() == 0
+    weight.data.fill_(1.0)
+    assert torch.equal(native.forward(input, weight, *options), torch.full((1, 4, 1, 1), -36.0))
+
+
+@pytest.mark.parametrize("form", ["fast", "exact"])
+def test_the_form_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADDERIZE_FORM", form)
+    _check(Case(torch.randn(2, 20, 9, 9), torch.randn(20, 20, 3, 3)))
+    monkeypatch.setenv("ADDERIZE_FORM", "quick")
+    with pytest.raises(AdderizeError, match="ADDERIZE_FORM is 'quick'; expected one of auto"):
+        native.forward(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), [1, 1], [0, 0], [1, 1], 1)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(AdderizeError, match=r"'avx9' is not among those offered: .*portable"):
+        native.set_cpu("avx9")
+
+
+def test_a_stale_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "ABI_VERSION", 99)
+    library.load.cache_clear()
+    try:
+        usable, reason = native.available()
+    finally:
+        monkeypatch.undo()
+        library.load.cache_clear()
+    assert not usable
+    assert "has ABI version" in reason and "needs 99: reinstall it" in reason
+    assert native.available()[0]
+
+
+def _available_under(**environment: str) -> str:
+    code = "from adderize.ops import native; print(native.available())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def test_the_environment_chooses_the_instruction_set_and_the_library() -> None:
+    assert "(True, 'native kernels for portable from" in _available_under(ADDERIZE_CPU="portable")
+    refused = _available_under(ADDERIZE_CPU="sse9")
+    assert "(False" in refused and "ADDERIZE_CPU is 'sse9', but" in refused
+    missing = _available_under(ADDERIZE_LIBRARY="/nowhere/libadderize.so")
+    assert "(False" in missing and "cannot be loaded" in missing
