@@ -168,6 +168,11 @@ def _gelu(arguments: Sequence[Any], output: Shape) -> Operations:
     return formulas.elementwise("gelu_tanh" if arguments[1] == "tanh" else "gelu", output)
 
 
+def _clamp(arguments: Sequence[Any], output: Shape) -> Operations:
+    bounds = sum(bound is not None for bound in arguments[1:3])
+    return bounds * formulas.elementwise("comparison", output)
+
+
 def _maximum_or_pairwise(arguments: Sequence[Any], output: Shape) -> Operations:
     # max(x), max(x, dim) and max(x, y) share a name.
     if len(arguments) == 2 and isinstance(arguments[1], Sequence):
@@ -200,6 +205,7 @@ FORMULAS: dict[str, Formula] = {
     "mean": _reduction(formulas.mean),
     "sum": _reduction(_sum),
     "cumsum": _reduction(_sum),
+    "col2im": _reduction(_sum),
     "linalg_vector_norm": _vector_norm,
     "max": _maximum_or_pairwise,
     "min": _maximum_or_pairwise,
@@ -208,6 +214,7 @@ FORMULAS: dict[str, Formula] = {
     "rsub": _add,
     "pow": _power,
     "gelu": _gelu,
+    "clamp": _clamp,
     "upsample_bilinear2d": _each("bilinear"),
     "upsample_bicubic2d": _each("bicubic"),
     "_prelu_kernel": _each("leaky_relu"),
@@ -241,9 +248,9 @@ for _kind, _names in {
         "exp expm1 log log1p log2 sqrt rsqrt sin cos tan tanh sigmoid erf atan atan2 "
         "floor ceil round"
     ),
-    "clamp": "hardtanh relu6 clamp",
+    "clamp": "hardtanh relu6",
     "leaky_relu": "leaky_relu",
-    "elu": "elu celu",
+    "elu": "elu celu selu",
     "softplus": "softplus",
     "silu": "silu",
     "mish": "mish",
@@ -259,16 +266,17 @@ for _kind, _names in {
 _FREE = (
     # Views and shapes.
     "Int ScalarImplicit _reshape_alias _shape_as_tensor _unsafe_view alias as_strided detach "
-    "diagonal expand expand_as flatten is_same_size item movedim narrow numel numpy_T permute "
+    "diagonal expand expand_as flatten is_same_size item mT movedim narrow numel numpy_T permute "
     "reshape select size slice split split_with_sizes squeeze swapaxes t transpose unbind "
-    "unflatten unfold unsqueeze view view_as chunk tensor_split",
+    "unflatten unfold unsqueeze view view_as chunk tensor_split "
+    "unsafe_split unsafe_chunk",
     # Copies and rearrangements.
     "_to_copy cat channel_shuffle clone constant_pad_nd contiguous copy flip im2col lift_fresh "
     "meshgrid native_channel_shuffle pad pixel_shuffle pixel_unshuffle reflection_pad1d "
     "reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d roll stack "
     "tile to type_as upsample_nearest2d broadcast_tensors",
     # Constants.
-    "arange bernoulli empty empty_like empty_strided fill full full_like linspace new_empty "
+    "arange bernoulli eye empty empty_like empty_strided fill full full_like linspace new_empty "
     "new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor zero zeros "
     "zeros_like",
     # Selection.

@@ -23,7 +23,7 @@ def plot(budget: OpBudget, path: Path) -> None:
             "plots need matplotlib: install it with pip install 'adderize[plot]'"
         ) from error
     stages = _stages(budget)
-    figure = Figure(figsize=(max(6.4, 0.8 * len(stages) + 2), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 0.6 * len(stages) + 2), 4.4), layout="constrained")
     axes = figure.add_subplot()
     for offset, view, hatch in ((-0.21, "before", ""), (0.21, "after", "//")):
         places = [i + offset for i in range(len(stages))]

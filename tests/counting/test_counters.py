@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
@@ -40,8 +42,6 @@ NETWORKS = {
     "densenet121": (models.densenet121, 64),
     "vgg16_bn": (models.vgg16_bn, 32),
     "vit_b_16": (models.vit_b_16, 224),
-    "swin_v2_t": (models.swin_v2_t, 64),
-    "convnext_tiny": (models.convnext_tiny, 64),
     "mobilenet_v3_small": (models.mobilenet_v3_small, 64),
     "adder resnet18": (converted(models.resnet18), 64),
 }
@@ -76,7 +76,7 @@ SINGLE = {
     # layer, input size, expected; counted by hand.
     "convolution": (nn.Conv2d(4, 6, 3), (4, 5, 5), Operations(1944, 1944 + 54)),
     "grouped": (nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 5, 5), Operations(972, 972)),
-    "same padding": (nn.Conv2d(1, 1, 2, padding="same"), (1, 3, 3), Operations(36, 36 + 9)),
+    "same padding": (nn.Conv2d(1, 1, 3, padding="same"), (1, 3, 3), Operations(81, 81 + 9)),
     "transposed": (nn.ConvTranspose2d(2, 3, 2, bias=False), (2, 4, 4), Operations(384, 384)),
     "adder": (AdderConv2d(4, 6, 3), (4, 5, 5), Operations(0, 2 * 1944 + 54)),
     "adder linear": (AdderLinear(7, 5), (7,), Operations(0, 70 + 5)),
@@ -85,9 +85,12 @@ SINGLE = {
     "layer norm": (nn.LayerNorm(8), (5, 8), Operations(120 + 10, 160 + 5, other=5)),
     "group norm": (nn.GroupNorm(2, 4), (4, 3), Operations(36 + 4, 48 + 2, other=2)),
     "instance norm": (nn.InstanceNorm2d(2), (2, 3, 3), Operations(36 + 4, 54 + 2, other=2)),
+    "rms norm": (nn.RMSNorm(8), (5, 8), Operations(120 + 5, 40 + 5, other=5)),
     "relu": (nn.ReLU(), (5,), Operations(comparisons=5)),
     "relu6": (nn.ReLU6(), (5,), Operations(comparisons=10)),
     "hardswish": (nn.Hardswish(), (5,), Operations(10, 5, comparisons=10)),
+    "gelu": (nn.GELU(), (5,), Operations(15, 5, other=5)),
+    "silu": (nn.SiLU(), (5,), Operations(5, other=5)),
     "sigmoid": (nn.Sigmoid(), (5,), Operations(other=5)),
     "softmax": (nn.Softmax(dim=1), (5,), Operations(additions=10, comparisons=5, other=10)),
     "max pool": (nn.MaxPool2d(2), (3, 4, 4), Operations(comparisons=36)),
@@ -115,3 +118,56 @@ class Residual(nn.Module):
 
 def test_residual_additions_count_and_index_arithmetic_does_not() -> None:
     assert dispatched(Residual(), (4, 2)) == Operations(multiplications=8, additions=16)
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.view(1, 2, -1, 4)
+
+
+def attention(x: Tensor, **options: Any) -> Tensor:
+    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), **options)
+
+
+# 2 heads, 5 queries and keys of width 4: 50 logits.
+ATTENTION = Operations(
+    multiplications=2 * 40 + 2 * 50 * 4, additions=2 * 50 * 4 + 100, comparisons=50, other=100
+)
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Operations]] = {
+    "attention": (attention, ATTENTION),
+    "masked attention": (
+        lambda x: attention(x, attn_mask=torch.zeros(5, 5)),
+        ATTENTION + Operations(additions=50),
+    ),
+    "causal attention": (
+        lambda x: attention(x, is_causal=True),
+        ATTENTION + Operations(additions=50),
+    ),
+    "einsum": (
+        lambda x: torch.einsum("bhid,bhjd->bhij", heads(x), heads(x)),
+        Operations(50 * 4, 50 * 4),
+    ),
+    "matmul": (lambda x: heads(x) @ heads(x).mT, Operations(50 * 4, 50 * 4)),
+    "powers": (lambda x: x**2 + x**3 + x**0.5, Operations(3 * 40, 2 * 40, other=40)),
+    "maxima": (lambda x: torch.max(x, -x) + x.max(), Operations(0, 40, comparisons=40 + 39)),
+    "mean": (lambda x: x.mean(dim=1), Operations(1, 40)),
+    "variance": (lambda x: x.var(dim=1), Operations(40 + 2, 120)),
+    "gate": (lambda x: x * x.sigmoid(), Operations(40, other=40)),
+    "clamp": (lambda x: x.clamp(0, 1) - x.clamp(min=0), Operations(0, 40, comparisons=120)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    function, expected = FUNCTIONS[name]
+    model = nn.Sequential(Function(function))
+    assert dispatched(model, (40,)) == expected
+    assert traced_by_fvcore(model, (40,)) == expected
