@@ -79,7 +79,7 @@ void sign_task(const void *context, int64_t task, int) {
 
 int sign_filter_gradient(const adderize_shape &s, const float *grad, const float *input, const Filters &filters, float *out,
                          int threads) {
-  alignas(64) static const float zeros[V] = {};
+  alignas(64) static const float zeros[V > sign_block ? V : sign_block] = {};
   SignPlan p = {s, grad, input, filters, out, s.c / s.groups, s.cout / s.groups, 0, 1, zeros};
   if (p.cg == 1 && p.og == 1) {
     p.vectors = ceil_div(s.c, V);
