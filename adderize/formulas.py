@@ -5,9 +5,9 @@ Conventions, the same for every layer:
 - A product that is accumulated is one multiplication and one addition; a sum of n terms is n
   additions (the accumulator starts from zero or from the bias, which is one more addition).
 - A pair is one filter tap meeting one input value. A convolution spends one multiplication and one
-  addition on it, an adder two additions (subtract, accumulate; Chen et al., AdderNet, CVPR 2020,
-  section 4), an XNOR layer one XNOR and one addition (its bit count). Taken and dropped signs (the
-  adder's absolute value, negation) are free. Padded taps count: they are computed.
+  addition on it, an adder two additions (subtract, accumulate; Chen et al., AdderNet, CVPR 2020),
+  an XNOR layer one XNOR and one addition (its bit count). Changes of sign are free: negation, the
+  adder's absolute value. Padded taps count, for they are computed.
 - Comparisons: one for each bound of a rectifier, n - 1 for a maximum of n values.
 - `other`: one for each division, root, exponential or other transcendental function.
 - Copies, views and arithmetic on integer indices are free.

@@ -41,8 +41,8 @@ def count(
     """Operations of a network by kind, as a convolutional and as an adder network.
 
     Counts everything that one forward pass in evaluation mode computes: norms, biases, activations,
-    pooling and the layers that stay convolutions too, which the AdderNet paper's table leaves out
-    (Chen et al., CVPR 2020, table 2). An adder pair is two additions; :mod:`adderize.formulas` has
+    pooling and the layers that stay convolutions too, which the AdderNet paper leaves out
+    (Chen et al., CVPR 2020). An adder pair is two additions; :mod:`adderize.formulas` has
     every convention. The model is traced as a copy without storage and is left alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""The operation counts of the AdderNet paper (Chen et al., CVPR 2020, tables 1 to 3), and ours.
+"""The operation counts of the AdderNet paper (Chen et al., CVPR 2020), and ours.
 
 The paper counts the filter taps of all convolutions and fully connected layers, as if every one of
 them were an adder, and nothing else. Beside that convention stands what the networks compute: but
