@@ -120,7 +120,7 @@ def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["nosuchnet"], "unknown model 'nosuchnet'"),
+        (["nosuchnet"], "nosuchnet"),
         (["timm:nosuchnet"], "timm has no model"),
         (["adderize.errors:nosuch"], "cannot find"),
         (["json:dumps"], "cannot call 'json:dumps'"),
