@@ -19,8 +19,9 @@ def build(name: str, **options: Any) -> nn.Module:
     """A freshly initialised model; no weights are downloaded.
 
     Args:
-        name: ``resnet50`` (torchvision), ``timm:NAME``, or ``package.module:callable``, where the
-            callable returns a module; the current directory is importable.
+        name: ``resnet50`` (torchvision; in a checkout also the models of its recipes, such as
+            ``resnet20``), ``timm:NAME``, or ``package.module:callable``, where the callable
+            returns a module; the current directory is importable.
         options: keyword arguments of the builder, such as ``num_classes``.
 
     Raises:
@@ -46,6 +47,8 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     import torchvision
 
     if name not in torchvision.models.list_models():
+        if Path("recipes/models").is_dir():
+            return _from_callable(f"recipes.models:{name}", options)
         raise AdderizeError(f"unknown model {name!r}; expected {FORMS}")
     # GoogLeNet and Inception warn about their slow default initialisation otherwise.
     if name in ("googlenet", "inception_v3"):
@@ -140,7 +143,9 @@ def input_size(name: str, model: nn.Module) -> tuple[int, ...]:
     if side is None and ":" not in name:
         import torchvision
 
-        weights = getattr(torchvision.models.get_model_weights(name), "DEFAULT", None)
+        known = name in torchvision.models.list_models()
+        weights = torchvision.models.get_model_weights(name) if known else None
+        weights = getattr(weights, "DEFAULT", None)
         keywords = getattr(getattr(weights, "transforms", None), "keywords", {})
         side = keywords.get("crop_size")
     if not isinstance(side, int):

@@ -62,6 +62,8 @@ class CifarResNet(nn.Module):
         AdderizeError: a depth or a shortcut that does not exist.
     """
 
+    input_size = (3, 32, 32)
+
     def __init__(
         self,
         depth: int,

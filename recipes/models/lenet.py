@@ -19,6 +19,7 @@ class LeNet5BN(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
         super().__init__()
+        self.input_size = (in_channels, 32, 32)
         self.conv1 = nn.Conv2d(in_channels, 6, 5, bias=False)
         self.bn1 = nn.BatchNorm2d(6)
         self.conv2 = nn.Conv2d(6, 16, 5, bias=False)
