@@ -1,0 +1,54 @@
+"""The sweep over torchvision and timm, and thirty families on real photographs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.zoo import families, sweep
+
+FEW = ["resnet18", "googlenet", "timm:tf_efficientnet_b0", "timm:vit_tiny_patch16_224"]
+
+
+def test_a_few_models():
+    records = [sweep.examine(name) for name in FEW]
+    assert [record["outcome"] for record in records] == [
+        "converted",
+        "converted",
+        "converted",
+        "nothing to convert",
+    ], records
+    assert [record.get("layers") for record in records] == [19, 58, 48, None]
+    table = sweep.summary(records)
+    assert "3  converted\n" in table
+    assert "0  failed\n" in table
+
+
+def test_a_model_that_fails_is_reported():
+    record = sweep.examine("timm:no_such_model")
+    assert record["outcome"] == "failed"
+    assert "no_such_model" in sweep.summary([record])
+
+
+def test_a_second_sweep_continues_the_first(tmp_path, monkeypatch):
+    output = tmp_path / "zoo.jsonl"
+    monkeypatch.setattr(sweep, "names", lambda: ["alexnet", "resnet18"])
+    first = sweep.sweep(output, "alex*")
+    monkeypatch.setattr(sweep, "build", lambda name: pytest.fail("built again"))
+    assert sweep.sweep(output, "alex*") == first
+    assert [json.loads(line)["name"] for line in output.read_text().splitlines()] == ["alexnet"]
+
+
+@pytest.mark.slow
+def test_every_classification_model(tmp_path):
+    records = sweep.sweep(tmp_path / "zoo.jsonl")
+    assert not [record for record in records if record["outcome"] == "failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", families.NETWORKS)
+def test_a_family_learns_on_photographs(name, data_folder):
+    outcome = families.examine(name, data_folder / "imagenet-sample")
+    assert outcome.problem() is None, outcome
