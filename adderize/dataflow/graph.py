@@ -71,6 +71,10 @@ class Flow:
             self._calls.setdefault(module, []).append(node)
         return node
 
+    def end(self, results: Iterable[Node] = ()) -> None:
+        """Close the flow; where the results are unknown, whatever nobody reads is one."""
+        self.add("output", list(results) or [node for node in self.nodes if not node.users])
+
     def calls(self, module: nn.Module) -> list[Node]:
         return self._calls.get(module, [])
 

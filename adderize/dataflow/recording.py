@@ -39,9 +39,9 @@ def record(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
         if not all(flow.calls(module) for module in model.modules() if is_leaf(module)):
             raise
         # Every layer has run: what failed only dresses up the results.
-        flow.add("output", [node for node in flow.nodes if not node.users])
+        flow.end()
         return flow
-    flow.add("output", recorder.sources(output))
+    flow.end(recorder.sources(output))
     return flow
 
 

@@ -15,7 +15,7 @@ def trace_symbolically(model: nn.Module) -> Flow:
     """The flow by torch.fx; raises whatever the model raises where it cannot be traced."""
     flow = Flow("fx")
     if is_leaf(model):
-        flow.add("output", [flow.add(type(model).__name__, [flow.add("input")], model)])
+        flow.end([flow.add(type(model).__name__, [flow.add("input")], model)])
         return flow
     graph = _LayerTracer().trace(model)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -25,7 +25,7 @@ def trace_symbolically(model: nn.Module) -> Flow:
         if node.op == "placeholder":
             made[node] = flow.add("input")
         elif node.op == "output":
-            flow.add("output", tensors)
+            flow.end(tensors)
         elif node.op == "call_module":
             module = modules[node.target]
             made[node] = flow.add(type(module).__name__, tensors, module)

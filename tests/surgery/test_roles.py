@@ -154,6 +154,26 @@ def test_subclasses_with_other_arithmetic_are_kept_and_named():
     assert kept == {"StdConv2d has arithmetic of its own", "stem: reads the input"}
 
 
+class Boxed:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_results_in_an_unknown_wrapping():
+    model = Residual()
+    forward = model.forward
+    model.forward = lambda x: Boxed(forward(x))
+    assert plan(model).converted == ["body"]
+
+
+def test_results_that_only_hooks_collect():
+    with torch.device("meta"):
+        model = timm.create_model("resnet18", features_only=True, feature_cls="hook")
+    rows = plan(model)
+    assert len(rows.converted) == 18
+    assert {row.method for row in rows.rows} == {"fx"}
+
+
 class Opaque(nn.Module):
     """Neither torch.fx nor a forward on guessed inputs understands it."""
 
