@@ -24,11 +24,16 @@ pytestmark = pytest.mark.skipif(not native.available()[0], reason=native.availab
 CPUS = str(library.info().get("cpus", "portable")).strip("[]").replace("'", "").split(", ")
 
 
-@pytest.fixture(params=CPUS)
-def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.set_cpu(request.param)
-    yield request.param
+@pytest.fixture(autouse=True)
+def _best_instruction_set() -> Iterator[None]:
+    yield
     native.set_cpu("auto")
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> str:
+    native.set_cpu(request.param)
+    return str(request.param)
 
 
 class Case(NamedTuple):
@@ -86,16 +91,21 @@ def _actual(case: Case, grad: Tensor, gradient: str) -> tuple[Tensor, Tensor, Te
 
 
 def _check(case: Case, gradient: str = "full", seed: int = 0, tolerance: float = 1e-5) -> None:
+    """On every instruction set."""
     generator = torch.Generator().manual_seed(seed)
     shape = case.input.shape[0], case.weight.shape[0], *_output_size(case)
     grad = torch.randn(shape, generator=generator)
     names = ("forward", "input gradient", "filter gradient")
-    for name, actual, expected in zip(
-        names, _actual(case, grad, gradient), _expected(case, grad, gradient), strict=True
-    ):
-        assert actual.shape == expected.shape
-        error = relative_error(actual, expected)
-        assert error < tolerance, f"{name}, {gradient}: {error:.2g} at {case.describe()}"
+    wanted = _expected(case, grad, gradient)
+    for cpu in CPUS:
+        native.set_cpu(cpu)
+        for name, actual, expected in zip(
+            names, _actual(case, grad, gradient), wanted, strict=True
+        ):
+            assert actual.shape == expected.shape
+            error = relative_error(actual, expected)
+            where = f"{name}, {gradient}, {cpu}, {case.describe()}"
+            assert error < tolerance, f"error {error:.2g}: {where}"
 
 
 def _pick(generator: random.Random) -> Case:
@@ -142,21 +152,21 @@ def _restride(tensor: Tensor, generator: random.Random) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_shapes(cpu: str, seed: int) -> None:
+def test_random_shapes(seed: int) -> None:
     case = _pick(random.Random(seed))
     for gradient in ("full", "sign"):
         _check(case, gradient, seed)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 48, 64, 67])
-def test_channel_tails(cpu: str, channels: int) -> None:
+def test_channel_tails(channels: int) -> None:
     _check(
         Case(torch.randn(2, channels, 5, 9), torch.randn(channels, channels, 3, 3), padding=(1, 1))
     )
 
 
 @pytest.mark.parametrize("width", range(1, 35))
-def test_every_tile_width(cpu: str, width: int) -> None:
+def test_every_tile_width(width: int) -> None:
     for filters in (7, 24):
         _check(Case(torch.randn(1, 5, 6, width), torch.randn(filters, 5, 2, 1)))
         _check(Case(torch.randn(1, filters, 6, width), torch.randn(5, filters, 2, 1)))
@@ -172,7 +182,6 @@ def test_every_tile_width(cpu: str, width: int) -> None:
 )
 @pytest.mark.parametrize("groups", [1, 32, 4])
 def test_strides_and_dilations(
-    cpu: str,
     stride: tuple[int, int],
     dilation: tuple[int, int],
     kernel: tuple[int, int],
@@ -183,7 +192,7 @@ def test_strides_and_dilations(
 
 
 @pytest.mark.parametrize("n", [1, 13, 257])
-def test_linear_and_whole_image_kernels(cpu: str, n: int) -> None:
+def test_linear_and_whole_image_kernels(n: int) -> None:
     _check(Case(torch.randn(n, 400, 1, 1), torch.randn(84, 400, 1, 1)))
     _check(Case(torch.randn(n, 6, 5, 5), torch.randn(20, 6, 5, 5)))
 
@@ -192,16 +201,14 @@ def test_linear_and_whole_image_kernels(cpu: str, n: int) -> None:
     "offsets", [(1000, 0), (0, 1000), (1000, 1000), (10, 10), (1, 1), (-30, 30)]
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_offsets_lose_no_digits(
-    cpu: str, offsets: tuple[int, int], layout: torch.memory_format
-) -> None:
+def test_offsets_lose_no_digits(offsets: tuple[int, int], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     input = (torch.randn(4, 40, 9, 8) + offsets[0]).contiguous(memory_format=layout)
     _check(Case(input, torch.randn(37, 40, 3, 3) + offsets[1], padding=(1, 1)))
     _check(Case(input, torch.randn(40, 1, 3, 3) + offsets[1], padding=(1, 1), groups=40))
 
 
-def test_alternating_offsets_do_not_cancel_unseen(cpu: str) -> None:
+def test_alternating_offsets_do_not_cancel_unseen() -> None:
     """The channels' offsets add up to nothing, but each of them costs digits in a sum of maxima."""
     torch.manual_seed(0)
     offset = torch.tensor([1000.0, -1000.0]).repeat(32).view(1, 64, 1, 1)
@@ -231,7 +238,7 @@ def test_not_finite_numbers_propagate(cpu: str, value: float, groups: int, where
             torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def test_poisoned_memory(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs are written everywhere: memory handed out full of NaN changes nothing."""
     empty: Callable[..., Tensor] = torch.empty
 
@@ -240,7 +247,7 @@ def test_poisoned_memory(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    for seed in range(100, 115):
+    for seed in range(100, 108):
         case = _pick(random.Random(seed))
         _check(case, "full", seed)
         _check(case, "sign", seed)
