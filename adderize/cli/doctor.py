@@ -14,6 +14,13 @@ from adderize.errors import AdderizeError
 from adderize.ops import backends, native
 
 HELP = "which backend serves which device, and why"
+_NATIVE = {
+    "path": "library",
+    "abi_version": "ABI version",
+    "cpu": "instruction set",
+    "cpus": "instruction sets of this machine",
+    "openmp": "OpenMP",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +77,11 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{name:10} {report[name]}")
     for row in report["devices"]:
         print(f"{row['device']:10} {row['backend'] or 'none'}: {row['reason']}")
-    for name, value in report["native"].items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        print(f"{'native':10} {name.replace('_', ' ')}: {text}")
+    for name, label in _NATIVE.items():
+        if name in report["native"]:
+            value = report["native"][name]
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            print(f"{'native':10} {label}: {text}")
     for path in report["openmp"]:
         print(f"{'openmp':10} {path}")
     if len(report["openmp"]) > 1:
