@@ -116,7 +116,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Running averages lag behind fast-moving adder filters: after a high learning rate the network
     may be fine and its statistics not. Only forward passes are made; filters, training mode and
-    momenta stay as they were.
+    momenta stay as they were, and so do the statistics of norms that the forward does not call.
 
     Args:
         model: any module with batch norms that track statistics.
@@ -127,7 +127,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         the model itself.
 
     Raises:
-        AdderizeError: no batch norm that tracks statistics, or no batches.
+        AdderizeError: no batch norm that tracks statistics, none that the forward calls, or no
+            batches.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -149,6 +150,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         for batch in itertools.chain([first], iterator):
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs))
+        uncalled = [norm.num_batches_tracked == 0 for norm in norms]
+        if all(uncalled):
+            raise AdderizeError(
+                "the model's forward called none of its batch norms: pass the model that holds them"
+            )
+        for norm, state in itertools.compress(zip(norms, before, strict=True), uncalled):
+            norm.load_state_dict(state)
     except BaseException:
         for norm, state in zip(norms, before, strict=True):
             norm.load_state_dict(state)

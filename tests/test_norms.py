@@ -119,6 +119,37 @@ def test_recalibrate_averages_the_statistics_of_the_batches():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Student(nn.Module):
+    """Batch norms that the forward calls, and those of a teacher that it does not."""
+
+    def __init__(self, calls: str = "net") -> None:
+        super().__init__()
+        self.net, self.teacher, self.calls = norm_model(), norm_model(), calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) if self.calls == "net" else x
+
+
+def test_recalibrate_leaves_norms_alone_that_the_forward_does_not_call():
+    model = Student()
+    model.teacher(torch.randn(8, 3, 6, 6))
+    before = {key: value.clone() for key, value in model.teacher.state_dict().items()}
+    recalibrate(model, [torch.randn(8, 3, 6, 6)])
+    for key, value in model.teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert model.net[1].running_mean.any()
+
+
+def test_recalibrate_without_a_call_of_any_norm():
+    model = Student(calls="nothing")
+    model.net(torch.randn(8, 3, 6, 6))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(AdderizeError, match="called none of its batch norms"):
+        recalibrate(model, [torch.randn(8, 3, 6, 6)])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
 def test_recalibrate_leaves_the_model_as_it_was_when_a_batch_fails():
     model = norm_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
