@@ -177,6 +177,22 @@ def test_restore_keeps_filters_and_drops_norms():
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 4)
 
 
+def test_restore_of_adders_that_were_built_as_such():
+    model = nn.Sequential(AdderConv2d(3, 4, 3, padding=1), nn.Flatten(), AdderLinear(64, 2))
+    assert [type(layer) for layer in restore(model)] == [nn.Conv2d, nn.Flatten, nn.Linear]
+    assert repr(model) == repr(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2))
+    )
+    assert model(torch.randn(2, 3, 4, 4)).shape == (2, 2)
+    assert adder_names(adderize(model, stem=True)) == ["0"]
+
+
+def test_a_converted_layer_looks_like_one_that_was_built_as_such():
+    model = adderize(small_cnn(), norm="ignore")
+    assert repr(model[2][0]) == repr(AdderConv2d(8, 8, 1))
+    assert vars(model[2][0]).keys() == vars(AdderConv2d(8, 8, 1)).keys()
+
+
 def test_gradient_option_reaches_the_layers():
     assert adderize(small_cnn(), gradient="sign")[1][0].gradient == "sign"
 

@@ -14,7 +14,7 @@ from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.norms import insert_norm, reset_zero_gamma
 from adderize.surgery.checks import check_dtype, check_layer, check_model
-from adderize.surgery.engine import adder_kind, become, become_original
+from adderize.surgery.engine import adder_kind, become, become_original, original_kind
 from adderize.surgery.policy import Options, Patterns
 from adderize.surgery.report import Plan, Row
 from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers
@@ -197,14 +197,28 @@ def restore(model: nn.Module) -> nn.Module:
         the model itself.
 
     Raises:
-        AdderizeError: the model holds no adders, or is wrapped or compiled.
+        AdderizeError: the model holds no adders, or one of a class of its own (a subclass), or is
+            wrapped or compiled.
     """
     check_model(model)
-    adders = [m for m in model.modules() if isinstance(m, (AdderConv2d, AdderLinear))]
+    adders = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, (AdderConv2d, AdderLinear))
+    }
     if not adders:
         raise AdderizeError("restore found no adder layers in the model")
-    for layer in adders:
-        become_original(layer)
+    kinds: list[type[nn.Module]] = []
+    for name, layer in adders.items():
+        kind = original_kind(layer)
+        if kind is None:
+            raise AdderizeError(
+                f"{name or 'the model'} is a {type(layer).__name__}, which came from no layer of "
+                "torch: replace it by hand, or restore the parts of the model without it"
+            )
+        kinds.append(kind)
+    for layer, kind in zip(adders.values(), kinds, strict=True):
+        become_original(layer, kind)
     for module in model.modules():
         module.__dict__.pop("_adderize_options", None)
     return model

@@ -63,17 +63,15 @@ _ADDERS: dict[str, type[nn.Module]] = {
 def become(layer: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
     """Make a layer an instance of another class with the same parameters, in place."""
     layer.__class__ = kind
-    layer._modules.setdefault("norm", None)
+    layer.norm = None  # type: ignore[assignment]
     for name, value in attributes.items():
         setattr(layer, name, value)
 
 
-def become_original(layer: nn.Module) -> None:
-    """Make an adder layer what it was; its own norm is dropped."""
-    kind = original_kind(layer)
-    assert kind is not None
+def become_original(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Make an adder layer an instance of its original class; its own norm is dropped."""
     layer.__class__ = kind
-    layer._modules.pop("norm")
+    del layer.norm
     del layer.gradient
 
 

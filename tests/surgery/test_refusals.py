@@ -131,6 +131,17 @@ def test_restore_without_adders():
         restore(small_cnn())
 
 
+class OwnAdder(AdderConv2d):
+    pass
+
+
+def test_restore_of_a_subclass_leaves_the_model_alone():
+    model = nn.Sequential(AdderConv2d(3, 4, 3), OwnAdder(4, 4, 3))
+    with pytest.raises(AdderizeError, match="1 is a OwnAdder"):
+        restore(model)
+    assert [type(layer) for layer in model] == [AdderConv2d, OwnAdder]
+
+
 def test_an_older_optimizer_is_told_what_it_lacks():
     model = small_cnn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
