@@ -9,28 +9,30 @@ namespace {
 constexpr int64_t sampled_values = 65536;
 constexpr int64_t fewest_positions = 64;
 constexpr double far_deviations = 4;
+constexpr double golden = 0.6180339887498949;  // its multiples fall evenly into [0, 1), whatever the period of the rows
 
 int centre(int64_t positions, int64_t channels, const float *input, float *mean) {
   int64_t count = sampled_values / channels;
   if (count < fewest_positions) count = fewest_positions;
   if (count > positions) count = positions;
-  std::vector<float> sums(2 * size_t(channels));
-  float *sum = sums.data(), *square = sum + channels;
+  std::vector<double> sums(2 * size_t(channels));
+  double *sum = sums.data(), *square = sum + channels;
   for (int64_t i = 0; i < count; ++i) {
-    const float *position = input + (positions / count * i + i % (positions / count)) * channels;
+    const double step = double(i) * golden;
+    const int64_t at = count == positions ? i : int64_t((step - std::floor(step)) * double(positions));
     for (int64_t c = 0; c < channels; ++c) {
-      const float v = position[c] - input[c];  // around the first value: the squares must not cancel
+      const double v = input[at * channels + c];
       sum[c] += v;
       square[c] += v * v;
     }
   }
   double variance = 0, largest = 0;
   for (int64_t c = 0; c < channels; ++c) {
-    const double shift = double(sum[c]) / double(count);
-    variance += double(square[c]) / double(count) - shift * shift;
-    mean[c] = float(input[c] + shift);
-    if (!(std::fabs(mean[c]) <= largest)) largest = std::fabs(mean[c]);
-    if (!std::isfinite(mean[c])) return 0;
+    const double average = sum[c] / double(count);
+    if (!std::isfinite(average)) return 0;
+    variance += square[c] / double(count) - average * average;
+    if (std::fabs(average) > largest) largest = std::fabs(average);
+    mean[c] = float(average);
   }
   return largest > far_deviations * std::sqrt(variance > 0 ? variance / double(channels) : 0);
 }

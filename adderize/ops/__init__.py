@@ -68,6 +68,11 @@ def _check_grad(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) ->
     expected = (input.shape[0], weight.shape[0], *size)
     if grad.shape != expected:
         raise AdderizeError(f"the output's gradient has shape {tuple(grad.shape)}; not {expected}")
+    if grad.dtype != output_dtype(input) or grad.device != input.device:
+        raise AdderizeError(
+            f"the output's gradient has {grad.dtype} on {grad.device}; expected "
+            f"{output_dtype(input)} on {input.device}, as the output has"
+        )
 
 
 _implement("CompositeExplicitAutograd", lambda input: reference)

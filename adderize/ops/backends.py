@@ -6,7 +6,9 @@ With ADDERIZE_REQUIRE_NATIVE=1 a CPU call that would fall back to the reference 
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from types import ModuleType
 from typing import NamedTuple
 
@@ -48,6 +50,8 @@ def choose(device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
 def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
     if forced == "triton":
         raise AdderizeError("ADDERIZE_BACKEND=triton cannot serve the CPU: use native or auto")
+    if dtype != torch.float32 and forced == "native":
+        raise AdderizeError(f"ADDERIZE_BACKEND=native cannot serve {dtype}: it is float32 only")
     if dtype != torch.float32:
         return Choice("reference", reference, f"the native kernels are float32, not {dtype}")
     usable, reason = native.available()
@@ -58,4 +62,10 @@ def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
             f"the native CPU kernels are required but not usable: {reason}. "
             "Reinstall with a C++17 compiler, or unset ADDERIZE_REQUIRE_NATIVE and ADDERIZE_BACKEND"
         )
+    _warn_of_slowness(reason)
     return Choice("reference", reference, reason)
+
+
+@functools.cache
+def _warn_of_slowness(reason: str) -> None:
+    warnings.warn(f"adder layers run on the slow reference: {reason}", stacklevel=2)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -317,36 +314,3 @@ def test_the_form_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(AdderizeError, match=r"'avx9' is not among those offered: .*portable"):
         native.set_cpu("avx9")
-
-
-def test_a_stale_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "ABI_VERSION", 99)
-    library.load.cache_clear()
-    try:
-        usable, reason = native.available()
-    finally:
-        monkeypatch.undo()
-        library.load.cache_clear()
-    assert not usable
-    assert "has ABI version" in reason and "needs 99: reinstall it" in reason
-    assert native.available()[0]
-
-
-def _available_under(**environment: str) -> str:
-    code = "from adderize.ops import native; print(native.available())"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout
-
-
-def test_the_environment_chooses_the_instruction_set_and_the_library() -> None:
-    assert "(True, 'native kernels for portable from" in _available_under(ADDERIZE_CPU="portable")
-    refused = _available_under(ADDERIZE_CPU="sse9")
-    assert "(False" in refused and "ADDERIZE_CPU is 'sse9', but" in refused
-    missing = _available_under(ADDERIZE_LIBRARY="/nowhere/libadderize.so")
-    assert "(False" in missing and "cannot be loaded" in missing

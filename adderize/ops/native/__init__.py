@@ -80,7 +80,9 @@ def _nhwc(image: Tensor) -> Tensor:
 
 
 def _empty_nhwc(n: int, c: int, h: int, w: int) -> Tensor:
-    return torch.empty((n, c, h, w), dtype=torch.float32, memory_format=torch.channels_last)
+    return torch.empty(
+        (n, c, h, w), dtype=torch.float32, device="cpu", memory_format=torch.channels_last
+    )
 
 
 def _in_format(image: Tensor, wanted: torch.memory_format) -> Tensor:
@@ -90,7 +92,7 @@ def _in_format(image: Tensor, wanted: torch.memory_format) -> Tensor:
     n, c, h, w = image.shape
     if c == 1 or h * w == 1:
         return image.as_strided(image.shape, (c * h * w, h * w, w, 1))
-    converted = torch.empty(image.shape, dtype=torch.float32)
+    converted = torch.empty(image.shape, dtype=torch.float32, device="cpu")
     _transpose(image, converted, n, h * w, c)
     return converted
 

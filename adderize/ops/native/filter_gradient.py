@@ -2,10 +2,14 @@
 
     dF[co,k] = sum_{n,p} g[n,co,p] * (x_p[k] - F[co,k]) = wgrad(X, g) - F * G,   G = sum_{n,p} g
 
-Where the inputs lie far from zero compared with their spread this cancels. Then, c being the mean
+G is summed in float64: behind a norm g sums to almost nothing, and F * G must vanish with it. Where
+the inputs lie far from zero compared with their spread, wgrad(X, g) cancels. Then, c being the mean
 of each channel and V[co,tap] the sum of g over the positions whose tap is not in the padding,
 
     dF = wgrad(X - c, g) + c * V - F * G,   V, G and the two products in float64.
+
+The means are estimated from a sample. What no constant per channel can centre (images at unlike
+offsets, each with gradients that sum to zero) keeps float32's error relative to the offsets.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import ctypes
 import torch
 from torch import Tensor
 
+from adderize.ops._shapes import memory_format
 from adderize.ops.native.library import call
 
-_SAMPLE = 512  # positions of a contiguous image that are looked at to find its offset
+_SAMPLED_VALUES = 65536
+_FEWEST_POSITIONS = 64
+_GOLDEN = 0.6180339887498949
 
 
 def full_filter_gradient(
@@ -30,40 +37,44 @@ def full_filter_gradient(
     groups: int,
 ) -> Tensor:
     """dL/dF: shape and memory format of weight."""
+    wanted = memory_format(weight)
     if input.shape[0] == 0:
-        return torch.zeros_like(weight)
+        return torch.zeros_like(weight, memory_format=wanted)
     geometry = (stride, padding, dilation, groups)
     centre = _far_centre(input)
-    if centre is None:
-        total = grad.sum((0, 2, 3)).view(-1, 1, 1, 1)
-        return _weight_gradient(grad, input, weight, *geometry).addcmul_(weight, total, value=-1)
-    result = _weight_gradient(grad, input - centre.view(1, -1, 1, 1), weight, *geometry)
-    inside = _inside_sums(grad, input, weight, stride, padding, dilation)
-    per_group = centre.double().view(groups, 1, -1, 1, 1)
-    of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
-    offset = of_filter * inside.unsqueeze(1)
-    offset -= weight.double() * grad.sum((0, 2, 3), dtype=torch.float64).view(-1, 1, 1, 1)
-    return result.add_(offset)
+    centred = input if centre is None else input - centre.view(1, -1, 1, 1)
+    result = _weight_gradient(grad, centred, weight, *geometry)
+    total = grad.sum((0, 2, 3), dtype=torch.float64).view(-1, 1, 1, 1)
+    correction = weight * -total
+    if centre is not None:
+        inside = _inside_sums(grad, input, weight, stride, padding, dilation)
+        per_group = centre.double().view(groups, 1, -1, 1, 1)
+        of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
+        correction += of_filter * inside.unsqueeze(1)
+    return result.add_(correction).contiguous(memory_format=wanted)
 
 
 def _far_centre(input: Tensor) -> Tensor | None:
     """The channels' means, estimated, if they are far from zero; else None."""
-    if not input.is_contiguous(memory_format=torch.channels_last):
-        pixels = input.flatten(2)
-        step = max(1, input.shape[0] * pixels.shape[2] // _SAMPLE)
-        sample = pixels[:, :, :: min(step, pixels.shape[2])].transpose(1, 2)
-        input = sample.flatten(0, 1).contiguous().view(-1, input.shape[1], 1, 1)
     channels = input.shape[1]
-    mean, far = torch.empty(channels), ctypes.c_int(0)
-    call(
-        "adderize_centre",
-        input.numel() // channels,
-        channels,
-        input.data_ptr(),
-        mean.data_ptr(),
-        far,
-    )
+    sample = input
+    if not input.is_contiguous(memory_format=torch.channels_last):
+        sample = _sample(input)
+    mean = torch.empty(channels, dtype=torch.float32, device="cpu")
+    far = ctypes.c_int(0)
+    positions = sample.numel() // channels
+    call("adderize_centre", positions, channels, sample.data_ptr(), mean.data_ptr(), far)
     return mean if far.value else None
+
+
+def _sample(image: Tensor) -> Tensor:
+    """Positions spread evenly over images and pixels whatever their period: (count, C)."""
+    n, c, h, w = image.shape
+    count = min(n * h * w, max(_FEWEST_POSITIONS, _SAMPLED_VALUES // c))
+    steps = torch.arange(count, dtype=torch.float64, device="cpu") * _GOLDEN
+    at = (steps.frac() * (n * h * w)).long()
+    pixel = at % (h * w)
+    return image[at // (h * w), :, pixel // w, pixel % w].contiguous()
 
 
 def _weight_gradient(
@@ -103,8 +114,8 @@ def _inside_sums(
     """V: (Cout, kh, kw), float64; the sum of g where the tap falls inside the image."""
     masks = []
     for axis in (0, 1):
-        position = torch.arange(grad.shape[2 + axis]) * stride[axis] - padding[axis]
-        tap = torch.arange(weight.shape[2 + axis]) * dilation[axis]
+        position = torch.arange(grad.shape[2 + axis], device="cpu") * stride[axis] - padding[axis]
+        tap = torch.arange(weight.shape[2 + axis], device="cpu") * dilation[axis]
         at = position[:, None] + tap
         masks.append(((at >= 0) & (at < input.shape[2 + axis])).double())
     per_position = grad.sum(0, dtype=torch.float64)

@@ -31,8 +31,8 @@ class Shape(ctypes.Structure):
     ]
 
 
-class _UnusableError(Exception):
-    """Why the library cannot be used, in one sentence."""
+class _NotBuiltError(Exception):
+    """Why there is no library, in one sentence."""
 
 
 _FLOATS, _SHAPE, _STRIDES = ctypes.c_void_p, POINTER(Shape), POINTER(c_int64)
@@ -58,7 +58,7 @@ def _path() -> Path:
     found = importlib.resources.files("adderize").joinpath("lib", f"libadderize{_SUFFIX}")
     path = Path(str(found))
     if not path.is_file():
-        raise _UnusableError(
+        raise _NotBuiltError(
             "the native library was not built: reinstall adderize where a C++17 compiler is "
             "available"
         )
@@ -70,9 +70,9 @@ def _open(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         found = int(library.adderize_abi_version())
     except (OSError, AttributeError) as error:
-        raise _UnusableError(f"the native library {path} cannot be loaded: {error}") from None
+        raise AdderizeError(f"the native library {path} cannot be loaded: {error}") from None
     if found != ABI_VERSION:
-        raise _UnusableError(
+        raise AdderizeError(
             f"the native library {path} has ABI version {found} but this adderize needs "
             f"{ABI_VERSION}: reinstall it (`pip install -e .` in a checkout)"
         )
@@ -86,7 +86,7 @@ def _open(path: Path) -> ctypes.CDLL:
 def _force_cpu(library: ctypes.CDLL) -> None:
     name = os.environ.get("ADDERIZE_CPU") or "auto"
     if library.adderize_set_cpu(name.encode()):
-        raise _UnusableError(
+        raise AdderizeError(
             f"ADDERIZE_CPU is {name!r}, but this machine and library offer "
             f"{library.adderize_available_cpus().decode()}"
         )
@@ -94,12 +94,17 @@ def _force_cpu(library: ctypes.CDLL) -> None:
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None, and the reason in one sentence."""
+    """The library, or None where it was not built, and the reason in one sentence.
+
+    Raises:
+        AdderizeError: there is a library, but it is stale or broken, or ADDERIZE_CPU names an
+            instruction set that it or the machine lacks.
+    """
     try:
         path = _path()
         library = _open(path)
         _force_cpu(library)
-    except _UnusableError as error:
+    except _NotBuiltError as error:
         return None, str(error)
     return library, f"native kernels for {library.adderize_active_cpu().decode()} from {path}"
 
@@ -117,8 +122,10 @@ def call(name: str, *arguments: object) -> None:
     status = getattr(kernels(), name)(*arguments)
     if status == 2:
         raise MemoryError(f"{name}: no memory for its working buffers")
+    if status == 1:
+        raise AdderizeError(f"{name} refused its arguments")
     if status:
-        raise AdderizeError(f"{name} refused its arguments (status {status})")
+        raise RuntimeError(f"{name} failed with status {status}: please report it")
 
 
 def set_cpu(name: str) -> None:
@@ -130,7 +137,10 @@ def set_cpu(name: str) -> None:
 
 def info() -> dict[str, object]:
     """What `adderize doctor` prints: path, ABI version, instruction sets, OpenMP, threads."""
-    library, reason = load()
+    try:
+        library, reason = load()
+    except AdderizeError as error:
+        library, reason = None, str(error)
     facts: dict[str, object] = {"available": library is not None, "reason": reason}
     if library is None:
         return facts

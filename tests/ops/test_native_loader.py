@@ -1,0 +1,75 @@
+"""Finding and loading the native library: what falls back, and what must not go unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from adderize import AdderizeError
+from adderize.ops import backends, native
+from adderize.ops.native import library
+
+built = pytest.mark.skipif(not native.available()[0], reason="no native library was built")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test loads the library anew, and so does whatever comes after it."""
+    cpu = native.info().get("cpu")
+    for variable in ("ADDERIZE_REQUIRE_NATIVE", "ADDERIZE_BACKEND"):
+        monkeypatch.delenv(variable, raising=False)
+    for cached in (library.load, backends._warn_of_slowness):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (library.load, backends._warn_of_slowness):
+        cached.cache_clear()
+    if cpu:
+        native.set_cpu(str(cpu))
+
+
+@built
+def test_a_stale_library_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "ABI_VERSION", 99)
+    with pytest.raises(AdderizeError, match=r"has ABI version .* needs 99: reinstall it"):
+        backends.choose("cpu")
+    assert "needs 99" in str(native.info()["reason"])
+
+
+@built
+def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADDERIZE_CPU", "portable")
+    assert backends.choose("cpu").reason.startswith("native kernels for portable from")
+    library.load.cache_clear()
+    monkeypatch.setenv("ADDERIZE_CPU", "sse9")
+    with pytest.raises(AdderizeError, match="ADDERIZE_CPU is 'sse9', but"):
+        backends.choose("cpu")
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADDERIZE_LIBRARY", "/nowhere/libadderize.so")
+    with pytest.raises(AdderizeError, match="cannot be loaded"):
+        backends.choose("cpu")
+
+
+def test_without_a_library_the_reference_serves_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ADDERIZE_LIBRARY", raising=False)
+    monkeypatch.setattr(library.importlib.resources, "files", lambda package: tmp_path)
+    with pytest.warns(UserWarning, match="slow reference: the native library was not built"):
+        assert backends.choose("cpu").name == "reference"
+    assert native.info() == {
+        "available": False,
+        "reason": "the native library was not built: reinstall adderize where a C++17 compiler is "
+        "available",
+    }
+
+
+def test_forced_native_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADDERIZE_BACKEND", "native")
+    with pytest.raises(AdderizeError, match=r"torch\.float64"):
+        backends.choose("cpu", torch.float64)
