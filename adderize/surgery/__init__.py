@@ -15,7 +15,7 @@ from adderize.layers import AdderConv2d, AdderLinear
 from adderize.norms import insert_norm, reset_zero_gamma
 from adderize.surgery.checks import check_dtype, check_layer, check_model
 from adderize.surgery.engine import adder_kind, become, become_original, original_kind
-from adderize.surgery.policy import Options, Patterns
+from adderize.surgery.policy import Options, Patterns, check_switch
 from adderize.surgery.report import Plan, Row
 from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers
 
@@ -103,13 +103,14 @@ def adderize(
 
     Raises:
         AdderizeError: a pattern without a match, nothing to convert, a layer without a norm where
-            one is required; wrapped, compiled, scripted, parametrised, lazy, quantised or
-            half-precision layers.
+            one is required, filters shared with a module that stays; wrapped, compiled, scripted,
+            parametrised, lazy, quantised or half-precision layers.
     """
     options = Options.checked(
         include=include, exclude=exclude, stem=stem, head=head, linear=linear, depthwise=depthwise,
         gates=gates, init=init, norm=norm, gradient=gradient,
     )  # fmt: skip
+    check_switch("inplace", inplace)
     if not inplace:
         check_model(model)
         model = copy.deepcopy(model)

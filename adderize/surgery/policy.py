@@ -42,6 +42,8 @@ class Options:
             exclude=() if exclude is None else _patterns(exclude),
             **rest,
         )
+        for key in _SWITCHES:
+            check_switch(key, getattr(options, key))
         for key, allowed in _CHOICES.items():
             value = getattr(options, key)
             if value not in allowed:
@@ -56,11 +58,17 @@ class Options:
         )
 
 
+_SWITCHES = ("stem", "head", "linear", "depthwise", "gates")
 _CHOICES = {
     "init": ("rescale", "normal", "keep"),
     "norm": ("insert", "require", "ignore"),
     "gradient": ("full", "sign"),
 }
+
+
+def check_switch(key: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise AdderizeError(f"{key} is {value!r}; expected True or False")
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

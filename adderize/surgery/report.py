@@ -20,7 +20,8 @@ class Row:
         shape: shape of the filters.
         decision: "convert", "keep", or "adder" for one that is an adder already.
         reason: why, in a few words.
-        norm: the norm after it: a qualified name, "inserted", or "none"; empty for kept layers.
+        norm: the norm after it: a qualified name, "inserted" (will be), or "none"; empty for kept
+            layers and for adders that are never called.
         method: how the layer's surroundings were found: "fx" (traced), "hooks" (a forward on the
             meta device) or "order" (of registration).
     """

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from adderize.dataflow import trace
+from adderize.dataflow import Flow, trace
 from adderize.errors import AdderizeError
-from adderize.norms import find_norm_by_order, find_norms
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.norms import find_norm_by_order, find_norms, is_trainable_norm
 from adderize.surgery.checks import check_model
 from adderize.surgery.engine import adder_kind, named_layers
 from adderize.surgery.policy import (
@@ -58,22 +59,42 @@ def find_steps(
     for layer, names in layers.items():
         flow = next((flow for flow in flows if flow.calls(layer)), None)
         reason = keep_reason(layer, names, options, roles, flow, kind_of)
+        decision = _decision(reason)
         norms: list[nn.Module] = []
         norm = ""
-        if reason is None:
-            norms = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
-            norm = _norm_cell([module_names[found] for found in norms], options)
+        if decision != "keep" and (flow or not flows):
+            norms = _norms_after(layer, model, flow)
+            inserts = decision == "convert" and options.norm == "insert"
+            norm = _norm_cell([module_names[found] for found in norms], inserts)
         row = Row(
             name=names[0],
             kind=type(layer).__name__,
             shape=_shape(layer),
-            decision=_decision(reason),
+            decision=decision,
             reason=reason or _what(layer, names),
             norm=norm,
             method=(flow or flows[0]).method if flows else "order",
         )
         steps.append(Step(layer, row, norms))
+    _check_ties(model, steps)
     return steps
+
+
+def _check_ties(model: nn.Module, steps: Sequence[Step]) -> None:
+    """Raise where a layer to convert shares a parameter with a module that is none."""
+    converted = {step.layer: step.row.name for step in steps if step.row.decision == "convert"}
+    owners = {
+        parameter: name for layer, name in converted.items() for parameter in layer.parameters()
+    }
+    for name, module in model.named_modules():
+        if module in converted:
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter in owners:
+                raise AdderizeError(
+                    f"{owners[parameter]} shares its filters with {name or 'the model'}, which "
+                    "stays: convert both or neither (include=, exclude=)"
+                )
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
@@ -92,9 +113,16 @@ def _what(layer: nn.Module, names: Sequence[str]) -> str:
     return text if len(names) == 1 else f"{text}, shared as {', '.join(names[1:])}"
 
 
-def _norm_cell(found: Sequence[str], options: Options) -> str:
+def _norms_after(layer: nn.Module, model: nn.Module, flow: Flow | None) -> list[nn.Module]:
+    own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
+    if own is not None and is_trainable_norm(own):
+        return [own]
+    return find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+
+
+def _norm_cell(found: Sequence[str], inserts: bool) -> str:
     if not found:
-        return "inserted" if options.norm == "insert" else "none"
+        return "inserted" if inserts else "none"
     return found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
 
 
@@ -105,16 +133,21 @@ def chosen_steps(steps: Sequence[Step], options: Options) -> list[Step]:
         AdderizeError: nothing to convert, or norms missing that the options require.
     """
     chosen = [step for step in steps if step.row.decision == "convert"]
-    if not chosen and any(step.row.decision == "adder" for step in steps):
-        warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=3)
-    elif not chosen:
-        raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
-    lacking = [step.row.name for step in chosen if step.row.norm == "none"]
+    # Adders that exist already count, unless a pattern leaves them out.
+    lacking = [
+        row.name
+        for row in (step.row for step in steps)
+        if row.norm == "none" and options.matches([row.name])
+    ]
     if options.norm == "require" and lacking:
         raise AdderizeError(
             f"no trainable norm follows {listed(lacking)}: add one, pass norm='insert', or leave "
             "the layers out with exclude="
         )
+    if not chosen and any(step.row.decision == "adder" for step in steps):
+        warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=3)
+    elif not chosen:
+        raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
     return chosen
 
 
@@ -137,7 +170,9 @@ def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -
     for candidate in gc.get_objects():
         if not issubclass(type(candidate), Optimizer):
             continue
-        held = {p for group in candidate.param_groups for p in group["params"]}
+        # One whose constructor failed has no groups.
+        groups = getattr(candidate, "param_groups", ())
+        held = {p for group in groups for p in group["params"]}
         lacking = [name for name, parameter in added.items() if parameter not in held]
         if lacking and not held.isdisjoint(own):
             warnings.warn(

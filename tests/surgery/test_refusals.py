@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_surgery import small_cnn
+from test_surgery import adder_names, small_cnn
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -92,6 +92,9 @@ def test_wrong_models(case):
         ({"init": "zeros"}, "init is 'zeros'; expected one of 'rescale', 'normal', 'keep'"),
         ({"norm": "maybe"}, "'insert', 'require', 'ignore'"),
         ({"gradient": "half"}, "'full', 'sign'"),
+        ({"stem": "false"}, "stem is 'false'; expected True or False"),
+        ({"depthwise": 0}, "depthwise is 0; expected True or False"),
+        ({"inplace": None}, "inplace is None; expected True or False"),
         ({"norm": "require"}, r"no trainable norm follows 2\.0"),
     ],
 )
@@ -129,6 +132,67 @@ def test_a_second_call_converts_what_is_left():
 def test_restore_without_adders():
     with pytest.raises(AdderizeError, match="no adder layers"):
         restore(small_cnn())
+
+
+def tied_convolutions() -> nn.Sequential:
+    model = small_cnn()
+    model.insert(2, nn.Conv2d(8, 8, 3, padding=1))
+    model[2].weight = model[1][0].weight
+    return model
+
+
+def tied_embedding() -> nn.Sequential:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 7))
+    model[3].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "words"),
+    [
+        (tied_convolutions, {"exclude": "2"}, r"1\.0 shares its filters with 2, which stays"),
+        (tied_convolutions, {"include": "2"}, r"2 shares its filters with 1\.0, which stays"),
+        (tied_embedding, {"linear": True, "head": True}, r"3 shares its filters with 0, which"),
+    ],
+)
+def test_filters_tied_to_what_stays(build, options, words):
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    for call in (plan, adderize):
+        with pytest.raises(AdderizeError, match=words):
+            call(model, **options)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_tied_filters_that_are_converted_together():
+    model = adderize(tied_convolutions())
+    assert model[2].weight is model[1][0].weight
+    assert adder_names(model) == ["1.0", "2", "3.0"]
+
+
+def test_adders_that_exist_need_norms_too():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), AdderConv2d(4, 4, 3), nn.ReLU(),
+        AdderConv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    assert [row.norm for row in plan(model).rows] == ["", "none", "4", "6", ""]
+    with pytest.raises(AdderizeError, match="no trainable norm follows 1:"):
+        adderize(model, norm="require")
+    assert type(model[5]) is nn.Conv2d
+    assert adder_names(adderize(model, norm="require", exclude="1", inplace=False)) == list("135")
+    model[1].norm = nn.BatchNorm2d(4)
+    adderize(model, norm="require")
+    assert [row.norm for row in plan(model).rows] == ["", "1.norm", "4", "6", ""]
+    model[1].norm.requires_grad_(False)
+    with pytest.raises(AdderizeError, match="no trainable norm follows 1:"):
+        adderize(model, norm="require")
+
+
+def test_an_optimizer_whose_constructor_failed_does_no_harm():
+    broken = torch.optim.SGD.__new__(torch.optim.SGD)
+    adderize(small_cnn())
+    del broken
 
 
 class OwnAdder(AdderConv2d):
