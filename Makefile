@@ -31,10 +31,10 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-sanitize:
-	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
-	cmake --build build/sanitize --parallel
-	ctest --test-dir build/sanitize --output-on-failure
+sanitize: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --parallel
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

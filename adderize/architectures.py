@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     import torchvision
 
     if name not in torchvision.models.list_models():
-        if Path("recipes/models").is_dir():
+        recipes = _recipe_models()
+        if name in getattr(recipes, "__all__", ()):
             return _from_callable(f"recipes.models:{name}", options)
         raise AdderizeError(f"unknown model {name!r}; expected {FORMS}")
     # GoogLeNet and Inception warn about their slow default initialisation otherwise.
@@ -63,6 +65,16 @@ _WITH_BACKBONE = {
     "deeplabv3", "fasterrcnn", "fcn", "fcos", "keypointrcnn", "lraspp", "maskrcnn", "retinanet",
     "ssd300", "ssdlite320",
 }  # fmt: skip
+
+
+def _recipe_models() -> ModuleType | None:
+    """The models of the recipes where this package runs from its checkout."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "recipes" / "models").is_dir():
+        return None
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    return importlib.import_module("recipes.models")
 
 
 def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:

@@ -64,12 +64,14 @@ def adder_conv2d(
             gradient=gradient,
         )
         return traced
-    _check_filters(weight, bias)
+    _check_tensors(input, weight, bias)
     if input.dim() == 3:
         batch = input.unsqueeze(0)
         return adder_conv2d(
             batch, weight, bias, stride, padding, dilation, groups, gradient=gradient
         ).squeeze(0)
+    if not isinstance(groups, int):
+        raise AdderizeError(f"groups is {groups!r}; expected an integer")
     strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
     input, paddings = _resolve_padding(input, weight, strides, padding, dilations)
     output: Tensor = torch.ops.adderize.adder_conv2d(
@@ -100,8 +102,9 @@ def adder_linear(
             adder_linear, (input, weight, bias), input, weight, bias, gradient=gradient
         )
         return traced
-    _check_filters(weight, bias)
-    if weight.dim() != 2 or input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+    _check_tensors(input, weight, bias)
+    fits = weight.dim() == 2 and input.dim() >= 1 and input.shape[-1] == weight.shape[1] > 0
+    if not fits:
         raise AdderizeError(
             f"input has shape {tuple(input.shape)} and weight {tuple(weight.shape)}; expected "
             "(..., in_features) and (out_features, in_features)"
@@ -114,25 +117,32 @@ def adder_linear(
     return output if bias is None else output + bias.to(output.dtype)
 
 
-def _check_filters(weight: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise AdderizeError for operands that no adder layer takes, whatever their shapes."""
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            kind = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise AdderizeError(f"{name} is a {kind}; expected a dense torch.Tensor")
     if weight.dtype not in (torch.float32, torch.float64):
         raise AdderizeError(
             f"the filters have dtype {weight.dtype}; expected float32 or float64. Distances need "
             'float32 filters: train with torch.autocast (Lightning: precision="bf16-mixed" or '
             '"16-mixed") instead of model.half(), model.bfloat16() or a "true" precision'
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
         raise AdderizeError(
-            f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) for "
-            f"{weight.shape[0]} filters"
+            f"bias has shape {tuple(bias.shape)} on {bias.device}; expected ({weight.shape[0]},) "
+            f"on {weight.device} for {weight.shape[0]} filters"
         )
 
 
 def _pair(value: _Size, name: str) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
+    pair = list(value) if isinstance(value, Sequence) else [value, value]
     if len(pair) == 1:
         pair *= 2
-    if len(pair) != 2:
+    if len(pair) != 2 or not all(isinstance(v, int | torch.SymInt) for v in pair):
         raise AdderizeError(f"{name} is {value!r}; expected an integer or a pair of integers")
     return pair
 
@@ -155,6 +165,10 @@ def _resolve_padding(
         raise AdderizeError(
             f"padding='same' with stride {tuple(stride)}: the output cannot have the input's size; "
             "give the padding in pixels"
+        )
+    if weight.dim() != 4:
+        raise AdderizeError(
+            f"weight has shape {tuple(weight.shape)}; expected (Cout, Cin/groups, kh, kw)"
         )
     totals = [step * (kernel - 1) for step, kernel in zip(dilation, weight.shape[2:], strict=True)]
     halves = [total // 2 for total in totals]

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Small tensors gain nothing from threads, and threads on a busy machine wait for each other.
+torch.set_num_threads(1)
+
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 

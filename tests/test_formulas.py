@@ -118,7 +118,8 @@ def test_torch_counts_the_ops(gradient: str) -> None:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import adderize.ops; import torch.utils.flop_counter as f",
+        "import adderize.ops; import importlib.util as u; u.find_spec('torch.utils.flop_counter');"
+        "import torch.utils.flop_counter as f",
         "import torch.utils.flop_counter as f; import adderize.ops",
     ],
 )

@@ -131,6 +131,13 @@ def test_unknown_gradient_is_refused(layer: type) -> None:
         layer(*arguments, gradient="exact")
 
 
+@pytest.mark.parametrize("layer", [AdderConv2d, AdderLinear])
+def test_half_precision_filters_are_refused_at_once(layer: type) -> None:
+    arguments = (2, 3, 3) if layer is AdderConv2d else (2, 3)
+    with pytest.raises(AdderizeError, match="mixed precision"):
+        layer(*arguments, dtype=torch.bfloat16)
+
+
 def test_training_in_train_and_eval_mode_agree() -> None:
     layer, x = AdderConv2d(2, 3, 3), torch.randn(1, 2, 5, 5)
     assert torch.equal(layer.train()(x), layer.eval()(x))

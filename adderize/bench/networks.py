@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import resource
 import sys
@@ -15,22 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.adaptive_lr import scale_adder_gradients_
-from adderize.architectures import build
+from adderize.architectures import blank, build
 from adderize.bench.timing import side_by_side
 from adderize.surgery import adderize
 
 _MEGABYTE = 2**20
 
 
-def twins(arch: str, device: str) -> dict[str, nn.Module]:
-    """The convolutional network and its adder form, channels_last."""
+def twin(name: str, arch: str, device: str) -> nn.Module:
+    """The convolutional network ("cnn") or its adder form ("adder"), channels_last."""
     torch.manual_seed(0)
-    cnn = build(arch)
-    networks = {"cnn": cnn, "adder": adderize(copy.deepcopy(cnn), init="normal")}
-    return {
-        name: network.to(device).to(memory_format=torch.channels_last)
-        for name, network in networks.items()
-    }
+    network = build(arch)
+    if name == "adder":
+        network = adderize(network, init="normal")
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def training_step(name: str, network: nn.Module, batch: Tensor) -> Callable[[], None]:
@@ -60,6 +57,7 @@ def inference(name: str, network: nn.Module, batch: Tensor) -> Callable[[], None
     return run
 
 
+TWINS = ("cnn", "adder")
 TASKS = {"step": training_step, "inference": inference}
 
 
@@ -77,7 +75,7 @@ def measure(
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
     images = _images(input_size, batch, device)
-    calls = {name: TASKS[task](name, net, images) for name, net in twins(arch, device).items()}
+    calls = {name: TASKS[task](name, twin(name, arch, device), images) for name in TWINS}
     best = side_by_side(calls, **timing)
     peak = {name: _peak_megabytes(task, name, arch, input_size, batch, device) for name in best}
     return {
@@ -102,13 +100,10 @@ def _images(input_size: tuple[int, ...], batch: int, device: str) -> Tensor:
 def _peak_megabytes(
     task: str, name: str, arch: str, input_size: tuple[int, ...], batch: int, device: str
 ) -> float:
-    """Peak memory of one network alone, beyond what the process held before it.
-
-    On the CPU that takes a process of its own: a peak never falls again.
-    """
-    arguments = (task, name, arch, input_size, batch, device)
+    """Peak memory of one network's steps; on the CPU it takes a process of its own."""
+    arguments = (task, name, arch, input_size, batch, device, torch.get_num_threads())
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_run_alone, (*arguments, torch.get_num_threads()))
+        return pool.apply(_run_alone, arguments)
 
 
 def _run_alone(
@@ -121,18 +116,17 @@ def _run_alone(
     threads: int,
 ) -> float:
     torch.set_num_threads(threads)
-    network = twins(arch, device)[name]
-    before = _memory(device)
-    call = TASKS[task](name, network, _images(input_size, batch, device))
-    for _ in range(3):
+    blank(arch)  # imports what the architecture needs, before the measurement starts
+    idle = _peak_of_process() if device == "cpu" else 0
+    call = TASKS[task](name, twin(name, arch, device), _images(input_size, batch, device))
+    for _ in range(2):
         call()
-    return (_memory(device) - before) / _MEGABYTE
+    peak = _peak_of_process() if device == "cpu" else torch.cuda.max_memory_allocated(device)
+    return (peak - idle) / _MEGABYTE
 
 
-def _memory(device: str) -> int:
-    """Peak bytes so far: of the device, or of this process."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
+def _peak_of_process() -> int:
+    """Bytes of memory that this process held at most."""
     status = Path("/proc/self/status")
     if status.is_file():
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

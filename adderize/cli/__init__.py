@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from adderize import __version__
 from adderize.errors import AdderizeError
 
+_DESCRIPTION = "Adder networks: what is converted, what it costs, how fast it runs."
 COMMANDS = ("plan", "count", "doctor", "bench")
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adderize", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="adderize", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"adderize {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     # Only the command at hand is imported in full, so that each one starts fast.

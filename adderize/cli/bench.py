@@ -24,15 +24,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
         network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
         network.add_argument("--arch", nargs="+", default=["resnet18"], metavar="ARCH")
-        network.add_argument("--batch", nargs="+", type=int, default=[8], metavar="N")
+        network.add_argument("--batch", nargs="+", type=_positive, default=[8], metavar="N")
         network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
         network.set_defaults(measure=_networks, task=task)
     for command in what.choices.values():
         command.add_argument("--device", default="cpu")
-        command.add_argument("--threads", type=int, help="default: torch's")
-        command.add_argument("--rounds", type=int, default=5, help="turns each rival gets")
-        command.add_argument("--seconds", type=float, default=0.2, help="length of a turn")
+        command.add_argument("--threads", type=_positive, metavar="N", help="default: torch's")
+        command.add_argument(
+            "--rounds", type=_positive, default=5, metavar="N", help="turns of each rival (5)"
+        )
+        command.add_argument(
+            "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (0.2)"
+        )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,6 +64,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
@@ -87,8 +99,6 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     from adderize.architectures import build, input_size
     from adderize.bench.networks import measure
 
-    if min(arguments.batch) < 1:
-        raise AdderizeError(f"--batch is {min(arguments.batch)}; expected at least 1")
     print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
     timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     for arch in arguments.arch:

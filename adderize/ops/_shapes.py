@@ -82,6 +82,8 @@ def _check_tensors(input: Tensor, weight: Tensor) -> None:
             f"input has shape {tuple(input.shape)} and weight {tuple(weight.shape)}; expected "
             "(N, Cin, H, W) and (Cout, Cin/groups, kh, kw)"
         )
+    if min(input.shape[2:]) < 1:
+        raise AdderizeError(f"input has shape {tuple(input.shape)}: its images have no pixels")
     if input.device != weight.device:
         raise AdderizeError(
             f"input is on {input.device} but the filters are on {weight.device}: move one of them"

@@ -42,11 +42,17 @@ def _register(counter: ModuleType) -> None:
 class _AfterImport(MetaPathFinder):
     """Finds the counter as the import system would, and registers once it has been executed."""
 
+    def __init__(self) -> None:
+        self._asking_the_others = False
+
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name != _COUNTER:
+        if name != _COUNTER or self._asking_the_others:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self._asking_the_others = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._asking_the_others = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -54,6 +60,7 @@ class _AfterImport(MetaPathFinder):
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             _register(module)
+            sys.meta_path.remove(self)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

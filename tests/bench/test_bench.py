@@ -74,7 +74,7 @@ def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("task", ["step", "inference"])
-def test_network_commands_compare_time_and_memory(
+def test_network_commands_print_time_and_memory(
     task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peaks = {"cnn": 100.0, "adder": 150.0}
@@ -85,23 +85,25 @@ def test_network_commands_compare_time_and_memory(
     assert row.startswith("squeezenet1_1") and row.count("MB") == 2 and row.endswith("1.50x")
 
 
-def test_peak_memory_sees_what_a_process_held_once() -> None:
-    before = networks._memory("cpu")
-    torch.ones(400 * 2**20 // 4)
-    assert networks._memory("cpu") - before > 100 * 2**20 or before > 2**30
+def test_peak_memory_grows_with_the_batch() -> None:
+    """The activations of one 3x64x64 image take more than 2 MB in SqueezeNet."""
+    one, many = (
+        networks._peak_megabytes("step", "adder", "squeezenet1_1", (3, 64, 64), batch, "cpu")
+        for batch in (2, 66)
+    )
+    assert one > 0 and many > one + 64 * 2
 
 
 def test_both_twins_train_and_only_one_has_adders() -> None:
-    pair = networks.twins("squeezenet1_1", "cpu")
-    adders = {
-        name: sum(isinstance(m, AdderConv2d) for m in net.modules()) for name, net in pair.items()
-    }
-    assert adders["cnn"] == 0 and adders["adder"] > 20
-    for name, network in pair.items():
+    adders = {}
+    for name in networks.TWINS:
+        network = networks.twin(name, "squeezenet1_1", "cpu")
+        adders[name] = sum(isinstance(module, AdderConv2d) for module in network.modules())
         before = [parameter.clone() for parameter in network.parameters()]
         networks.training_step(name, network, torch.randn(2, 3, 64, 64))()
         after = list(network.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert adders["cnn"] == 0 and adders["adder"] > 20
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_both_twins_train_and_only_one_has_adders() -> None:
         (["layers", "--only", "transformer"], "transformer"),
         (["step", "--arch", "resnet19"], "resnet19"),
         (["step", "--device", "abacus"], "abacus"),
-        (["step", "--batch", "0"], "batch"),
+        (["step", "--device", "meta"], "meta"),
         (["layers", "--json", "/nowhere/at/all.json", "--only", "120-84"], "nowhere"),
     ],
 )
@@ -119,3 +121,12 @@ def test_wrong_arguments(
 ) -> None:
     assert main(["bench", *arguments, *FAST]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["bench", "step", option, value])
+    assert error.value.code == 2
+    assert f"{option}: " in capsys.readouterr().err
