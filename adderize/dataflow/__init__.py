@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import nn
 from adderize.dataflow.graph import NORMS, Flow, Node, is_leaf
 from adderize.dataflow.recording import likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
+from adderize.errors import AdderizeError
 
 __all__ = ["NORMS", "Flow", "Node", "is_leaf", "trace"]
 
@@ -30,18 +32,30 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
 
     torch.fx where the model traces; otherwise a forward on the meta device with recording hooks,
     on ``example_input`` (a tensor, or a tuple of arguments) or on inputs guessed from the model.
-    The model is left as it was.
+    The model and the states of the random generators are left as they were.
 
     Returns:
         the flows, the one in training mode first; empty where nothing worked.
+
+    Raises:
+        AdderizeError: the model cannot be traced without an input, and fails on the given one.
     """
     flows: list[Flow] = []
+    failures: list[Exception] = []
     for training in (True, False):
-        flow = _symbolic_flow(model, training) or _recorded_flow(model, training, example_input)
+        flow = _symbolic_flow(model, training)
+        flow = flow or _recorded_flow(model, training, example_input, failures)
         if flow is not None:
             flows.append(flow.prune())
         if flows and all(flows[0].calls(module) for module in filter(is_leaf, model.modules())):
             break
+    if not flows and example_input is not None:
+        error = failures[-1]
+        words = " ".join(str(error).split())
+        raise AdderizeError(
+            f"the model fails on the given example_input ({type(error).__name__}: {words}); "
+            "expected a tensor, or a tuple of the arguments of its forward"
+        ) from error
     return flows
 
 
@@ -54,17 +68,26 @@ def _symbolic_flow(model: nn.Module, training: bool) -> Flow | None:
     return None
 
 
-def _recorded_flow(model: nn.Module, training: bool, example_input: Any) -> Flow | None:
+def _recorded_flow(
+    model: nn.Module, training: bool, example_input: Any, failures: list[Exception]
+) -> Flow | None:
     for inputs in likely_inputs(model, example_input):
-        with _undisturbed(model, training), contextlib.suppress(Exception):
-            return record(model, inputs)
+        # Some forwards make tensors of their own, which then belong on the meta device too.
+        for own_tensors in (contextlib.nullcontext(), torch.device("meta")):
+            try:
+                with _undisturbed(model, training), own_tensors:
+                    return record(model, inputs)
+            except Exception as error:
+                failures.append(error)
     return None
 
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every module in the given mode and without hooks; attributes are put back at the end."""
+    """Every module in the given mode and without hooks; attributes are put back at the end, and so
+    are the states of the random generators, which a forward may draw from."""
     saved = []
+    generators = random.getstate(), torch.get_rng_state()
     for module in model.modules():
         tables = {key: dict(module.__dict__[key]) for key in _TABLES}
         saved.append((module, dict(module.__dict__), tables))
@@ -76,6 +99,8 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        random.setstate(generators[0])
+        torch.set_rng_state(generators[1])
         for module, attributes, tables in saved:
             module.__dict__.clear()
             module.__dict__.update(attributes)

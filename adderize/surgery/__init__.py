@@ -17,7 +17,7 @@ from adderize.surgery.checks import check_dtype, check_layer, check_model
 from adderize.surgery.engine import adder_kind, become, become_original, original_kind
 from adderize.surgery.policy import Options, Patterns, check_switch
 from adderize.surgery.report import Plan, Row
-from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers
+from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers, warn_untraced
 
 __all__ = ["Plan", "Row", "adderize", "plan", "restore"]
 
@@ -96,15 +96,17 @@ def adderize(
         inplace: False converts a deep copy.
         gradient: ``"full"`` or ``"sign"``, as in :func:`adderize.functional.adder_conv2d`.
         example_input: a tensor, or a tuple of arguments, to run the model on where torch.fx cannot
-            trace it; only its shapes and dtypes matter. Guessed by default.
+            trace it; only its shapes and dtypes matter. Guessed by default; where no guess works
+            either, the order of registration decides, and a warning says so.
 
     Returns:
         the model, or the converted copy.
 
     Raises:
         AdderizeError: a pattern without a match, nothing to convert, a layer without a norm where
-            one is required, filters shared with a module that stays; wrapped, compiled, scripted,
-            parametrised, lazy, quantised or half-precision layers.
+            one is required, filters shared with a module that stays, an ``example_input`` on which
+            the model fails; wrapped, compiled, scripted, parametrised, lazy, quantised or
+            half-precision layers.
     """
     options = Options.checked(
         include=include, exclude=exclude, stem=stem, head=head, linear=linear, depthwise=depthwise,
@@ -114,7 +116,9 @@ def adderize(
     if not inplace:
         check_model(model)
         model = copy.deepcopy(model)
-    chosen = chosen_steps(find_steps(model, options, example_input), options)
+    steps = find_steps(model, options, example_input)
+    chosen = chosen_steps(steps, options)
+    warn_untraced(steps)
     for step in chosen:
         _convert(step, options)
     if chosen:

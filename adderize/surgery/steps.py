@@ -159,6 +159,21 @@ def _reasons(steps: Sequence[Step]) -> str:
     return f"all layers are kept ({kept})" if kept else "the model has no convolution"
 
 
+def warn_untraced(steps: Sequence[Step]) -> None:
+    """Warn where nothing but the order of registration told what surrounds a converted layer."""
+    rows = [step.row for step in steps]
+    if not any(row.decision == "convert" and row.method == "order" for row in rows):
+        return
+    ends = [f"{row.name} ({row.reason})" for row in rows if row.reason.startswith(("stem", "head"))]
+    warnings.warn(
+        "adderize: the model could not be traced, so the order of registration decided: "
+        f"{listed(ends) or 'no layer'} kept, and a norm taken for that of the layer right before "
+        "it. Compare with adderize.plan(model); pass example_input, or name the layers with "
+        "include and exclude",
+        stacklevel=3,
+    )
+
+
 def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Warn where an optimizer that holds some of the model's parameters lacks its new ones."""
     added = dict(new)

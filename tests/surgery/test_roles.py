@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
 
-from adderize import plan
+from adderize import AdderizeError, adderize, plan
 
 
 def names_with(model: nn.Module, reason: str, **options: object) -> list[str]:
@@ -195,6 +196,55 @@ def test_registration_order_is_the_last_resort():
     assert rows["a"].reason.startswith("stem")
     assert rows["d"].reason.startswith("head")
     assert (rows["b"].norm, rows["c"].norm) == ("norm", "inserted")
+
+
+def test_a_conversion_by_registration_order_warns_once():
+    with pytest.warns(UserWarning, match="could not be traced") as caught:
+        adderize(Opaque(), linear=True)
+    assert len(caught) == 1
+    assert "a (stem: reads the input), d (head: produces the output) kept" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (torch.empty(2, 1, 12, 12), r"IndexError|TypeError|RuntimeError"),
+        (({"picture": torch.empty(2, 1, 12, 12)},), r"KeyError: 'image'"),
+        (({"image": torch.empty(2, 3, 12, 12)},), r"RuntimeError: .*channel"),
+    ],
+)
+def test_an_example_input_that_the_model_cannot_take(example, words):
+    for call in (plan, adderize):
+        with pytest.raises(AdderizeError, match=words) as caught:
+            call(Opaque(), example_input=example)
+        assert caught.value.__cause__ is not None
+
+
+class Noisy(nn.Module):
+    """Makes tensors and draws random numbers in its forward, and branches on a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 0 and random.random() >= 0:
+            x = x + torch.rand(x.shape) + torch.ones(1, 1, *x.shape[2:])
+        return self.head(self.norm(self.b(self.a(x))))
+
+
+def test_a_forward_that_makes_tensors_is_recorded_and_draws_nothing(recwarn):
+    model = Noisy()
+    states = random.getstate(), torch.get_rng_state()
+    rows = {row.name: row for row in plan(model).rows}
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert {row.method for row in rows.values()} == {"hooks"}
+    assert rows["b"].norm == "norm"
+    adderize(model)
+    assert not recwarn.list
 
 
 def test_an_example_input_helps():
