@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised whenever a function below changes its meaning or its arguments, or disappears. */
-#define ADDERIZE_ABI_VERSION 3
+#define ADDERIZE_ABI_VERSION 4
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -75,6 +75,9 @@ ADDERIZE_API int adderize_sign_filter_gradient(const adderize_shape *shape, cons
  * inputs lie far from zero compared with their spread. Estimates each channel's mean from a fixed sample of an N,H,W,C image with
  * `positions` = n * h * w >= 1; *far becomes 1 if the largest one is finite and above 4 standard deviations, else 0. */
 ADDERIZE_API int adderize_centre(int64_t positions, int64_t channels, const float *input, float *mean, int *far);
+
+/* totals[channel] = the sum over all positions of an N,H,W,C image, in double; `positions` = n * h * w >= 1. */
+ADDERIZE_API int adderize_channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads);
 
 /* For `batch` matrices: output[b][j][i] = input[b][i][j], with i < rows and j < columns. Turns N,C,H,W into N,H,W,C and back. */
 ADDERIZE_API int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);

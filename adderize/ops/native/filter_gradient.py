@@ -44,14 +44,28 @@ def full_filter_gradient(
     centre = _far_centre(input)
     centred = input if centre is None else input - centre.view(1, -1, 1, 1)
     result = _weight_gradient(grad, centred, weight, *geometry)
-    total = grad.sum((0, 2, 3), dtype=torch.float64).view(-1, 1, 1, 1)
-    correction = weight * -total
-    if centre is not None:
+    total = _totals(grad).view(-1, 1, 1, 1)
+    if centre is None:
+        result.addcmul_(weight, total.float(), value=-1)
+    else:
         inside = _inside_sums(grad, input, weight, stride, padding, dilation)
         per_group = centre.double().view(groups, 1, -1, 1, 1)
         of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
-        correction += of_filter * inside.unsqueeze(1)
-    return result.add_(correction).contiguous(memory_format=wanted)
+        result.add_(of_filter * inside.unsqueeze(1) - weight * total)
+    return result.contiguous(memory_format=wanted)
+
+
+def _totals(grad: Tensor) -> Tensor:
+    """G: (Cout,), float64."""
+    if grad.numel() == 0 or not grad.is_contiguous(memory_format=torch.channels_last):
+        return grad.sum((0, 2, 3), dtype=torch.float64)
+    channels = grad.shape[1]
+    totals = torch.empty(channels, dtype=torch.float64, device="cpu")
+    positions, threads = grad.numel() // channels, torch.get_num_threads()
+    call(
+        "adderize_channel_totals", positions, channels, grad.data_ptr(), totals.data_ptr(), threads
+    )
+    return totals
 
 
 def _far_centre(input: Tensor) -> Tensor | None:

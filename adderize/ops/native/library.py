@@ -14,7 +14,7 @@ import torch  # before the library: it brings the OpenMP runtime whose symbols t
 
 from adderize.errors import AdderizeError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -35,7 +35,8 @@ class _NotBuiltError(Exception):
     """Why there is no library, in one sentence."""
 
 
-_FLOATS, _SHAPE, _STRIDES = ctypes.c_void_p, POINTER(Shape), POINTER(c_int64)
+_FLOATS = _DOUBLES = ctypes.c_void_p
+_SHAPE, _STRIDES = POINTER(Shape), POINTER(c_int64)
 _SIGNATURES: dict[str, list[object]] = {
     "adderize_forward": [_SHAPE, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int, c_int],
     "adderize_input_gradient": [
@@ -46,6 +47,7 @@ _SIGNATURES: dict[str, list[object]] = {
     ],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
     "adderize_centre": [c_int64, c_int64, _FLOATS, _FLOATS, POINTER(c_int)],
+    "adderize_channel_totals": [c_int64, c_int64, _FLOATS, _DOUBLES, c_int],
     "adderize_set_cpu": [c_char_p],
     "adderize_has_openmp": [],
 }
