@@ -15,14 +15,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
-from adderize.surgery import convert_like, options_of
+from adderize.layers import AdderConv2d, AdderLinear, _rename_authors_keys
+from adderize.ops._shapes import GRADIENTS
+from adderize.surgery import convert_like
+from adderize.surgery.engine import become_original, original_kind
+from adderize.surgery.steps import listed
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 _FORMAT = 1
+_NORM_OPTIONS: dict[str, tuple[type, ...]] = {
+    "eps": (int, float),
+    "momentum": (int, float, type(None)),
+    "affine": (bool,),
+    "track_running_stats": (bool,),
+}
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
 
 
@@ -32,12 +43,14 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     Args:
         model: a model with or without adders, not wrapped.
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
-            ``adderize.json`` (converted layers, their kind, gradient and own norm, the options of
-            the conversion, library versions).
+            ``adderize.json`` (converted layers, their kind, gradient and own norm, shared tensors,
+            library versions).
 
     Raises:
-        AdderizeError: the model's parameters are on the meta device.
+        AdderizeError: a wrapped model, parameters on the meta device, an adder's ``norm`` that is no
+            plain batch norm, or a folder that cannot be written.
     """
+    _check_unwrapped(model)
     state = model.state_dict()
     empty = [name for name, tensor in state.items() if tensor.is_meta]
     if empty:
@@ -47,19 +60,21 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         "format": _FORMAT,
         "adderize": __version__,
         "libraries": _versions(),
-        "options": options_of(model),
         "layers": _layers(model),
         "shared": aliases,
     }
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
         if name not in aliases
     }
-    save_file(_unshared(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_unshared(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise AdderizeError(f"cannot write to {folder}: {error}") from error
 
 
 def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -74,30 +89,42 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         the model itself.
 
     Raises:
-        AdderizeError: files missing or damaged, or a model that the weights do not belong to: the
-            message names the layers.
+        AdderizeError: files missing or damaged, a wrapped model, buffers on the meta device that no
+            weights are saved for, or a model that the weights do not belong to: the message names
+            the layers, and the model is left as it was.
     """
+    _check_unwrapped(model)
+    _check_buffers(model)
     folder = Path(folder)
     manifest, state = _read(folder)
     saved = manifest["layers"]
     present = _layers(model)
-    if present != saved:
-        strangers = [name for name in present if name not in saved]
-        if strangers:
-            raise AdderizeError(
-                f"{folder} holds convolutions where the model has adders: {_listed(strangers)}; "
-                "load into a model that is not converted, or restore() this one first"
-            )
-        convert_like(model, {name: kind for name, kind in saved.items() if name not in present})
+    strangers = [name for name in present if name not in saved]
+    if strangers:
+        raise AdderizeError(
+            f"{folder} holds convolutions where the model has adders: {listed(strangers)}; "
+            "load into a model that is not converted, or restore() this one first"
+        )
+    new = {name: entry for name, entry in saved.items() if name not in present}
+    if new:
+        convert_like(model, new)
+    try:
         different = [name for name, entry in _layers(model).items() if entry != saved[name]]
         if different:
             raise AdderizeError(
-                f"the adders {_listed(different)} differ from the saved ones in kind, gradient or "
+                f"the adders {listed(different)} differ from the saved ones in kind, gradient or "
                 "norm; load into a model that is not converted"
             )
-    for alias, name in manifest["shared"].items():
-        state[alias] = state[name]
-    _load(model, state, str(folder))
+        _check_ties(model, manifest["shared"], folder)
+        for alias, name in manifest["shared"].items():
+            state[alias] = state[name].clone()
+        _load(model, state, folder)
+    except AdderizeError:
+        for layer in map(model.get_submodule, new):
+            kind = original_kind(layer)
+            assert kind is not None
+            become_original(layer, kind)
+        raise
     return model
 
 
@@ -125,17 +152,46 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     plain = sorted(name for name in filters & set(modules) if name not in adders)
     if plain:
         raise AdderizeError(
-            f"{path} has adder filters where the model has {_listed(plain)} as other layers: "
+            f"{path} has adder filters where the model has {listed(plain)} as other layers: "
             "convert the model first (adderize)"
         )
     kept = sorted(name for name in adders if name + ".weight" in state)
     if kept:
         raise AdderizeError(
-            f"{path} has convolutions where the model has adders: {_listed(kept)}; leave them out "
+            f"{path} has convolutions where the model has adders: {listed(kept)}; leave them out "
             "of the conversion (exclude=)"
         )
-    _load(model, state, str(path))
+    for name in adders:
+        _rename_authors_keys(state, name + ".")
+    _load(model, state, Path(path))
     return model
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    found = type(model).__name__
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")
+    if found == "OptimizedModule":
+        raise AdderizeError("the model is compiled: pass what torch.compile got, model._orig_mod")
+
+
+def _check_buffers(model: nn.Module) -> None:
+    state = model.state_dict()
+    lost = [name for name, b in model.named_buffers() if b.is_meta and name not in state]
+    if lost:
+        raise AdderizeError(
+            f"the buffers {listed(lost)} are on the meta device and not among saved weights "
+            "(persistent=False): build the model on the CPU"
+        )
+
+
+def _check_ties(model: nn.Module, shared: dict[str, str], folder: Path) -> None:
+    for alias, name in _aliases(model).items():
+        if shared.get(alias, alias) != shared.get(name, name):
+            raise AdderizeError(
+                f"{alias} and {name} are one tensor in the model and two in {folder}: build the "
+                "model as the saved one was"
+            )
 
 
 def _versions() -> dict[str, str]:
@@ -153,11 +209,22 @@ def _layers(model: nn.Module) -> dict[str, dict[str, Any]]:
         name: {
             "kind": type(module).__name__,
             "gradient": module.gradient,
-            "norm": module.norm is not None,
+            "norm": None if module.norm is None else _norm_options(f"{name}.norm", module.norm),
         }
         for name, module in model.named_modules()
         if isinstance(module, (AdderConv2d, AdderLinear))
     }
+
+
+def _norm_options(name: str, norm: nn.Module) -> dict[str, Any]:
+    # SyncBatchNorm and what Lightning makes of one afterwards compute as a plain one does.
+    plain = isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward
+    if not plain and type(norm) is not nn.SyncBatchNorm:
+        raise AdderizeError(
+            f"{name} is a {type(norm).__name__}; expected a plain BatchNorm2d or BatchNorm1d: put "
+            "other norms after the layer in the model itself"
+        )
+    return {key: getattr(norm, key) for key in _NORM_OPTIONS}
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
@@ -198,7 +265,33 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdderizeError(
             f"{folder / MANIFEST} has format {found!r}; this version of adderize reads {_FORMAT}"
         )
+    problem = _manifest_problem(manifest, state)
+    if problem:
+        raise AdderizeError(f"{folder / MANIFEST} is damaged: {problem}")
     return manifest, state
+
+
+def _manifest_problem(manifest: dict[str, Any], state: dict[str, Tensor]) -> str | None:
+    for key in ("layers", "shared"):
+        if not isinstance(manifest.get(key), dict):
+            return f"{key} is {manifest.get(key)!r}; expected names and what they stand for"
+    for name, entry in manifest["layers"].items():
+        if not isinstance(entry, dict) or entry.keys() != {"kind", "gradient", "norm"}:
+            return f"the layer {name} is {entry!r}; expected its kind, gradient and norm"
+        if entry["gradient"] not in GRADIENTS or not _are_norm_options(entry["norm"]):
+            return f"the layer {name} has the gradient {entry['gradient']!r}, norm {entry['norm']}"
+    for alias, name in manifest["shared"].items():
+        if name not in state:
+            return f"{alias} is shared with {name}, which is not among the weights"
+    return None
+
+
+def _are_norm_options(norm: Any) -> bool:
+    return norm is None or (
+        isinstance(norm, dict)
+        and norm.keys() == _NORM_OPTIONS.keys()
+        and all(type(norm[key]) in kinds for key, kinds in _NORM_OPTIONS.items())
+    )
 
 
 def _read_authors(path: Path) -> dict[str, Tensor]:
@@ -210,14 +303,18 @@ def _read_authors(path: Path) -> dict[str, Tensor]:
         raise AdderizeError(f"{path} is no PyTorch checkpoint: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
     if content and all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): tensor for key, tensor in content.items()}
     return content
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def _load(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    _check_fit(model, state, source)
+    aliases = _aliases(model)
     meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     try:
         model.load_state_dict(state, strict=True, assign=meta)
@@ -226,8 +323,30 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         raise AdderizeError(
             f"the weights of {source} do not belong to this model: {details}"
         ) from error
+    # Assigning gives each name a parameter of its own.
+    for alias, name in aliases.items() if meta else ():
+        owner, _, key = name.rpartition(".")
+        other, _, other_key = alias.rpartition(".")
+        setattr(model.get_submodule(other), other_key, getattr(model.get_submodule(owner), key))
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _check_fit(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Raise before anything is loaded: load_state_dict copies what fits, then raises."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [
+        f"{name} has the shape {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    # Files older than this counter lack it, and torch fills it in.
+    counter = "num_batches_tracked"
+    missing = [name for name in expected if name not in state and not name.endswith(counter)]
+    unexpected = [name for name in state if name not in expected]
+    if missing:
+        problems.append(f"they lack {listed(missing)}")
+    if unexpected:
+        problems.append(f"the model lacks {listed(unexpected)}")
+    if problems:
+        raise AdderizeError(
+            f"the weights of {source} do not belong to this model: {'; '.join(problems[:5])}"
+        )

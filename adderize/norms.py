@@ -92,11 +92,12 @@ def _channels(norm: nn.Module) -> Any:
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
-def insert_norm(layer: AdderConv2d | AdderLinear) -> nn.Module:
-    """Give an adder layer a batch norm of its own, on its filters' device, in its mode."""
+def insert_norm(layer: AdderConv2d | AdderLinear, **options: Any) -> nn.Module:
+    """Give an adder layer a batch norm of its own, on its filters' device, in its mode; options are
+    those of ``nn.BatchNorm2d``."""
     kind = nn.BatchNorm2d if isinstance(layer, AdderConv2d) else nn.BatchNorm1d
     weight = layer.weight
-    layer.norm = kind(weight.shape[0], device=weight.device, dtype=weight.dtype)
+    layer.norm = kind(weight.shape[0], device=weight.device, dtype=weight.dtype, **options)
     layer.norm.train(layer.training)
     return layer.norm
 

@@ -122,7 +122,6 @@ def adderize(
     for step in chosen:
         _convert(step, options)
     if chosen:
-        model._adderize_options = dataclasses.asdict(options)  # type: ignore[assignment]
         warn_optimizers(model, _new_parameters(chosen))
     return model
 
@@ -160,17 +159,10 @@ def _initialise(layer: AdderConv2d | AdderLinear, init: str) -> None:
             nn.init.normal_(weight)
 
 
-def options_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The options of each :func:`adderize` call, by the name of the module that it converted."""
-    return {
-        name: module._adderize_options
-        for name, module in model.named_modules()
-        if hasattr(module, "_adderize_options")
-    }
-
-
 def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
     """Convert exactly the named layers, with the kind, gradient and norm that each entry gives.
+
+    The norm is None or the options of the batch norm to insert.
 
     Raises:
         AdderizeError: a name without a layer, or with one that has no such adder form.
@@ -188,8 +180,8 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
         layer = modules[name]
         become(layer, adder_kind(layer), gradient=entry["gradient"])  # type: ignore[arg-type]
         assert isinstance(layer, (AdderConv2d, AdderLinear))
-        if entry["norm"]:
-            insert_norm(layer)
+        if entry["norm"] is not None:
+            insert_norm(layer, **entry["norm"])
     return model
 
 
@@ -224,6 +216,4 @@ def restore(model: nn.Module) -> nn.Module:
         kinds.append(kind)
     for layer, kind in zip(adders.values(), kinds, strict=True):
         become_original(layer, kind)
-    for module in model.modules():
-        module.__dict__.pop("_adderize_options", None)
     return model
