@@ -101,6 +101,36 @@ float few_channel_sums(const float *x, int64_t positions, int64_t stride, float 
   return largest;
 }
 
+struct Sums {
+  vec plain, magnitude;
+};
+ADDERIZE_INLINE Sums operator+(const Sums &a, const Sums &b) { return {a.plain + b.plain, a.magnitude + b.magnitude}; }
+
+constexpr int64_t short_sum = 16 * V;
+
+ADDERIZE_INLINE Sums short_lane_sums(const float *p, int64_t count) {
+  Sums sums = {};
+  for (; count >= V; p += V, count -= V) {
+    const vec v = load(p);
+    sums = sums + Sums{v, absolute(v)};
+  }
+  if (count > 0) {
+    const vec v = load(p, count);
+    sums = sums + Sums{v, absolute(v)};
+  }
+  return sums;
+}
+// Pairwise: a long sum in one accumulator loses digits.
+Sums long_lane_sums(const float *p, int64_t count) {
+  if (count <= short_sum) return short_lane_sums(p, count);
+  const int64_t half = round_up(count / 2, V);
+  return long_lane_sums(p, half) + long_lane_sums(p + half, count - half);
+}
+// Lane l: the sum of p[i], and of its magnitudes, over i = l mod V.
+ADDERIZE_INLINE Sums lane_sums(const float *p, int64_t count) {
+  return count <= short_sum ? short_lane_sums(p, count) : long_lane_sums(p, count);
+}
+
 // sums[i] = sum of the channels at position i. Returns the largest sum of magnitudes of any position.
 float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t channels, float *sums) {
   if (channels == 1) return few_channel_sums<1>(x, positions, stride, sums);
@@ -113,22 +143,10 @@ float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t ch
     for (; i + V <= positions; i += V) {
       vec plain[V], magnitude[V], negative = {};
       for (int j = 0; j < V; ++j) {
-        const float *p = x + (i + j) * stride;
-        vec sum = {}, size = {};
-        int64_t k = 0;
-        for (; k + V <= channels; k += V) {
-          const vec v = load(p + k);
-          sum += v;
-          size += absolute(v);
-        }
-        if (k < channels) {
-          const vec v = load(p + k, channels - k);
-          sum += v;
-          size += absolute(v);
-        }
-        plain[j] = sum;
-        magnitude[j] = size;
-        negative += size - sum;
+        const Sums s = lane_sums(x + (i + j) * stride, channels);
+        plain[j] = s.plain;
+        magnitude[j] = s.magnitude;
+        negative += s.magnitude - s.plain;
       }
       const vec sum = totals(plain);
       store(sums + i, sum);
@@ -138,13 +156,9 @@ float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t ch
     for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
   }
   for (; i < positions; ++i) {
-    float sum = 0, size = 0;
-    for (int64_t k = 0; k < channels; ++k) {
-      const float v = x[i * stride + k];
-      sum += v;
-      size += v < 0 ? -v : v;
-    }
-    sums[i] = sum;
+    const Sums s = lane_sums(x + i * stride, channels);
+    const float size = total(s.magnitude);
+    sums[i] = total(s.plain);
     largest = size > largest ? size : largest;
   }
   return largest;

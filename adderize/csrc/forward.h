@@ -136,7 +136,7 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
 template <int N>
 void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64_t columns, const Cut &cut, const float *w,
                    const float *filter_sums, float floor) {
-  alignas(64) float sums[most_positions * N * V];
+  alignas(64) float sums[2 * most_positions * N * V];
   bool exact = p.form == ADDERIZE_FORM_EXACT;
   const Grid origin = at;
   const Target first = to;
@@ -160,13 +160,18 @@ void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64
   }
 }
 
-// The fast form's error grows with its largest partial sums, at most flush_every terms of each; |Y| must not be much smaller.
+// Rounding moves a sum of n numbers by up to n / 3 * 2^-24 of their magnitudes: in flat regions every addition errs the same way.
+// With A = sum |x| + sum |w|, the maxima's error is that share of A + |Y|, and the channel, patch and filter sums' of A. Where |Y|
+// reaches the floor, both stay below 1e-5 of it.
 float floor_of(const ForwardPlan &p, float patch, const float *magnitudes, int64_t lanes) {
   if (p.form == ADDERIZE_FORM_FAST) return 0;
   float filter = 0;
   for (int64_t i = 0; i < lanes; ++i) filter = magnitudes[i] > filter ? magnitudes[i] : filter;
-  const float terms = float(least(p.k, flush_every)) / float(flush_every);
-  return (patch * float(p.s.kh * p.s.kw) + filter) / 3.0f * __builtin_sqrtf(terms);
+  const int64_t parts = ceil_div(p.k, flush_every);
+  const int64_t terms = least(p.k, flush_every) + least(parts, carry_every) + parts / carry_every;
+  constexpr float share = 1.0f / (3 << 24);
+  const float maxima = float(terms) * share, others = float(least(p.k, 32) + p.s.kh + p.s.kw) * share;
+  return (patch * float(p.s.kh * p.s.kw) + filter) * (maxima + others) / (maxima < 9e-6f ? 1e-5f - maxima : 1e-6f);
 }
 
 void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, Grid at, Target to, int64_t rows, int64_t columns,

@@ -98,14 +98,19 @@ void pack_forward(const adderize_shape &s, const Filters &f, int64_t first, int6
   }
   vec sum = {}, magnitude = {};
   for (int64_t k = 0; k < cg * taps;) {  // short partial sums keep their digits
-    vec part = {}, size = {};
-    for (const int64_t end = least(k + 256, cg * taps); k < end; ++k) {
-      const vec v = load(out + k * step);
-      part += v;
-      size += absolute(v);
+    vec parts = {}, sizes = {};
+    for (const int64_t end = least(k + 1024, cg * taps); k < end;) {
+      vec part = {}, size = {};
+      for (const int64_t stop = least(k + 32, end); k < stop; ++k) {
+        const vec v = load(out + k * step);
+        part += v;
+        size += absolute(v);
+      }
+      parts += part;
+      sizes += size;
     }
-    sum += part;
-    magnitude += size;
+    sum += parts;
+    magnitude += sizes;
   }
   store(sums, sum);
   store(magnitudes, magnitude);

@@ -47,11 +47,18 @@ struct Walk {
   }
 };
 
-constexpr int64_t flush_every = 256;  // longer sums in one accumulator lose digits
+// A long sum in one accumulator loses digits: its parts are added to a second level after so many terms, those to a third after so
+// many parts. Filters of 3x3 often have 48, 96 or 192 terms in a row.
+constexpr int64_t flush_every = 96, carry_every = 16;
+
+// upper += sums. With `fresh`, upper holds nothing yet.
+__attribute__((noinline)) void carry(const float *sums, float *upper, int64_t floats, bool fresh) {
+  for (int64_t i = 0; i < floats; i += V) store(upper + i, fresh ? load(sums + i) : load(upper + i) + load(sums + i));
+}
 
 enum class Sum { maxima, distances };
 
-// sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; w is [k][N * V].
+// sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; w is [k][N * V]. `sums` has room for twice as many.
 template <Sum kind, int Q, int R, int N>
 __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, float *sums) {
   vec acc[R][Q][N];
@@ -62,9 +69,10 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[r][q][n] = vec{};
   const vec one = hidden_one();
-  bool flushed = false;
-  int64_t room = flush_every;
+  constexpr int64_t floats = R * Q * N * V;
+  int64_t room = flush_every, flushes = 0;
   const auto flush = [&] {
+    const bool fresh = flushes % carry_every == 0;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -72,12 +80,12 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
           float *to = sums + ((r * Q + q) * N + n) * V;
-          if (flushed) acc[r][q][n] += load(to);
+          if (!fresh) acc[r][q][n] += load(to);
           store(to, acc[r][q][n]);
           acc[r][q][n] = vec{};
         }
-    flushed = true;
     room = flush_every;
+    if (++flushes % carry_every == 0) carry(sums, sums + floats, floats, flushes == carry_every);
   };
   for (int64_t i = 0; i < runs.count; ++i) {
     Walk<Q, R> x(at, runs.offset[i]);
@@ -104,7 +112,9 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
       if ((room -= step) == 0) flush();
     }
   }
-  if (room < flush_every || !flushed) flush();
+  if (room < flush_every || !flushes) flush();
+  if (flushes < carry_every) return;
+  carry(sums + floats, sums, floats, flushes % carry_every == 0);
 }
 
 enum class Clip { full, sign };

@@ -205,6 +205,20 @@ def test_offsets_lose_no_digits(offsets: tuple[int, int], layout: torch.memory_f
     _check(Case(input, torch.randn(40, 1, 3, 3) + offsets[1], padding=(1, 1), groups=40))
 
 
+@pytest.mark.parametrize("value", [3.806, 3.684, 2.159])
+@pytest.mark.parametrize(("channels", "kernel"), [(28, 3), (256, 1), (512, 1)])
+def test_flat_regions_lose_no_digits(channels: int, kernel: int, value: float) -> None:
+    """Every addition of equal numbers rounds the same way."""
+    input = torch.full((1, channels, 6, 6), value)
+    _check(Case(input, torch.full((8, channels, kernel, kernel), 0.49 * value)))
+
+
+@pytest.mark.parametrize("channels", [4608, 25088, 100352])
+def test_long_sums_lose_no_digits(channels: int) -> None:
+    _check(Case(torch.full((17, channels, 1, 1), 0.1), torch.full((2, channels, 1, 1), 0.05)))
+    _check(Case(torch.rand(9, channels, 1, 1) + 4, torch.rand(2, channels, 1, 1) + 2))
+
+
 def test_alternating_offsets_do_not_cancel_unseen() -> None:
     """The channels' offsets add up to nothing, but each of them costs digits in a sum of maxima."""
     torch.manual_seed(0)
