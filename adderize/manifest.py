@@ -47,7 +47,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             library versions).
 
     Raises:
-        AdderizeError: a wrapped model, parameters on the meta device, an adder's ``norm`` that is no
+        AdderizeError: a wrapped model, parameters on the meta device, an adder whose ``norm`` is no
             plain batch norm, or a folder that cannot be written.
     """
     _check_unwrapped(model)

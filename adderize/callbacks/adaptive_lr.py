@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from typing import Any
 
@@ -12,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from adderize.adaptive_lr import adder_filters, check_eta, held_filters, scale_adder_gradients_
 from adderize.callbacks.norms import (
@@ -22,10 +20,17 @@ from adderize.callbacks.norms import (
 )
 from adderize.errors import AdderizeError
 
-_RESCALES_GRADIENTS = re.compile(
-    "ada|adopt|kron|lamb|laprop|lars|lion|madgrad|muon|novograd|rmsprop|rprop|shampoo|soap|sophia",
-    re.IGNORECASE,
-)
+# Class names in lower case, of torch, timm, apex, DeepSpeed, bitsandbytes, Transformers and others:
+# also subclasses of theirs.
+_RESCALES_GRADIENTS = frozenset({
+    "adabelief", "adadelta", "adafactor", "adafactorbigvision", "adagrad", "adahessian", "adam",
+    "adam8bit", "adamax", "adamp", "adamw", "adamw8bit", "adamwlegacy", "adan", "ademamix", "adopt",
+    "came", "deepspeedcpuadam", "distributedfusedadam", "fusedadam", "fusedlamb", "fusednovograd",
+    "kron", "lamb", "lamb8bit", "laprop", "lars", "lars8bit", "lion", "lion8bit", "madgrad", "mars",
+    "muon", "nadam", "nadamlegacy", "nadamw", "novograd", "nvnovograd", "pagedadam", "pagedadamw",
+    "pagedadamw8bit", "pagedlion", "prodigy", "radam", "radamlegacy", "rmsprop", "rmsproptf",
+    "rprop", "shampoo", "soap", "sophia", "sophiag", "sparseadam", "yogi",
+})  # fmt: skip
 
 
 class AdaptiveLearningRate(Callback):
@@ -91,7 +96,6 @@ class AdaptiveLearningRate(Callback):
         self._norms_checked_in_epoch: int | None = None
         self._warned_of_norms = False
 
-    @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise MisconfigurationException(
@@ -100,7 +104,6 @@ class AdaptiveLearningRate(Callback):
                 "fully_shard (FSDP2) in configure_model, or DDPStrategy"
             )
 
-    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         filters = adder_filters(pl_module)
         if not filters:
@@ -119,7 +122,6 @@ class AdaptiveLearningRate(Callback):
         if self.recalibrate_before_validation and trainer.enable_validation:
             check_recalibration(pl_module)
 
-    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._release()
         self._norms_checked_in_epoch, self._warned_of_norms = None, False
@@ -128,7 +130,6 @@ class AdaptiveLearningRate(Callback):
         name = "configure_gradient_clipping" if automatic else "on_before_optimizer_step"
         self._hook = _ScalingHook(self, pl_module, name)
 
-    @override
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -140,32 +141,26 @@ class AdaptiveLearningRate(Callback):
         if self.recalibrate_before_validation and trainer.enable_validation:
             self._batches.append(batch)
 
-    @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._batches and not trainer.sanity_checking:
             recalibrate_before_validation(trainer, pl_module, list(self._batches))
             self._batches.clear()
 
-    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._release()
 
-    @override
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._release()
 
-    @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._release()
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         """Makes Lightning warn where a checkpoint is resumed without this callback."""
         return {"eta": self.eta}
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["eta"] != self.eta:
             rank_zero_warn(
@@ -244,7 +239,7 @@ def _check_optimizer(trainer: pl.Trainer, optimizer: Optimizer) -> None:
             "inside its step, so the rule would act on scaled ones. Create it with fused=False, or "
             'train with precision="bf16-mixed"'
         )
-    if any(_RESCALES_GRADIENTS.search(cls.__name__) for cls in type(optimizer).__mro__):
+    if any(kind.__name__.lower() in _RESCALES_GRADIENTS for kind in type(optimizer).__mro__):
         rank_zero_warn(
             f"{type(optimizer).__name__} rescales gradients itself and so cancels the adaptive "
             "learning rate of the adder layers. Use SGD with momentum"

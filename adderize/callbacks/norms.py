@@ -13,9 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from adderize.dataflow import NORMS
 from adderize.layers import AdderConv2d, AdderLinear
-
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def warn_of_untrained_norms(model: nn.Module) -> bool:
@@ -82,7 +81,7 @@ def _norms_after_adders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
+    return isinstance(module, NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
 
 
 def _why_untrained(norm: nn.Module) -> str | None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from adderize import AdaptiveLearningRate, AdderizeError
+from adderize.callbacks.adaptive_lr import _RESCALES_GRADIENTS as RESCALING
 
 HOOKS = ("configure_gradient_clipping", "on_before_optimizer_step")
 
@@ -348,7 +349,11 @@ def test_filters_that_no_optimizer_holds() -> None:
         trainer(AdaptiveLearningRate()).fit(ConvertedTooLate(), batches())
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+class OwnAdam(torch.optim.Adam):
+    pass
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, OwnAdam])
 def test_optimizers_that_cancel_the_rule(kind: type) -> None:
     module = Lit(optimizer=lambda parameters, **_: kind(parameters, lr=1e-3))
     with pytest.warns(UserWarning, match=f"{kind.__name__} rescales gradients itself") as caught:
@@ -356,10 +361,29 @@ def test_optimizers_that_cancel_the_rule(kind: type) -> None:
     assert sum("rescales" in str(warning.message) for warning in caught) == 1
 
 
-def test_sgd_raises_no_warning() -> None:
+def test_every_optimizer_of_torch_and_timm_is_known() -> None:
+    import timm.optim
+
+    plain = {"ASGD", "LBFGS", "Lookahead", "Optimizer", "SGD", "SGDP", "SGDW"}
+    classes = [
+        kind
+        for kind in (*vars(torch.optim).values(), *vars(timm.optim).values())
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    ]
+    unknown = {kind.__name__ for kind in classes if kind.__name__.lower() not in RESCALING}
+    assert unknown == plain
+
+
+class ScalarSGD(torch.optim.SGD):
+    """Has "lars" in its name."""
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, ScalarSGD])
+def test_sgd_raises_no_warning(kind: type) -> None:
+    module = Lit(optimizer=lambda parameters, **_: kind(parameters, lr=1e-3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(AdaptiveLearningRate()).fit(Lit(), batches())
+        trainer(AdaptiveLearningRate()).fit(module, batches())
     texts = [str(warning.message) for warning in caught]
     assert not any("rescales" in text or "Adder layers" in text for text in texts)
 

@@ -80,6 +80,7 @@ def after_adder(*modules: nn.Module) -> nn.Module:
         (after_adder(nn.BatchNorm2d(2, affine=False)), []),
         (after_adder(nn.BatchNorm2d(2, track_running_stats=False).eval()), []),
         (after_adder(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2).eval()), []),
+        (after_adder(nn.RMSNorm([2, 4, 4]).requires_grad_(False)), []),
         (after_adder(), []),
         (frozen_filters(), []),
     ],
