@@ -132,6 +132,14 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
   return total(trouble) == 0 && lowest(low) <= -floor;
 }
 
+// The outputs are on their way from memory while the tile is computed.
+template <int N>
+void prefetch(const float *out, int64_t pixel, int64_t row, int64_t q_count, int64_t r_count) {
+  for (int64_t r = 0; r < r_count; ++r)
+    for (int64_t q = 0; q < q_count; ++q)
+      for (int n = 0; n < N; ++n) __builtin_prefetch(out + r * row + q * pixel + n * V, 1);
+}
+
 // One channel tile over a plane of rows x columns positions.
 template <int N>
 void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64_t columns, const Cut &cut, const float *w,
@@ -147,6 +155,7 @@ void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64
       const int q = int((i + 1) * columns / cut.columns - x);
       at.base = origin.base + y * at.row + x * at.pixel;
       to.out = first.out + y * to.row + x * to.pixel;
+      prefetch<N>(to.out, to.pixel, to.row, q, r);
       if (!exact) {
         to.patch = first.patch + y * to.patch_row + x;
         maxima_tiles[N - 1][r - 1][q](at, p.runs, w, sums);

@@ -152,6 +152,7 @@ void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const R
       const int64_t corner = top * plane.row + left * plane.pixel;
       const Grid at = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
       const Tile tile = {plane.in + corner, plane.out + corner, plane.pixel, plane.row};
+      prefetch<N>(tile.out, tile.pixel, tile.row, q_count, r_count);
       const Tile copy = {padded.in, padded.out, N * V, q_count * N * V};
       if (!whole)
         padded.each(plane, tile, r_count, q_count,
