@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adderize.adaptive_lr import scale_adder_gradients_
+    from adderize.authors import load_authors_checkpoint
     from adderize.callbacks import AdaptiveLearningRate
     from adderize.counting import count
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear
-    from adderize.manifest import load_authors_checkpoint, load_model, save_model
+    from adderize.manifest import load_model, save_model
     from adderize.norms import recalibrate
     from adderize.surgery import adderize, plan, restore
 
@@ -27,7 +28,7 @@ _HOMES = {
     "AdderizeError": "adderize.errors",
     "adderize": "adderize.surgery",
     "count": "adderize.counting",
-    "load_authors_checkpoint": "adderize.manifest",
+    "load_authors_checkpoint": "adderize.authors",
     "load_model": "adderize.manifest",
     "plan": "adderize.surgery",
     "recalibrate": "adderize.norms",

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear, _rename_authors_keys
+from adderize.layers import AdderConv2d, AdderLinear
 from adderize.ops._shapes import GRADIENTS
 from adderize.surgery import convert_like
 from adderize.surgery.engine import become_original, original_kind
@@ -60,7 +59,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         "format": _FORMAT,
         "adderize": __version__,
         "libraries": _versions(),
-        "layers": _layers(model),
+        "layers": adder_entries(model),
         "shared": aliases,
     }
     folder = Path(folder)
@@ -98,7 +97,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     folder = Path(folder)
     manifest, state = _read(folder)
     saved = manifest["layers"]
-    present = _layers(model)
+    present = adder_entries(model)
     strangers = [name for name in present if name not in saved]
     if strangers:
         raise AdderizeError(
@@ -109,7 +108,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     if new:
         convert_like(model, new)
     try:
-        different = [name for name, entry in _layers(model).items() if entry != saved[name]]
+        different = [name for name, entry in adder_entries(model).items() if entry != saved[name]]
         if different:
             raise AdderizeError(
                 f"the adders {listed(different)} differ from the saved ones in kind, gradient or "
@@ -118,52 +117,13 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         _check_ties(model, manifest["shared"], folder)
         for alias, name in manifest["shared"].items():
             state[alias] = state[name].clone()
-        _load(model, state, folder)
+        load_weights(model, state, folder)
     except AdderizeError:
         for layer in map(model.get_submodule, new):
             kind = original_kind(layer)
             assert kind is not None
             become_original(layer, kind)
         raise
-    return model
-
-
-def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a checkpoint of the AdderNet authors' code (PyTorch file, state dict).
-
-    A leading ``module.`` of every key is dropped; ``adder`` and ``b`` become the layers' ``weight``
-    and ``bias``.
-
-    Args:
-        model: a network with :class:`AdderConv2d` layers where the checkpoint has adders.
-        path: the ``.pth`` file: a state dict, or a dict with one under ``state_dict``.
-
-    Returns:
-        the model itself.
-
-    Raises:
-        AdderizeError: no such file, no state dict, adders where the model has convolutions or the
-            reverse, keys or shapes that do not fit.
-    """
-    state = _read_authors(Path(path))
-    filters = {key.removesuffix(".adder") for key in state if key.endswith(".adder")}
-    adders = set(_layers(model))
-    modules = dict(model.named_modules(remove_duplicate=False))
-    plain = sorted(name for name in filters & set(modules) if name not in adders)
-    if plain:
-        raise AdderizeError(
-            f"{path} has adder filters where the model has {listed(plain)} as other layers: "
-            "convert the model first (adderize)"
-        )
-    kept = sorted(name for name in adders if name + ".weight" in state)
-    if kept:
-        raise AdderizeError(
-            f"{path} has convolutions where the model has adders: {listed(kept)}; leave them out "
-            "of the conversion (exclude=)"
-        )
-    for name in adders:
-        _rename_authors_keys(state, name + ".")
-    _load(model, state, Path(path))
     return model
 
 
@@ -204,7 +164,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+def adder_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "kind": type(module).__name__,
@@ -294,25 +254,12 @@ def _are_norm_options(norm: Any) -> bool:
     )
 
 
-def _read_authors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise AdderizeError(f"{path} is no file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdderizeError(f"{path} is no PyTorch checkpoint: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
-    if content and all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): tensor for key, tensor in content.items()}
-    return content
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict strictly; into parameters on the meta device by assignment.
 
-
-def _load(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    Raises:
+        AdderizeError: keys or shapes that do not fit; nothing was loaded then.
+    """
     _check_fit(model, state, source)
     aliases = _aliases(model)
     meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
