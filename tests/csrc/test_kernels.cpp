@@ -191,6 +191,22 @@ void check_refusals() {
   expect("the ABI version differs from the header's", adderize_abi_version() == ADDERIZE_ABI_VERSION);
 }
 
+void check_totals() {
+  for (int64_t positions : {1, 3, 257, 20011})
+    for (int64_t channels : {1, 3, 16, 67}) {
+      const std::vector<float> x = noise(positions * channels, 100);
+      std::vector<double> expected(static_cast<size_t>(channels)), totals(expected), threaded(expected);
+      for (size_t i = 0; i < x.size(); ++i) expected[i % size_t(channels)] += double(x[i]);
+      expect("totals failed", adderize_channel_totals(positions, channels, x.data(), totals.data(), 1) == ADDERIZE_OK);
+      expect("totals failed", adderize_channel_totals(positions, channels, x.data(), threaded.data(), 5) == ADDERIZE_OK);
+      expect("threads change a total", totals == threaded);
+      for (size_t c = 0; c < expected.size(); ++c)
+        expect("a total is wrong", std::fabs(totals[c] - expected[c]) <= 1e-12 * std::fabs(expected[c]));
+    }
+  double total;
+  expect("no positions are accepted", adderize_channel_totals(0, 1, nullptr, &total, 1) == ADDERIZE_BAD_ARGUMENT);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -207,6 +223,7 @@ int main(int argc, char **argv) {
     }
   }
   check_centre();
+  check_totals();
   check_refusals();
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures != 0;
