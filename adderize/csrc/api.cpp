@@ -14,7 +14,7 @@ constexpr int64_t most_elements = int64_t(1) << 48;
 bool small(int64_t a, int64_t b, int64_t c, int64_t d) {
   int64_t product = 1;
   for (int64_t size : {a, b, c, d})
-    if (size > most_elements || (product *= (size > 0 ? size : 1)) > most_elements) return false;
+    if (__builtin_mul_overflow(product, size > 0 ? size : 1, &product) || product > most_elements) return false;
   return true;
 }
 

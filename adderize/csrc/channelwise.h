@@ -59,36 +59,55 @@ struct Strip {
   int64_t w_step;
 };
 
+constexpr int64_t flush_strip_every = 192;
+
+template <int Q>
+ADDERIZE_INLINE void flush_strip(vec *from, vec *to) {
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) {
+    to[q] += from[q];
+    from[q] = vec{};
+  }
+}
+
 template <int Q>
 void distance_strip(const Strip &strip, float *out, int64_t out_pixel, int64_t lanes) {
-  vec acc[Q] = {};
+  vec acc[Q] = {}, sum[Q] = {};
   const vec one = hidden_one();
-  for (int64_t t = 0; t < strip.terms; ++t) {
-    const vec filter = load(strip.w + t * strip.w_step);
-    const float *x = strip.base + strip.offsets[t];
+  for (int64_t t = 0; t < strip.terms;) {
+    if (t > 0) flush_strip<Q>(acc, sum);
+    for (const int64_t end = least(t + flush_strip_every, strip.terms); t < end; ++t) {
+      const vec filter = load(strip.w + t * strip.w_step);
+      const float *x = strip.base + strip.offsets[t];
 #pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) acc[q] = add(acc[q], absolute(load(x + q * strip.pixel) - filter), one);
+      for (int q = 0; q < Q; ++q) acc[q] = add(acc[q], absolute(load(x + q * strip.pixel) - filter), one);
+    }
   }
+  if (strip.terms > flush_strip_every) flush_strip<Q>(sum, acc);
 #pragma GCC unroll 8
   for (int q = 0; q < Q; ++q) store(out + q * out_pixel, -acc[q], lanes);
 }
 
 template <Clip kind, int Q>
 void clip_strip(const Strip &strip, const float *in, float *out, int64_t pixel, int64_t lanes) {
-  vec acc[Q] = {}, input[Q];
+  vec acc[Q] = {}, sum[Q] = {}, input[Q];
   const vec one = hidden_one();
 #pragma GCC unroll 8
   for (int q = 0; q < Q; ++q) input[q] = load(in + q * pixel, lanes);
-  for (int64_t t = 0; t < strip.terms; ++t) {
-    const vec filter = load(strip.w + t * strip.w_step);
-    const float *g = strip.base + strip.offsets[t];
+  for (int64_t t = 0; t < strip.terms;) {
+    if (t > 0) flush_strip<Q>(acc, sum);
+    for (const int64_t end = least(t + flush_strip_every, strip.terms); t < end; ++t) {
+      const vec filter = load(strip.w + t * strip.w_step);
+      const float *g = strip.base + strip.offsets[t];
 #pragma GCC unroll 8
-    for (int q = 0; q < Q; ++q) {
-      const vec d = filter - input[q];
-      const vec clipped = kind == Clip::full ? clip(d, one) : sign(d);
-      acc[q] = fma(load(g + q * strip.pixel), clipped, acc[q]);
+      for (int q = 0; q < Q; ++q) {
+        const vec d = filter - input[q];
+        const vec clipped = kind == Clip::full ? clip(d, one) : sign(d);
+        acc[q] = fma(load(g + q * strip.pixel), clipped, acc[q]);
+      }
     }
   }
+  if (strip.terms > flush_strip_every) flush_strip<Q>(sum, acc);
 #pragma GCC unroll 8
   for (int q = 0; q < Q; ++q) store(out + q * pixel, acc[q], lanes);
 }
@@ -144,10 +163,14 @@ void careful_lanes(const LanePlan &p, int64_t n, int64_t y, int64_t x, int64_t l
       const int64_t oy = py.position + i * py.advance + (y - b) / s.stride_h, ox = px.position + j * px.advance + (x - a) / s.stride_w;
       if (oy < 0 || oy >= s.oh || ox < 0 || ox >= s.ow) continue;
       const float *g = p.source + ((n * s.oh + oy) * s.ow + ox) * s.cout;
-      for (int64_t k = 0; k < p.partners; ++k) {
-        vec weight = {};
-        for (int64_t l = 0; l < lanes; ++l) weight[l] = g[(lane + l) / p.per * p.partners + k];
-        acc = fma(weight, clip_keeping_nan(load(w + k * p.padded) - in), acc);
+      for (int64_t k = 0; k < p.partners;) {
+        vec part = {};
+        for (const int64_t end = least(k + flush_strip_every, p.partners); k < end; ++k) {
+          vec weight = {};
+          for (int64_t l = 0; l < lanes; ++l) weight[l] = g[(lane + l) / p.per * p.partners + k];
+          part = fma(weight, clip_keeping_nan(load(w + k * p.padded) - in), part);
+        }
+        acc += part;
       }
     }
   store(out, acc, lanes);
@@ -295,10 +318,11 @@ int lane_forward(const adderize_shape &s, const float *input, const Filters &fil
   return ADDERIZE_OK;
 }
 
-int lane_gradient(const adderize_shape &s, const float *grad, const float *input, const Filters &filters, float *out, int gradient,
+int lane_gradient(const adderize_shape &shape, const float *grad, const float *input, const Filters &filters, float *out, int gradient,
                   int threads) {
   LanePlan p = {};
-  p.s = s;
+  const adderize_shape &s = p.s;
+  p.s = with_short_strides(shape);
   p.source = grad;
   p.input = input;
   p.out = out;

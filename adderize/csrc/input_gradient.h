@@ -36,6 +36,13 @@ Phase phase_of(int64_t offset, int64_t k, int64_t stride, int64_t padding, int64
   return phase;
 }
 
+// A stride as long as the padded input already leaves a single output: a longer one would only add empty phases.
+adderize_shape with_short_strides(adderize_shape s) {
+  s.stride_h = least(s.stride_h, s.h + 2 * s.padding_h);
+  s.stride_w = least(s.stride_w, s.w + 2 * s.padding_w);
+  return s;
+}
+
 struct GradientPlan {
   adderize_shape s;
   const float *grad, *input;
@@ -117,9 +124,13 @@ void careful_position(const GradientPlan &p, int64_t n, int64_t y, int64_t x, in
       const int64_t oy = py.position + i * py.advance + (y - b) / s.stride_h, ox = px.position + j * px.advance + (x - a) / s.stride_w;
       if (oy < 0 || oy >= s.oh || ox < 0 || ox >= s.ow) continue;
       const float *g = p.grad + ((n * s.oh + oy) * s.ow + ox) * s.cout + group * p.og;
-      for (int64_t co = 0; co < p.og; ++co)
-        for (int k = 0; k < N; ++k)
-          acc[k] = fma(all(g[co]), clip_keeping_nan(load(w + (co * N + k) * V) - load(in + k * V)), acc[k]);
+      for (int64_t co = 0; co < p.og;) {
+        vec part[N] = {};
+        for (const int64_t end = least(co + flush_clip_every, p.og); co < end; ++co)
+          for (int k = 0; k < N; ++k)
+            part[k] = fma(all(g[co]), clip_keeping_nan(load(w + (co * N + k) * V) - load(in + k * V)), part[k]);
+        for (int k = 0; k < N; ++k) acc[k] += part[k];
+      }
     }
   for (int k = 0; k < N; ++k) store(sums + k * V, acc[k]);
 }
@@ -298,7 +309,7 @@ void divide(GradientPlan &p) {
 int input_gradient_wide(const adderize_shape &shape, const float *grad, const float *input, const Filters &filters, float *out,
                         int gradient, int threads) {
   GradientPlan p = {};
-  p.s = shape;
+  p.s = with_short_strides(shape);
   p.grad = grad;
   p.input = input;
   p.out = out;

@@ -18,24 +18,32 @@ struct SignPlan {
   const float *zeros;
 };
 
-// Adds to acc[i] for one row of outputs: `x` of output column o lies at row + o * pixel, i floats further for element i.
+// Adds to acc[i] for one row of outputs, in short sums that keep their digits: `x` of output column o lies at row + o * pixel, i floats further for element i.
 template <bool Depthwise>
 void sign_row(const float *g, int64_t g_pixel, int64_t lanes, const float *x, int64_t pixel, int64_t columns, int count,
               const vec *filter, vec *acc) {
-  vec sum[sign_block];
-  for (int i = 0; i < sign_block; ++i) sum[i] = acc[i];
-  for (int64_t o = 0; o < columns; ++o, g += g_pixel, x += pixel) {
-    const vec weight = load(g, lanes);
-    if (Depthwise) {
-      sum[0] = fma(weight, sign(load(x, lanes) - filter[0]), sum[0]);
-    } else if (count == sign_block) {
+  for (int64_t o = 0; o < columns;) {
+    vec sum[sign_block] = {};
+    for (const int64_t end = least(o + 128, columns); o < end; ++o, g += g_pixel, x += pixel) {
+      const vec weight = load(g, lanes);
+      if (Depthwise) {
+        sum[0] = fma(weight, sign(load(x, lanes) - filter[0]), sum[0]);
+      } else if (count == sign_block) {
 #pragma GCC unroll 8
-      for (int i = 0; i < sign_block; ++i) sum[i] = fma(weight, sign(broadcast(x + i) - filter[i]), sum[i]);
-    } else {
-      for (int i = 0; i < count; ++i) sum[i] = fma(weight, sign(broadcast(x + i) - filter[i]), sum[i]);
+        for (int i = 0; i < sign_block; ++i) sum[i] = fma(weight, sign(broadcast(x + i) - filter[i]), sum[i]);
+      } else {
+        for (int i = 0; i < count; ++i) sum[i] = fma(weight, sign(broadcast(x + i) - filter[i]), sum[i]);
+      }
     }
+    for (int i = 0; i < sign_block; ++i) acc[i] += sum[i];
   }
-  for (int i = 0; i < sign_block; ++i) acc[i] = sum[i];
+}
+
+void move_sums(vec *from, vec *to) {
+  for (int i = 0; i < sign_block; ++i) {
+    to[i] += from[i];
+    from[i] = vec{};
+  }
 }
 
 // One vector of output channels, one tap, a block of input channels. Depthwise: the lanes are groups.
@@ -49,7 +57,7 @@ void sign_task(const void *context, int64_t task, int) {
   const int count = Depthwise ? 1 : int(least(sign_block, p.cg - ci));
   const int64_t channels = Depthwise ? s.c : p.og, lanes = least(V, channels - vector * V), co = group * p.og + vector * V;
 
-  vec filter[sign_block] = {}, acc[sign_block] = {};
+  vec filter[sign_block] = {}, acc[sign_block] = {}, rows[sign_block] = {}, part[sign_block] = {};
   const float *from = p.filters.data + co * p.filters.stride[0] + ci * p.filters.stride[1] + ty * p.filters.stride[2] + tx * p.filters.stride[3];
   for (int i = 0; i < count; ++i)
     for (int64_t l = 0; l < lanes; ++l) filter[i][l] = from[l * p.filters.stride[0] + i * p.filters.stride[1]];
@@ -58,10 +66,11 @@ void sign_task(const void *context, int64_t task, int) {
   const int64_t left = least(shift < 0 ? ceil_div(-shift, s.stride_w) : 0, s.ow);
   const int64_t right = most(least(shift < s.w ? ceil_div(s.w - shift, s.stride_w) : 0, s.ow), left);
   for (int64_t n = 0; n < s.n; ++n) {
-    vec part[sign_block] = {};  // of one image: short sums keep their digits
     for (int64_t oy = 0; oy < s.oh; ++oy) {
-      const int64_t y = oy * s.stride_h + ty * s.dilation_h - s.padding_h;
-      const float *g = p.grad + (n * s.oh + oy) * s.ow * s.cout + co;
+      const int64_t y = oy * s.stride_h + ty * s.dilation_h - s.padding_h, row = n * s.oh + oy;
+      if (row % 32 == 0) move_sums(part, rows);
+      if (row % 1024 == 0) move_sums(rows, acc);
+      const float *g = p.grad + row * s.ow * s.cout + co;
       if (y < 0 || y >= s.h) {
         sign_row<Depthwise>(g, s.cout, lanes, p.zeros, 0, s.ow, count, filter, part);
         continue;
@@ -71,8 +80,9 @@ void sign_task(const void *context, int64_t task, int) {
       sign_row<Depthwise>(g + left * s.cout, s.cout, lanes, x, s.stride_w * s.c, right - left, count, filter, part);
       sign_row<Depthwise>(g + right * s.cout, s.cout, lanes, p.zeros, 0, s.ow - right, count, filter, part);
     }
-    for (int i = 0; i < sign_block; ++i) acc[i] += part[i];
   }
+  move_sums(part, rows);
+  move_sums(rows, acc);
   for (int i = 0; i < count; ++i)
     for (int64_t l = 0; l < lanes; ++l) p.out[((co + l) * s.kh * s.kw + tap) * p.cg + ci + i] = acc[i][l];
 }

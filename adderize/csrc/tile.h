@@ -49,7 +49,7 @@ struct Walk {
 
 // A long sum in one accumulator loses digits: its parts are added to a second level after so many terms, those to a third after so
 // many parts. Filters of 3x3 often have 48, 96 or 192 terms in a row.
-constexpr int64_t flush_every = 96, carry_every = 16;
+constexpr int64_t flush_every = 96, carry_every = 16, flush_clip_every = 192;
 
 // upper += sums. With `fresh`, upper holds nothing yet.
 __attribute__((noinline)) void carry(const float *sums, float *upper, int64_t floats, bool fresh) {
@@ -143,42 +143,59 @@ __attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, con
       }
   const float sum_of_trouble = total(trouble);
   const vec one = hidden_one();
+  bool flushed = false;
+  int64_t room = flush_clip_every;
+  const auto flush = [&] {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          float *to = tile.out + r * tile.row + q * tile.pixel + n * V;
+          if (flushed) acc[r][q][n] += load(to);
+          store(to, acc[r][q][n]);
+          acc[r][q][n] = vec{};
+        }
+    flushed = true;
+    room = flush_clip_every;
+  };
   for (int64_t i = 0; i < runs.count; ++i) {
     Walk<Q, R> g(at, runs.offset[i]);
-    for (int64_t k = 0; k < runs.length; ++k, g.advance()) {
-      vec filter[N];
+    for (int64_t left = runs.length; left > 0;) {
+      const int64_t step = least(left, room);
+      for (int64_t k = 0; k < step; ++k, g.advance()) {
+        vec filter[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
-      w += N * V;
+        for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
+        w += N * V;
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) {
-          const vec weight = g.value(q, r);
+          for (int q = 0; q < Q; ++q) {
+            const vec weight = g.value(q, r);
 #pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) {
-            vec &sum = acc[r][q][n];
-            // Some subtractions go to the multipliers: as many as balance the clip, which is one instruction or two.
+            for (int n = 0; n < N; ++n) {
+              vec &sum = acc[r][q][n];
+              // Some subtractions go to the multipliers: as many as balance the clip, which is one instruction or two.
 #if defined(ADDERIZE_AVX512)
-            const bool multiply = N == 1 ? (r * Q + q) % 3 == 0 : (q + n) % 2 == 0;
+              const bool multiply = N == 1 ? (r * Q + q) % 3 == 0 : (q + n) % 2 == 0;
 #else
-            const bool multiply = true;
+              const bool multiply = true;
 #endif
-            const vec d = multiply ? subtract(filter[n], input[r][q][n], one) : filter[n] - input[r][q][n];
-            if (kind == Clip::full)
-              sum = fma(weight, clip(d, one), sum);
-            else
-              sum = fma(weight, sign(d), sum);
+              const vec d = multiply ? subtract(filter[n], input[r][q][n], one) : filter[n] - input[r][q][n];
+              if (kind == Clip::full)
+                sum = fma(weight, clip(d, one), sum);
+              else
+                sum = fma(weight, sign(d), sum);
+            }
           }
-        }
+      }
+      left -= step;
+      if ((room -= step) == 0) flush();
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) store(tile.out + r * tile.row + q * tile.pixel + n * V, acc[r][q][n]);
+  if (room < flush_clip_every || !flushed) flush();
   return sum_of_trouble == 0;
 }
 

@@ -184,6 +184,10 @@ void check_refusals() {
   bad = p.s;
   bad.n = int64_t(1) << 60;
   expect("a huge batch is taken", forward(bad, 0, 1) == ADDERIZE_BAD_ARGUMENT);
+  bad.c = bad.cout = int64_t(1) << 16, bad.groups = 1, bad.n = int64_t(1) << 48;  // 2^64 elements
+  bad.h = bad.w = bad.kh = bad.kw = bad.stride_h = bad.stride_w = bad.dilation_h = bad.dilation_w = bad.oh = bad.ow = 1;
+  bad.padding_h = bad.padding_w = 0;
+  expect("2^64 elements are taken for none", forward(bad, 0, 1) == ADDERIZE_BAD_ARGUMENT);
   expect("an unknown form is taken", forward(p.s, 7, 1) == ADDERIZE_BAD_ARGUMENT);
   expect("no threads are taken", forward(p.s, 0, 0) == ADDERIZE_BAD_ARGUMENT);
   expect("a null shape is taken", adderize_forward(nullptr, p.x.data(), p.w.data(), p.strides, y.data(), 0, 1) == ADDERIZE_BAD_ARGUMENT);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,17 +15,18 @@ from torch import Tensor
 
 from adderize.errors import AdderizeError
 from adderize.ops import native
-from adderize.ops.native import library
 
-pytestmark = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
+if not native.available()[0] and not os.environ.get("ADDERIZE_REQUIRE_NATIVE"):
+    pytest.skip(native.available()[1], allow_module_level=True)
 
-CPUS = str(library.info().get("cpus", "portable")).strip("[]").replace("'", "").split(", ")
+CPUS: list[str] = native.info()["cpus"]  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
-def _best_instruction_set() -> Iterator[None]:
+def _same_instruction_set_as_before() -> Iterator[None]:
+    before = str(native.info()["cpu"])
     yield
-    native.set_cpu("auto")
+    native.set_cpu(before)
 
 
 @pytest.fixture(params=CPUS)
@@ -219,6 +221,63 @@ def test_long_sums_lose_no_digits(channels: int) -> None:
     _check(Case(torch.rand(9, channels, 1, 1) + 4, torch.rand(2, channels, 1, 1) + 2))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_one_sign_lose_no_digits(groups: int) -> None:
+    torch.manual_seed(0)
+    _check_sums(
+        Case(torch.randn(1, 4, 4, 4) + 20, torch.randn(1024, 4 // groups, 3, 3), groups=groups)
+    )
+    _check_sums(
+        Case(torch.randn(1, 4, 90, 90) + 20, torch.randn(4, 4 // groups, 1, 1), groups=groups)
+    )
+    _check_sums(
+        Case(torch.randn(1, 4, 1, 9000) + 20, torch.randn(4, 4 // groups, 1, 1), groups=groups)
+    )
+    unfinished = torch.randn(2048, 4 // groups, 1, 1)
+    unfinished[0, 0, 0, 0] = float("inf")  # the kernels go term by term
+    _check_sums(Case(torch.randn(1, 4, 2, 2) + 20, unfinished, groups=groups), ("full",))
+
+
+def _check_sums(case: Case, gradients: tuple[str, ...] = ("full", "sign")) -> None:
+    """A g of equal numbers: the sums of the kernels' own gradients grow with every term."""
+    grad = torch.full((1, case.weight.shape[0], *_output_size(case)), 0.1)
+    for gradient, cpu in itertools.product(gradients, CPUS):
+        native.set_cpu(cpu)
+        expected, arguments = _expected(case, grad, gradient), (case.input, case.weight)
+        actual = native.input_gradient(grad, *arguments, *case.options, gradient)
+        assert relative_error(actual, expected.input_gradient) < 5e-6, (gradient, cpu)
+        if gradient == "sign":
+            actual = native.weight_gradient(grad, *arguments, *case.options, gradient)
+            assert relative_error(actual, expected.weight_gradient) < 5e-6, (gradient, cpu)
+
+
+def test_long_sums_of_small_groups_lose_no_digits() -> None:
+    _check(Case(torch.full((1, 1024, 5, 5), 0.1), torch.zeros(16, 512, 3, 3), groups=2), "sign")
+
+
+@pytest.mark.parametrize("kernel", [(17, 17), (300, 1), (1, 300)])
+def test_large_kernels(kernel: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    input = torch.randn(1, 5, kernel[0] + 4, kernel[1] + 4)
+    for gradient in ("full", "sign"):
+        _check(Case(input, torch.randn(20, 5, *kernel), (2, 2), (3, 2)), gradient)
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("stride", [3, 5, 6, 7, 1_000_000])
+def test_strides_longer_than_the_image(stride: int, groups: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(16, 16 // groups, 3, 3)
+    case = Case(torch.randn(2, 16, 4, 4), weight, (stride, stride), (1, 1), (1, 1), groups)
+    for gradient in ("full", "sign"):
+        grad = torch.randn(2, 16, *_output_size(case))
+        expected = _expected(case, grad, gradient).input_gradient
+        for cpu in CPUS:
+            native.set_cpu(cpu)
+            actual = native.input_gradient(grad, case.input, weight, *case.options, gradient)
+            assert relative_error(actual, expected) < 1e-5, (gradient, cpu)
+
+
 def test_alternating_offsets_do_not_cancel_unseen() -> None:
     """The channels' offsets add up to nothing, but each of them costs digits in a sum of maxima."""
     torch.manual_seed(0)
@@ -240,13 +299,16 @@ def test_not_finite_numbers_propagate(cpu: str, value: float, groups: int, where
     for stride in ((1, 1), (2, 3)):
         case = Case(input, weight, stride, (1, 1), (1, 1), groups)
         grad = torch.randn(2, 20, *_output_size(case))
-        expected = _expected(case, grad, "full")[:2]
-        actual = (
-            native.forward(input, weight, *case.options),
-            native.input_gradient(grad, input, weight, *case.options, "full"),
-        )
-        for one, other in zip(actual, expected, strict=True):
-            torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
+        for gradient in ("full", "sign"):
+            actual, expected = _actual(case, grad, gradient), _expected(case, grad, gradient)
+            for one, other in zip(actual[:2], expected[:2], strict=True):
+                _assert_close(one, other)
+            if gradient == "sign":
+                _assert_close(actual[2], expected[2])
+
+
+def _assert_close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
