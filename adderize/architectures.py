@@ -116,7 +116,11 @@ def blank(name: str, architecture: str | None = None) -> nn.Module:
         )
     from adderize.manifest import load_model
 
-    return load_model(_on_meta(architecture), folder)
+    try:
+        return load_model(_on_meta(architecture), folder)
+    except AdderizeError:
+        # Buffers that are not saved have no values on the meta device; other errors come again.
+        return load_model(build(architecture), folder)
 
 
 def _on_meta(name: str) -> nn.Module:
