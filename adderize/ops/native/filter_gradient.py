@@ -40,6 +40,9 @@ def full_filter_gradient(
     wanted = memory_format(weight)
     if input.shape[0] == 0:
         return torch.zeros_like(weight, memory_format=wanted)
+    # A stride beyond the padded image means the same as one of its size, which oneDNN takes.
+    sizes = zip(stride, input.shape[2:], padding, strict=True)
+    stride = [min(step, size + 2 * pad) for step, size, pad in sizes]
     geometry = (stride, padding, dilation, groups)
     centre = _far_centre(input)
     centred = input if centre is None else input - centre.view(1, -1, 1, 1)
