@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adderize.errors import AdderizeError
 from adderize.ops import backends, flops, reference
+from adderize.ops import u8 as u8
 from adderize.ops._shapes import check, memory_format, output_dtype, output_size
 
 _ARGUMENTS = (

@@ -58,6 +58,22 @@ def check(
         input: (N, Cin, H, W), any floating dtype.
         weight: (Cout, Cin/groups, kh, kw), same dtype and device.
     """
+    if gradient not in GRADIENTS:
+        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+    if input.dtype not in _FLOATING:
+        raise AdderizeError(f"input has dtype {input.dtype}; expected a floating-point dtype")
+    check_geometry(input, weight, stride, padding, dilation, groups)
+
+
+def check_geometry(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """What `check` asks, of tensors of any dtype."""
     _check_tensors(input, weight)
     if len(stride) != 2 or min(stride) < 1:
         raise AdderizeError(f"stride is {list(stride)}; expected two integers of at least 1")
@@ -65,8 +81,6 @@ def check(
         raise AdderizeError(f"dilation is {list(dilation)}; expected two integers of at least 1")
     if len(padding) != 2 or min(padding) < 0:
         raise AdderizeError(f"padding is {list(padding)}; expected two integers of at least 0")
-    if gradient not in GRADIENTS:
-        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
     _check_channels(input, weight, groups)
     if min(output_size(input, weight, stride, padding, dilation)) < 1:
         raise AdderizeError(
@@ -88,8 +102,6 @@ def _check_tensors(input: Tensor, weight: Tensor) -> None:
         raise AdderizeError(
             f"input is on {input.device} but the filters are on {weight.device}: move one of them"
         )
-    if input.dtype not in _FLOATING:
-        raise AdderizeError(f"input has dtype {input.dtype}; expected a floating-point dtype")
     if input.dtype != weight.dtype:
         raise AdderizeError(
             f"input has dtype {input.dtype} but the filters have {weight.dtype}: cast the input, "
