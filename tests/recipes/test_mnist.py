@@ -71,6 +71,14 @@ def test_a_run(
     assert (folder / "logs" / "version_0" / "metrics.csv").is_file()
 
 
+def test_lenet_plus_plus(mnist_folder: Path, tmp_path: Path) -> None:
+    more = ("--arch", "lenet_plus_plus", "--max-steps", "1")
+    metrics = mnist.train(arguments(mnist_folder, tmp_path / "run", *more))
+    assert len(metrics["converted"]) == 8
+    module = ImageClassifier.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert module.model.fc2.weight.shape == (10, 2)
+
+
 def _check_operations(metrics: dict[str, Any]) -> None:
     before, after = metrics["operations"]["before"], metrics["operations"]["after"]
     pairs = 416_520

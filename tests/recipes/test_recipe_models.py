@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoint
+from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, load_authors_checkpoint
 from recipes import models
 from recipes.datasets import ImageSet, read_parquet
 
@@ -37,14 +37,14 @@ def pairs(model: nn.Module, size: tuple[int, ...]) -> int:
     ("model", "size", "expected"),
     [
         (models.lenet5_bn(), (1, 32, 32), 416_520),
+        # 25 taps a filter at 28^2, 14^2 and 7^2 positions, then 1152 x 2 and 2 x 10.
+        (models.lenet_plus_plus(), (1, 28, 28), 80_911_124),
         (models.resnet20(), (3, 32, 32), 40_813_184),
         (models.resnet32(), (3, 32, 32), 69_124_736),
     ],
-    ids=["lenet5_bn", "resnet20", "resnet32"],
+    ids=["lenet5_bn", "lenet_plus_plus", "resnet20", "resnet32"],
 )
-def test_operation_counts_of_the_paper(
-    model: nn.Module, size: tuple[int, ...], expected: int
-) -> None:
+def test_operation_counts(model: nn.Module, size: tuple[int, ...], expected: int) -> None:
     assert pairs(model, size) == expected
 
 
@@ -59,9 +59,23 @@ def test_cifar_resnets(depth: int, shortcut: str, logits_norm: bool) -> None:
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 100)
 
 
-def test_lenet_takes_channels_and_classes() -> None:
-    model = models.lenet5_bn(num_classes=7, in_channels=3)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+@pytest.mark.parametrize(("name", "size"), [("lenet5_bn", 32), ("lenet_plus_plus", 28)])
+def test_lenets_take_channels_and_classes(name: str, size: int) -> None:
+    model = getattr(models, name)(num_classes=7, in_channels=3)
+    assert model.input_size == (3, size, size)
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_lenet_plus_plus_classifies_two_features() -> None:
+    model = adderize(models.lenet_plus_plus(), stem=True, head=True, linear=True)
+    adders = [m for m in model.modules() if isinstance(m, AdderConv2d | AdderLinear)]
+    assert len(adders) == 8
+    features: list[Tensor] = []
+    model.fc2.register_forward_pre_hook(lambda module, inputs: features.extend(inputs))
+    logits = model(torch.randn(8, 1, 28, 28))
+    assert features[0].shape == (8, 2)
+    distances = (features[0][:, None] - model.fc2.weight).abs().sum(2) - model.fc2.bias
+    torch.testing.assert_close(logits, model.fc2.norm(-distances))
 
 
 @pytest.mark.parametrize(
