@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adderize.adaptive_lr import scale_adder_gradients_
     from adderize.authors import load_authors_checkpoint
+    from adderize.binary import BinaryConv2d
     from adderize.callbacks import AdaptiveLearningRate
     from adderize.counting import count
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear
     from adderize.manifest import load_model, save_model
     from adderize.norms import recalibrate
-    from adderize.surgery import adderize, plan, restore
+    from adderize.surgery import adderize, binarize, plan, restore
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,9 @@ _HOMES = {
     "AdderConv2d": "adderize.layers",
     "AdderLinear": "adderize.layers",
     "AdderizeError": "adderize.errors",
+    "BinaryConv2d": "adderize.binary",
     "adderize": "adderize.surgery",
+    "binarize": "adderize.surgery",
     "count": "adderize.counting",
     "load_authors_checkpoint": "adderize.authors",
     "load_model": "adderize.manifest",
@@ -42,7 +45,9 @@ __all__ = [
     "AdderConv2d",
     "AdderLinear",
     "AdderizeError",
+    "BinaryConv2d",
     "adderize",
+    "binarize",
     "count",
     "load_authors_checkpoint",
     "load_model",

@@ -1,4 +1,4 @@
-"""Adder operations as functions; the layers of adderize.layers hold their parameters."""
+"""Adder and binary operations as functions; the layers hold their parameters."""
 
 from __future__ import annotations
 
@@ -117,8 +117,61 @@ def adder_linear(
     return output if bias is None else output + bias.to(output.dtype)
 
 
+def binary_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Size = 1,
+    padding: _Size | str = 0,
+    dilation: _Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """XNOR-Net's convolution: signs of the input with signs of the filters, one scale a filter.
+
+    ``Y = conv(sign(x), sign(F_c) * mean |F_c|)``, with sign(0) = 1 and sign(NaN) = NaN (Rastegari
+    et al., XNOR-Net, ECCV 2016, equation 6). Padding comes after the signs: a padded tap
+    contributes 0. The gradients are those of Zhou et al. (DoReFa-Net, 2016): straight through the
+    input's sign where ``|x| <= 1`` and 0 elsewhere, straight through the filter's sign and scale.
+
+    Args:
+        input: (N, Cin, H, W) or (Cin, H, W), float32 or float64; half precision under
+            ``torch.autocast``.
+        weight: real-valued filters, (Cout, Cin/groups, kh, kw), float32 or float64.
+        bias: (Cout,), or None.
+        stride, padding, dilation, groups: as in :func:`adder_conv2d`.
+
+    Returns:
+        (N, Cout, OH, OW) or (Cout, OH, OW), in the input's dtype, or autocast's.
+
+    Raises:
+        AdderizeError: shapes, dtypes or arguments that do not fit each other.
+    """
+    if has_torch_function((input, weight, bias)):
+        tensors = (input, weight, bias)
+        traced: Tensor = handle_torch_function(
+            binary_conv2d, tensors, *tensors, stride, padding, dilation, groups
+        )
+        return traced
+    _check_tensors(input, weight, bias)
+    if input.dim() == 3:
+        batch = input.unsqueeze(0)
+        return binary_conv2d(batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
+    if not isinstance(groups, int):
+        raise AdderizeError(f"groups is {groups!r}; expected an integer")
+    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
+    paddings, (top, left) = _symmetric_padding(weight, strides, padding, dilations)
+    # Rows and columns of zeros around the input would become ones: drop the outputs instead.
+    paddings = [paddings[0] + top, paddings[1] + left]
+    output: Tensor = torch.ops.adderize.binary_conv2d(
+        input, weight, strides, paddings, dilations, groups
+    )
+    if top or left:
+        output = output[..., top:, left:]
+    return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)
+
+
 def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise AdderizeError for operands that no adder layer takes, whatever their shapes."""
+    """Raise AdderizeError for operands that no layer of ours takes, whatever their shapes."""
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
@@ -127,9 +180,10 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise AdderizeError(f"{name} is a {kind}; expected a dense torch.Tensor")
     if weight.dtype not in (torch.float32, torch.float64):
         raise AdderizeError(
-            f"the filters have dtype {weight.dtype}; expected float32 or float64. Distances need "
-            'float32 filters: train with torch.autocast (Lightning: precision="bf16-mixed" or '
-            '"16-mixed") instead of model.half(), model.bfloat16() or a "true" precision'
+            f"the filters have dtype {weight.dtype}; expected float32 or float64. Adder and binary "
+            "layers need float32 filters: train with torch.autocast (Lightning: "
+            'precision="bf16-mixed" or "16-mixed") instead of model.half(), '
+            'model.bfloat16() or a "true" precision'
         )
     if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
         raise AdderizeError(
@@ -155,10 +209,20 @@ def _resolve_padding(
     dilation: Sequence[int],
 ) -> tuple[Tensor, list[int]]:
     """Symmetric padding for the op; what "same" needs beyond that is put around the input."""
+    paddings, (vertical, horizontal) = _symmetric_padding(weight, stride, padding, dilation)
+    if vertical or horizontal:
+        input = F.pad(input, (0, horizontal, 0, vertical))
+    return input, paddings
+
+
+def _symmetric_padding(
+    weight: Tensor, stride: Sequence[int], padding: _Size | str, dilation: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Rows and columns around the input, and those that "same" adds at the bottom and right."""
     if not isinstance(padding, str):
-        return input, _pair(padding, "padding")
+        return _pair(padding, "padding"), [0, 0]
     if padding == "valid":
-        return input, [0, 0]
+        return [0, 0], [0, 0]
     if padding != "same":
         raise AdderizeError(f"padding is {padding!r}; expected integers, 'valid' or 'same'")
     if tuple(stride) != (1, 1):
@@ -171,8 +235,4 @@ def _resolve_padding(
             f"weight has shape {tuple(weight.shape)}; expected (Cout, Cin/groups, kh, kw)"
         )
     totals = [step * (kernel - 1) for step, kernel in zip(dilation, weight.shape[2:], strict=True)]
-    halves = [total // 2 for total in totals]
-    if any(total % 2 for total in totals):
-        vertical, horizontal = (total % 2 for total in totals)
-        input = F.pad(input, (0, horizontal, 0, vertical))
-    return input, halves
+    return [total // 2 for total in totals], [total % 2 for total in totals]

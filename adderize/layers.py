@@ -17,11 +17,11 @@ from adderize.ops._shapes import GRADIENTS
 _AUTHORS_KEYS = {"adder": "weight", "b": "bias"}
 
 
-def _check_dtype(dtype: torch.dtype | None) -> None:
+def check_filter_dtype(dtype: torch.dtype | None) -> None:
     if (dtype or torch.get_default_dtype()) not in (torch.float32, torch.float64):
         raise AdderizeError(
-            f"dtype is {dtype or torch.get_default_dtype()}; filters of adder layers are float32 "
-            "(or float64): use mixed precision for speed"
+            f"dtype is {dtype or torch.get_default_dtype()}; filters of adder and binary layers "
+            "are float32 (or float64): use mixed precision for speed"
         )
 
 
@@ -75,7 +75,7 @@ class AdderConv2d(_ConvNd):
         *,
         gradient: str = "full",
     ) -> None:
-        _check_dtype(dtype)
+        check_filter_dtype(dtype)
         self.gradient = _check_gradient(gradient)
         super().__init__(
             in_channels,
@@ -153,7 +153,7 @@ class AdderLinear(nn.Module):
         gradient: str = "full",
     ) -> None:
         super().__init__()
-        _check_dtype(dtype)
+        check_filter_dtype(dtype)
         self.gradient = _check_gradient(gradient)
         self.in_features = in_features
         self.out_features = out_features

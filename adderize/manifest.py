@@ -19,10 +19,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
 from adderize.ops._shapes import GRADIENTS
 from adderize.surgery import convert_like
-from adderize.surgery.engine import become_original, original_kind
+from adderize.surgery.engine import BINARY, Converted, become_original, original_kind
 from adderize.surgery.steps import listed
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
@@ -33,6 +32,7 @@ _NORM_OPTIONS: dict[str, tuple[type, ...]] = {
     "affine": (bool,),
     "track_running_stats": (bool,),
 }
+_WITHOUT_GRADIENT_MODE = [kind.__name__ for kind in BINARY.classes]
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
 
 
@@ -40,14 +40,14 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     """Write a model's weights and what was converted in it.
 
     Args:
-        model: a model with or without adders, not wrapped.
+        model: a model with or without adders or binary layers, not wrapped.
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
             ``adderize.json`` (converted layers, their kind, gradient and own norm, shared tensors,
             library versions).
 
     Raises:
-        AdderizeError: a wrapped model, parameters on the meta device, an adder whose ``norm`` is no
-            plain batch norm, or a folder that cannot be written.
+        AdderizeError: a wrapped model, parameters on the meta device, a converted layer whose
+            ``norm`` is no plain batch norm, or a folder that cannot be written.
     """
     _check_unwrapped(model)
     state = model.state_dict()
@@ -59,7 +59,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         "format": _FORMAT,
         "adderize": __version__,
         "libraries": _versions(),
-        "layers": adder_entries(model),
+        "layers": converted_entries(model),
         "shared": aliases,
     }
     folder = Path(folder)
@@ -97,21 +97,22 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     folder = Path(folder)
     manifest, state = _read(folder)
     saved = manifest["layers"]
-    present = adder_entries(model)
+    present = converted_entries(model)
     strangers = [name for name in present if name not in saved]
     if strangers:
         raise AdderizeError(
-            f"{folder} holds convolutions where the model has adders: {listed(strangers)}; "
+            f"{folder} holds plain layers where the model has converted ones: {listed(strangers)}; "
             "load into a model that is not converted, or restore() this one first"
         )
     new = {name: entry for name, entry in saved.items() if name not in present}
     if new:
         convert_like(model, new)
     try:
-        different = [name for name, entry in adder_entries(model).items() if entry != saved[name]]
+        entries = converted_entries(model)
+        different = [name for name, entry in entries.items() if entry != saved[name]]
         if different:
             raise AdderizeError(
-                f"the adders {listed(different)} differ from the saved ones in kind, gradient or "
+                f"the layers {listed(different)} differ from the saved ones in kind, gradient or "
                 "norm; load into a model that is not converted"
             )
         _check_ties(model, manifest["shared"], folder)
@@ -164,15 +165,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def adder_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
+def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "kind": type(module).__name__,
-            "gradient": module.gradient,
+            "gradient": getattr(module, "gradient", None),
             "norm": None if module.norm is None else _norm_options(f"{name}.norm", module.norm),
         }
         for name, module in model.named_modules()
-        if isinstance(module, (AdderConv2d, AdderLinear))
+        if isinstance(module, Converted)
     }
 
 
@@ -238,7 +239,8 @@ def _manifest_problem(manifest: dict[str, Any], state: dict[str, Tensor]) -> str
     for name, entry in manifest["layers"].items():
         if not isinstance(entry, dict) or entry.keys() != {"kind", "gradient", "norm"}:
             return f"the layer {name} is {entry!r}; expected its kind, gradient and norm"
-        if entry["gradient"] not in GRADIENTS or not _are_norm_options(entry["norm"]):
+        gradients = (None,) if entry["kind"] in _WITHOUT_GRADIENT_MODE else GRADIENTS
+        if entry["gradient"] not in gradients or not _are_norm_options(entry["norm"]):
             return f"the layer {name} has the gradient {entry['gradient']!r}, norm {entry['norm']}"
     for alias, name in manifest["shared"].items():
         if name not in state:

@@ -1,10 +1,10 @@
-"""The norm that every adder needs after it: finding one, inserting one, its statistics."""
+"""The norm after an adder, or before a binary layer: finding or inserting it, its statistics."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from adderize.binary import BinaryConv2d
 from adderize.dataflow import NORMS, Flow, Node, is_leaf
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
@@ -44,22 +45,41 @@ def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
         the norms in order of execution; empty where some path meets an addition, an activation, a
         frozen norm or the model's output first.
     """
+    return _find_norms(flow, layer, "users", _passes)
+
+
+def find_norms_before(flow: Flow, layer: nn.Module) -> list[nn.Module]:
+    """The trainable norms that all of a layer's input comes from, in every call of the layer.
+
+    As :func:`find_norms`, but a maximum of normalised values is not centred any more.
+    """
+    return _find_norms(flow, layer, "sources", lambda node: _passes(node) and not _is_maximum(node))
+
+
+def _find_norms(
+    flow: Flow, layer: nn.Module, side: str, passes: Callable[[Node], bool]
+) -> list[nn.Module]:
     found: list[Node] = []
     seen: set[int] = set()
     stack = list(flow.calls(layer))
     while stack:
-        for user in stack.pop().users:
-            if id(user) in seen:
+        neighbours: list[Node] = getattr(stack.pop(), side)
+        for node in neighbours:
+            if id(node) in seen:
                 continue
-            seen.add(id(user))
-            if user.module is not None and is_trainable_norm(user.module):
-                found.append(user)
-            elif _passes(user):
-                stack.append(user)
+            seen.add(id(node))
+            if node.module is not None and is_trainable_norm(node.module):
+                found.append(node)
+            elif passes(node):
+                stack.append(node)
             else:
                 return []
     found.sort(key=lambda node: node.position)
     return list(dict.fromkeys(node.module for node in found if node.module is not None))
+
+
+def _is_maximum(node: Node) -> bool:
+    return "max" in node.name.lower()
 
 
 def _passes(node: Node) -> bool:
@@ -92,12 +112,13 @@ def _channels(norm: nn.Module) -> Any:
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
-def insert_norm(layer: AdderConv2d | AdderLinear, **options: Any) -> nn.Module:
-    """Give an adder layer a batch norm of its own, on its filters' device, in its mode; options are
-    those of ``nn.BatchNorm2d``."""
-    kind = nn.BatchNorm2d if isinstance(layer, AdderConv2d) else nn.BatchNorm1d
+def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any) -> nn.Module:
+    """Give a layer a batch norm of its own, on its filters' device, in its mode; options are those
+    of ``nn.BatchNorm2d``."""
+    kind = nn.BatchNorm1d if isinstance(layer, AdderLinear) else nn.BatchNorm2d
     weight = layer.weight
-    layer.norm = kind(weight.shape[0], device=weight.device, dtype=weight.dtype, **options)
+    channels = layer.in_channels if isinstance(layer, BinaryConv2d) else weight.shape[0]
+    layer.norm = kind(channels, device=weight.device, dtype=weight.dtype, **options)
     layer.norm.train(layer.training)
     return layer.norm
 

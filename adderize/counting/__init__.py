@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.architectures import own_input_size
+from adderize.binary import BinaryConv2d
 from adderize.costs import CostTable, energy_table, latency_table
 from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
@@ -24,6 +25,7 @@ __all__ = ["Layer", "OpBudget", "Uncounted", "count"]
 _Table = CostTable | str | Path | None
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "adder": ADDERS,
+    "binary": (BinaryConv2d,),
     "convolution": (_ConvNd,),
     "linear": (nn.Linear,),
     "norm": (_NormBase, nn.LayerNorm, nn.GroupNorm),
@@ -47,9 +49,9 @@ def count(
 
     Args:
         model: converted or not. "before" is the network with convolutions in the place of adders
-            and without the norms that adder layers own; "after" is what
-            ``adderize(model, **options)`` gives. A model that holds adders already is taken as it
-            is unless options are given.
+            and binary layers, without the norms that those own; "after" is what
+            ``adderize(model, **options)`` gives. A model that holds adders or binary layers
+            already is taken as it is unless options are given.
         input_size: of one example without the batch, such as (3, 224, 224); by default the model's
             own, from `input_size`, Lightning's `example_input_array` or timm's `default_cfg`.
         energy: a table in joule: a name of ``adderize.costs.ENERGY``, a JSON file or a table;

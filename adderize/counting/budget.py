@@ -21,11 +21,11 @@ class Layer:
 
     Attributes:
         name: qualified name; "" for what the model computes outside of its submodules.
-        kind: "adder", "convolution", "linear", "norm" or "other"; "mixed" for a group.
+        kind: "adder", "binary", "convolution", "linear", "norm" or "other"; "mixed" for a group.
         type: class name; "" for a group.
         output: shape of the last result for one example; empty for a group.
         before: operations as a convolutional network.
-        after: operations as an adder network.
+        after: operations as an adder network, or as the binary network that it is.
     """
 
     name: str

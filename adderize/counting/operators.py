@@ -36,6 +36,10 @@ def _adder(arguments: Sequence[Any], output: Shape) -> Operations:
     return formulas.adder(arguments[0], arguments[1], output)
 
 
+def _binary(arguments: Sequence[Any], output: Shape) -> Operations:
+    return formulas.xnor(arguments[0], arguments[1], output)
+
+
 def _matmul(arguments: Sequence[Any], output: Shape) -> Operations:
     return formulas.matmul(arguments[0], output)
 
@@ -182,6 +186,7 @@ def _maximum_or_pairwise(arguments: Sequence[Any], output: Shape) -> Operations:
 
 FORMULAS: dict[str, Formula] = {
     "adderize::adder_conv2d": _adder,
+    "adderize::binary_conv2d": _binary,
     "convolution": _convolution,
     "_convolution": _convolution,
     "_convolution_mode": lambda arguments, output: _convolution(

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from adderize.counting.budget import Layer, OpBudget, sum_of
 from adderize.formulas import KINDS
 
-_HEADER = ["layer", "kind", "output", "mul before", "add before", "mul after", "add after"]
+_HEADER = ["layer", "kind", "output"]
+_COLUMNS = {
+    "mul before": ("before", "multiplications"),
+    "add before": ("before", "additions"),
+    "mul after": ("after", "multiplications"),
+    "add after": ("after", "additions"),
+}
+_XNOR_COLUMN = {"xnor after": ("after", "xnors")}
 
 
 def table(budget: OpBudget) -> str:
-    rows = [_HEADER, *_rows(budget)]
+    rows = [[*_HEADER, *_columns(budget)], *_rows(budget)]
     summary = [["", "before", "after", "after / before"], *_summary(budget)]
     lines = [
         f"{budget.model}, input {_shape(budget.input_size)}, operations for one example",
@@ -28,7 +35,8 @@ def table(budget: OpBudget) -> str:
 
 
 def markdown(budget: OpBudget) -> str:
-    rows = [_HEADER, ["---"] * 3 + ["---:"] * 4]
+    columns = list(_columns(budget))
+    rows = [[*_HEADER, *columns], ["---"] * len(_HEADER) + ["---:"] * len(columns)]
     rows += _rows(budget)
     summary = [["", "before", "after", "after / before"], ["---"] + ["---:"] * 3]
     lines = [
@@ -88,12 +96,12 @@ _SHOWN_AS: dict[str, Callable[[float], str]] = {
 }
 
 
-def _cells(layer: Layer) -> list[str]:
-    counts = (
-        count
-        for view in (layer.before, layer.after)
-        for count in (view.multiplications, view.additions)
-    )
+def _columns(budget: OpBudget) -> dict[str, tuple[str, str]]:
+    return _COLUMNS | (_XNOR_COLUMN if budget.after.xnors else {})
+
+
+def _cells(layer: Layer, columns: Iterable[tuple[str, str]]) -> list[str]:
+    counts = [getattr(getattr(layer, view), kind) for view, kind in columns]
     return [
         layer.name or "(model)",
         layer.kind,
@@ -104,9 +112,11 @@ def _cells(layer: Layer) -> list[str]:
 
 def _rows(budget: OpBudget) -> list[list[str]]:
     """The layers, and their sum where they are not the whole network."""
-    rows, total = list(map(_cells, _shown(budget))), sum_of(budget.layers, "(these rows)")
+    columns = _columns(budget).values()
+    rows = [_cells(layer, columns) for layer in _shown(budget)]
+    total = sum_of(budget.layers, "(these rows)")
     partial = total.before != budget.before or total.after != budget.after
-    return [*rows, _cells(total)] if partial else rows
+    return [*rows, _cells(total, columns)] if partial else rows
 
 
 def _shown(budget: OpBudget) -> list[Layer]:

@@ -11,10 +11,11 @@ from torch import nn
 from adderize import formulas
 from adderize.counting.trace import Call, meta_copy
 from adderize.formulas import FREE, Operations
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.engine import ADDER, Converted
 
-ADDERS = (AdderConv2d, AdderLinear)
+ADDERS = ADDER.classes
 _ADDER_OPERATOR = "adderize::adder_conv2d"
+_BINARY_OPERATOR = "adderize::binary_conv2d"
 _FORMS = {
     "convolution": formulas.convolution,
     "adder": formulas.adder,
@@ -27,7 +28,7 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     from adderize.surgery import adderize, plan
 
     twin = meta_copy(model)
-    if not options and any(isinstance(module, ADDERS) for module in twin.modules()):
+    if not options and any(isinstance(module, Converted) for module in twin.modules()):
         return twin
     options["example_input"] = torch.empty((1, *input_size), device="meta")
     if plan(twin, **options).converted:
@@ -36,17 +37,21 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
 
 
 def own_norms(model: nn.Module) -> set[str]:
-    """Names of the norms that adder layers own: a convolutional network does not have them."""
+    """Names of the norms that converted layers own: a convolutional network does not have them."""
     return {
         f"{name}.norm".removeprefix(".")
         for name, module in model.named_modules()
-        if isinstance(module, ADDERS)
+        if isinstance(module, Converted)
     }
 
 
 def read_as(call: Call, form: str) -> Operations:
-    """Operations of a call where adders stand for a `form`: convolution, adder or xnor."""
-    if call.operator == _ADDER_OPERATOR:
+    """Operations of a call where adders stand for a `form`: convolution, adder or xnor.
+
+    Binary layers become convolutions with them; otherwise they stay what they are.
+    """
+    binary = call.operator == _BINARY_OPERATOR and form == "convolution"
+    if call.operator == _ADDER_OPERATOR or binary:
         input, weight = call.arguments[:2]
         return _FORMS[form](input, weight, call.output)
     return call.operations or FREE

@@ -5,7 +5,7 @@
 
 and its two backward ops, one for each gradient. Everything that traces (torch.compile,
 torch.export, torch.fx, fvcore) sees one node. The kernels live beside this file, a module for
-each backend; the mathematics is stated in reference.py.
+each backend; the mathematics is stated in reference.py. The op of binary networks is in binary.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.ops import backends, flops, reference
+from adderize.ops import backends, binary, flops, reference
 from adderize.ops import u8 as u8
+from adderize.ops._registration import register_autocast, register_gradients
 from adderize.ops._shapes import check, memory_format, output_dtype, output_size
 
 _ARGUMENTS = (
@@ -112,56 +113,22 @@ def _fake_weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, *argument
     return torch.empty_like(weight, memory_format=memory_format(weight))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, *ctx.arguments = inputs
-    ctx.save_for_backward(input, weight)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    ops = torch.ops.adderize
-    arguments = (grad, *ctx.saved_tensors, *ctx.arguments)
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    return (
-        ops.adder_conv2d_input_gradient(*arguments) if needs_input else None,
-        ops.adder_conv2d_weight_gradient(*arguments) if needs_weight else None,
-        *(None for _ in ctx.arguments),
-    )
-
-
-def _refuse_backward(ctx: Any, grad: Tensor) -> None:
-    raise AdderizeError(
-        "an adder layer has no second derivative: its gradients are surrogates, not derivatives. "
-        "Do not differentiate through them (gradient penalties, create_graph=True)"
-    )
-
-
-torch.library.register_autograd(
-    "adderize::adder_conv2d", _backward, setup_context=_setup_context, lib=_library
-)
-for _name in _OPS[1:]:
-    torch.library.register_autograd(f"adderize::{_name}", _refuse_backward, lib=_library)
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    """Cast to float32 on the CPU, to the autocast dtype elsewhere; the result stays float32."""
-    op = torch.ops.adderize.adder_conv2d.default
-    dispatch_key = getattr(torch._C.DispatchKey, key)
+def _cast(input: Tensor, weight: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
+    """To float32 on the CPU, to the autocast dtype elsewhere; the result stays float32."""
+    dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
         return tensor.to(dtype) if eligible else tensor
 
-    def kernel(keyset: Any, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(dispatch_key)):
-            output: Tensor = op(cast(input), cast(weight), *arguments)
-            return output
-
-    _library.impl("adder_conv2d", kernel, key, with_keyset=True)
-    op.py_impl(dispatch_key)(lambda *arguments: kernel(None, *arguments))
+    return cast(input), cast(weight)
 
 
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
-
+register_gradients(
+    _library,
+    "adder_conv2d",
+    "an adder layer has no second derivative: its gradients are surrogates, not derivatives",
+)
+register_autocast(_library, "adder_conv2d", _cast)
+binary.register(_library)
 flops.register()

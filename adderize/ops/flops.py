@@ -32,11 +32,22 @@ def _weight_gradient(grad: Shape, input: Shape, weight: Shape, *arguments: Any, 
     return formulas.adder_weight_gradient(input, weight, grad, arguments[-1]).flops
 
 
+def _binary(input: Shape, weight: Shape, *arguments: Any, out_shape: Shape) -> int:
+    return formulas.xnor(input, weight, out_shape).flops
+
+
+def _binary_gradient(grad: Shape, input: Shape, weight: Shape, *rest: Any, **out: Any) -> int:
+    return formulas.convolution(input, weight, grad).flops
+
+
 def _register(counter: ModuleType) -> None:
     ops = torch.ops.adderize
     counter.register_flop_formula(ops.adder_conv2d)(_forward)
     counter.register_flop_formula(ops.adder_conv2d_input_gradient)(_input_gradient)
     counter.register_flop_formula(ops.adder_conv2d_weight_gradient)(_weight_gradient)
+    counter.register_flop_formula(ops.binary_conv2d)(_binary)
+    counter.register_flop_formula(ops.binary_conv2d_input_gradient)(_binary_gradient)
+    counter.register_flop_formula(ops.binary_conv2d_weight_gradient)(_binary_gradient)
 
 
 class _AfterImport(MetaPathFinder):

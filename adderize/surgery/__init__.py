@@ -1,10 +1,9 @@
-"""Turning a model's convolutions into adders and back."""
+"""Turning a model's convolutions into adders or binary convolutions, and back."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +12,22 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.norms import insert_norm, reset_zero_gamma
+from adderize.surgery.binary import binarize
 from adderize.surgery.checks import check_dtype, check_layer, check_model
-from adderize.surgery.engine import adder_kind, become, become_original, original_kind
+from adderize.surgery.engine import (
+    ADDER,
+    BINARY,
+    Converted,
+    adder_kind,
+    become,
+    become_original,
+    original_kind,
+)
 from adderize.surgery.policy import Options, Patterns, check_switch
 from adderize.surgery.report import Plan, Row
 from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers, warn_untraced
 
-__all__ = ["Plan", "Row", "adderize", "plan", "restore"]
+__all__ = ["Plan", "Row", "adderize", "binarize", "plan", "restore"]
 
 
 def plan(
@@ -122,15 +130,8 @@ def adderize(
     for step in chosen:
         _convert(step, options)
     if chosen:
-        warn_optimizers(model, _new_parameters(chosen))
+        warn_optimizers(model, chosen)
     return model
-
-
-def _new_parameters(steps: Sequence[Step]) -> Iterator[tuple[str, nn.Parameter]]:
-    for step in steps:
-        if step.row.norm == "inserted":
-            for name, parameter in step.layer.norm.named_parameters():  # type: ignore[union-attr]
-                yield f"{step.row.name}.norm.{name}".lstrip("."), parameter
 
 
 def _convert(step: Step, options: Options) -> None:
@@ -162,51 +163,59 @@ def _initialise(layer: AdderConv2d | AdderLinear, init: str) -> None:
 def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
     """Convert exactly the named layers, with the kind, gradient and norm that each entry gives.
 
-    The norm is None or the options of the batch norm to insert.
+    The gradient is None for binary layers; the norm is None or the options of the batch norm to
+    insert.
 
     Raises:
-        AdderizeError: a name without a layer, or with one that has no such adder form.
+        AdderizeError: a name without a layer, or with one that has no such form.
     """
     check_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    kinds: dict[str, type[nn.Module]] = {}
     for name, entry in layers.items():
-        kind = adder_kind(modules[name]) if name in modules else None
-        if kind is None or kind.__name__ != entry["kind"]:
+        kind = _kind_named(entry["kind"], modules.get(name))
+        if kind is None:
             found = type(modules[name]).__name__ if name in modules else "no such layer"
             raise AdderizeError(f"{name} should become {entry['kind']}, but the model has {found}")
         check_layer(name, modules[name])
         check_dtype(name, modules[name])
+        kinds[name] = kind
     for name, entry in layers.items():
         layer = modules[name]
-        become(layer, adder_kind(layer), gradient=entry["gradient"])  # type: ignore[arg-type]
-        assert isinstance(layer, (AdderConv2d, AdderLinear))
+        attributes = {} if entry["gradient"] is None else {"gradient": entry["gradient"]}
+        become(layer, kinds[name], **attributes)
+        assert isinstance(layer, Converted)
         if entry["norm"] is not None:
             insert_norm(layer, **entry["norm"])
     return model
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Turn adders back into convolutions and linear layers, in place.
+def _kind_named(name: str, layer: nn.Module | None) -> type[nn.Module] | None:
+    """The class of that name that a layer can become."""
+    kinds = (target.kind_of(layer) for target in (ADDER, BINARY) if layer is not None)
+    return next((kind for kind in kinds if kind is not None and kind.__name__ == name), None)
 
-    Filters and biases stay as they are now; the norms that adder layers own are dropped.
+
+def restore(model: nn.Module) -> nn.Module:
+    """Turn adders and binary layers back into convolutions and linear layers, in place.
+
+    Filters and biases stay as they are now; the norms that the layers own are dropped.
 
     Returns:
         the model itself.
 
     Raises:
-        AdderizeError: the model holds no adders, or one of a class of its own (a subclass), or is
-            wrapped or compiled.
+        AdderizeError: the model holds no converted layers, or one of a class of its own (a
+            subclass), or is wrapped or compiled.
     """
     check_model(model)
-    adders = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, (AdderConv2d, AdderLinear))
+    converted = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, Converted)
     }
-    if not adders:
-        raise AdderizeError("restore found no adder layers in the model")
+    if not converted:
+        raise AdderizeError("restore found no adder layers in the model, and no binary ones")
     kinds: list[type[nn.Module]] = []
-    for name, layer in adders.items():
+    for name, layer in converted.items():
         kind = original_kind(layer)
         if kind is None:
             raise AdderizeError(
@@ -214,6 +223,6 @@ def restore(model: nn.Module) -> nn.Module:
                 "torch: replace it by hand, or restore the parts of the model without it"
             )
         kinds.append(kind)
-    for layer, kind in zip(adders.values(), kinds, strict=True):
+    for layer, kind in zip(converted.values(), kinds, strict=True):
         become_original(layer, kind)
     return model

@@ -6,12 +6,14 @@ refers to it (a parent, several parents, a plain list) need no care, and shared 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adderize.binary import BinaryConv2d
 from adderize.layers import AdderConv2d, AdderLinear
 
 
@@ -38,13 +40,18 @@ def adder_kind(layer: nn.Module) -> type[nn.Module] | None:
     return _ADDERS.get(_class_path(type(layer)))
 
 
+def binary_kind(layer: nn.Module) -> type[nn.Module] | None:
+    """The binary class of a layer's exact class, None where there is none."""
+    return BinaryConv2d if type(layer) is nn.Conv2d else None
+
+
 def original_kind(layer: nn.Module) -> type[nn.Module] | None:
-    """The class that an adder layer came from, None for any other layer."""
+    """The class that a converted layer came from, None for any other layer."""
     if type(layer) is AdderConv2dSame:
         from timm.layers.conv2d_same import Conv2dSame
 
         return Conv2dSame
-    return {AdderConv2d: nn.Conv2d, AdderLinear: nn.Linear}.get(type(layer))
+    return _ORIGINALS.get(type(layer))
 
 
 def _class_path(kind: type) -> str:
@@ -58,6 +65,34 @@ _ADDERS: dict[str, type[nn.Module]] = {
     "timm.layers.conv2d_same.Conv2dSame": AdderConv2dSame,
     "timm.layers.linear.Linear": AdderLinear,
 }
+_ORIGINALS: dict[type, type[nn.Module]] = {
+    AdderConv2d: nn.Conv2d,
+    AdderLinear: nn.Linear,
+    BinaryConv2d: nn.Conv2d,
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a conversion turns layers into.
+
+    Attributes:
+        decision: the plan's word for a layer that is one already.
+        classes: of those layers.
+        kind_of: the class that a layer would become, None for one without such a form.
+        norm_side: where a layer needs a norm: among the "users" of its output, or the "sources" of
+            its input.
+    """
+
+    decision: str
+    classes: tuple[type[nn.Module], ...]
+    kind_of: Callable[[nn.Module], type[nn.Module] | None]
+    norm_side: str
+
+
+ADDER = Target("adder", (AdderConv2d, AdderLinear), adder_kind, "users")
+BINARY = Target("binary", (BinaryConv2d,), binary_kind, "sources")
+Converted = AdderConv2d | AdderLinear | BinaryConv2d
 
 
 def become(layer: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
@@ -69,10 +104,10 @@ def become(layer: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
 
 
 def become_original(layer: nn.Module, kind: type[nn.Module]) -> None:
-    """Make an adder layer an instance of its original class; its own norm is dropped."""
+    """Make a converted layer an instance of its original class; its own norm is dropped."""
     layer.__class__ = kind
     del layer.norm
-    del layer.gradient
+    vars(layer).pop("gradient", None)
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:

@@ -1,8 +1,8 @@
-"""Which layers become adders, and why."""
+"""Which layers are converted, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,17 +12,17 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.dataflow import Flow
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import AdderLinear
 from adderize.surgery.checks import check_dtype, check_layer, is_quantized
+from adderize.surgery.engine import Target
 from adderize.surgery.roles import Roles
 
 Patterns = str | Iterable[str] | None
-KindOf = Callable[[nn.Module], type[nn.Module] | None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of :func:`adderize.adderize`, checked."""
+    """The options of :func:`adderize.adderize` and :func:`adderize.binarize`, checked."""
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -108,15 +108,15 @@ def keep_reason(
     options: Options,
     roles: Roles,
     flow: Flow | None,
-    kind_of: KindOf,
+    target: Target,
 ) -> str | None:
     """Why a layer is kept; None for one to convert.
 
     Raises:
         AdderizeError: a layer that the options select cannot be converted as it is.
     """
-    if isinstance(layer, (AdderConv2d, AdderLinear)):
-        return "is an adder"
+    if isinstance(layer, target.classes):
+        return is_already(target)
     if not options.matches(names):
         return "left out by pattern"
     if _is_linear(layer) and not options.linear:
@@ -136,10 +136,15 @@ def keep_reason(
     if not options.gates and layer in roles.gates:
         return "gate on a pooled vector"
     check_layer(names[0], layer)
-    if kind_of(layer) is None:
+    if target.kind_of(layer) is None:
         return _no_such_form(layer)
     check_dtype(names[0], layer)
     return None
+
+
+def is_already(target: Target) -> str:
+    """The reason for a layer that is what the conversion would make of it."""
+    return "is an adder" if target.decision == "adder" else f"is {target.decision}"
 
 
 def _is_linear(layer: nn.Module) -> bool:

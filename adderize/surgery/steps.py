@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,18 @@ from torch.optim import Optimizer
 
 from adderize.dataflow import Flow, trace
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
-from adderize.norms import find_norm_by_order, find_norms, is_trainable_norm
+from adderize.norms import (
+    find_norm_by_order,
+    find_norms,
+    find_norms_before,
+    is_trainable_norm,
+)
 from adderize.surgery.checks import check_model
-from adderize.surgery.engine import adder_kind, named_layers
+from adderize.surgery.engine import ADDER, Target, named_layers
 from adderize.surgery.policy import (
-    KindOf,
     Options,
     check_patterns,
+    is_already,
     is_candidate,
     keep_reason,
 )
@@ -31,7 +35,7 @@ from adderize.surgery.roles import find_roles
 
 @dataclass(frozen=True)
 class Step:
-    """A layer, its row of the plan and the norms that were found after it."""
+    """A layer, its row of the plan and the norms that were found for it."""
 
     layer: nn.Module
     row: Row
@@ -39,12 +43,12 @@ class Step:
 
 
 def find_steps(
-    model: nn.Module, options: Options, example_input: Any = None, kind_of: KindOf = adder_kind
+    model: nn.Module, options: Options, example_input: Any = None, target: Target = ADDER
 ) -> list[Step]:
     """One step a layer, in registration order; the model is left as it is.
 
     Args:
-        kind_of: the class that a layer would become, None for one without such a form.
+        target: what the layers would become.
 
     Raises:
         AdderizeError: wrapped models, patterns without a match, layers that cannot be converted.
@@ -58,12 +62,12 @@ def find_steps(
     steps = []
     for layer, names in layers.items():
         flow = next((flow for flow in flows if flow.calls(layer)), None)
-        reason = keep_reason(layer, names, options, roles, flow, kind_of)
-        decision = _decision(reason)
+        reason = keep_reason(layer, names, options, roles, flow, target)
+        decision = _decision(reason, target)
         norms: list[nn.Module] = []
         norm = ""
         if decision != "keep" and (flow or not flows):
-            norms = _norms_after(layer, model, flow)
+            norms = _norms_of(layer, model, flow, target)
             inserts = decision == "convert" and options.norm == "insert"
             norm = _norm_cell([module_names[found] for found in norms], inserts)
         row = Row(
@@ -102,10 +106,10 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
     return () if weight is None or is_lazy(weight) else tuple(weight.shape)
 
 
-def _decision(reason: str | None) -> str:
+def _decision(reason: str | None, target: Target) -> str:
     if reason is None:
         return "convert"
-    return "adder" if reason == "is an adder" else "keep"
+    return target.decision if reason == is_already(target) else "keep"
 
 
 def _what(layer: nn.Module, names: Sequence[str]) -> str:
@@ -113,10 +117,14 @@ def _what(layer: nn.Module, names: Sequence[str]) -> str:
     return text if len(names) == 1 else f"{text}, shared as {', '.join(names[1:])}"
 
 
-def _norms_after(layer: nn.Module, model: nn.Module, flow: Flow | None) -> list[nn.Module]:
-    own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
-    if own is not None and is_trainable_norm(own):
+def _norms_of(
+    layer: nn.Module, model: nn.Module, flow: Flow | None, target: Target
+) -> list[nn.Module]:
+    own = layer.norm if isinstance(layer, target.classes) else None
+    if isinstance(own, nn.Module) and is_trainable_norm(own):
         return [own]
+    if target.norm_side == "sources":
+        return find_norms_before(flow, layer) if flow else []
     return find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
 
 
@@ -126,25 +134,26 @@ def _norm_cell(found: Sequence[str], inserts: bool) -> str:
     return found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
 
 
-def chosen_steps(steps: Sequence[Step], options: Options) -> list[Step]:
+def chosen_steps(steps: Sequence[Step], options: Options, target: Target = ADDER) -> list[Step]:
     """The steps to take; warns where all there is to convert has been converted before.
 
     Raises:
         AdderizeError: nothing to convert, or norms missing that the options require.
     """
     chosen = [step for step in steps if step.row.decision == "convert"]
-    # Adders that exist already count, unless a pattern leaves them out.
+    # What was converted before counts, unless a pattern leaves it out.
     lacking = [
         row.name
         for row in (step.row for step in steps)
         if row.norm == "none" and options.matches([row.name])
     ]
     if options.norm == "require" and lacking:
+        place = "follows" if target.norm_side == "users" else "comes right before"
         raise AdderizeError(
-            f"no trainable norm follows {listed(lacking)}: add one, pass norm='insert', or leave "
+            f"no trainable norm {place} {listed(lacking)}: add one, pass norm='insert', or leave "
             "the layers out with exclude="
         )
-    if not chosen and any(step.row.decision == "adder" for step in steps):
+    if not chosen and any(step.row.decision == target.decision for step in steps):
         warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=3)
     elif not chosen:
         raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
@@ -159,24 +168,24 @@ def _reasons(steps: Sequence[Step]) -> str:
     return f"all layers are kept ({kept})" if kept else "the model has no convolution"
 
 
-def warn_untraced(steps: Sequence[Step]) -> None:
+def warn_untraced(steps: Sequence[Step], target: Target = ADDER) -> None:
     """Warn where nothing but the order of registration told what surrounds a converted layer."""
     rows = [step.row for step in steps]
     if not any(row.decision == "convert" and row.method == "order" for row in rows):
         return
     ends = [f"{row.name} ({row.reason})" for row in rows if row.reason.startswith(("stem", "head"))]
+    norms = " and a norm taken for that of the layer right before it"
     warnings.warn(
         "adderize: the model could not be traced, so the order of registration decided: "
-        f"{listed(ends) or 'no layer'} kept, and a norm taken for that of the layer right before "
-        "it. Compare with adderize.plan(model); pass example_input, or name the layers with "
-        "include and exclude",
+        f"{listed(ends) or 'no layer'} kept,{norms if target is ADDER else ''}. Compare with "
+        "adderize.plan(model); pass example_input, or name the layers with include and exclude",
         stacklevel=3,
     )
 
 
-def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Warn where an optimizer that holds some of the model's parameters lacks its new ones."""
-    added = dict(new)
+def warn_optimizers(model: nn.Module, steps: Sequence[Step]) -> None:
+    """Warn where an optimizer that holds some of the model's parameters lacks inserted ones."""
+    added = dict(_new_parameters(steps))
     if not added:
         return
     own = set(model.parameters())
@@ -195,6 +204,13 @@ def warn_optimizers(model: nn.Module, new: Iterable[tuple[str, nn.Parameter]]) -
                 f"{listed(lacking)}: make it anew, or add them with add_param_group",
                 stacklevel=3,
             )
+
+
+def _new_parameters(steps: Sequence[Step]) -> Iterator[tuple[str, nn.Parameter]]:
+    for step in steps:
+        if step.row.norm == "inserted":
+            for name, parameter in step.layer.norm.named_parameters():  # type: ignore[union-attr]
+                yield f"{step.row.name}.norm.{name}".lstrip("."), parameter
 
 
 def listed(names: Sequence[str]) -> str:
