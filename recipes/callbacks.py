@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from adderize.errors import AdderizeError
+from recipes.data import generator_of
 
 
 class Throughput(Callback):
@@ -20,7 +22,7 @@ class Throughput(Callback):
     Logs ``images/s`` of the running epoch.
 
     Attributes:
-        images, seconds: what all epochs so far took.
+        images, seconds: what all epochs so far took, of all processes together.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class Throughput(Callback):
     ) -> None:
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        now, images = time.perf_counter(), len(batch[0])
+        now, images = time.perf_counter(), len(batch[0]) * trainer.world_size
         self.seconds += now - self._last
         self.images += images
         self._last = now
@@ -79,7 +81,7 @@ class History(Callback):
         values = trainer.callback_metrics
         row = {name: round(float(values[name]), 4) for name in _FORMATS if name in values}
         self.epochs.append({"epoch": trainer.current_epoch + 1, **row})
-        if self.verbose:
+        if self.verbose and trainer.is_global_zero:
             parts = [f"{name} {value:{_FORMATS[name]}}" for name, value in row.items()]
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print("  ".join([epoch, *parts]), file=sys.stderr, flush=True)
@@ -90,6 +92,7 @@ _FORMATS = {
     "train/top1": ".2f",
     "val/loss": ".4f",
     "val/top1": ".2f",
+    "val/top5": ".2f",
     "images/s": ",.0f",
 }
 
@@ -129,3 +132,28 @@ class StopOnBrokenLoss(Callback):
             f"{trainer.global_step}: the training has diverged. Start again with a lower --lr; the "
             f"checkpoints of the epochs before are unharmed in {checkpoint}"
         )
+
+
+class SeedEpochs(Callback):
+    """Seeds dropout and its like by seed, epoch and process, so that a resumed run repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        numbers = (self.seed, trainer.current_epoch, trainer.global_rank)
+        torch.manual_seed(generator_of(*numbers).initial_seed())
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """An exponential moving average of the weights, which every validation sees.
+
+    It steps in before other callbacks act on the validated weights: batch norms are recalibrated
+    for the average.
+    """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass

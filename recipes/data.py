@@ -3,91 +3,202 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from adderize.errors import AdderizeError
+from recipes.augmentation import crop_and_flip, draw_crops
 from recipes.datasets import Dataset, ImageSet
 
+# An epoch's number, and a batch of indices.
+Batch = tuple[int, Tensor]
 
-class EpochShuffle(Sampler[Tensor]):
-    """Batches of indices; the order follows from the seed and the epoch alone.
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator that follows from some numbers, such as a seed and an epoch."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class EpochShuffle(Sampler[Batch]):
+    """Batches of indices, with their epoch; the order follows from the seed and the epoch alone.
 
     So a run resumed at an epoch's boundary sees what the uninterrupted one would have seen.
-    Lightning calls `set_epoch`. A last batch of one image is left out: batch norm cannot train
-    on it.
+    Lightning calls `set_epoch`. Several processes share the images of one shuffle: together their
+    batches are those of one process with a batch as large as all of theirs. A last batch that would
+    leave a process with less than two images is left out: batch norm cannot train on one.
+
+    Args:
+        size: number of images.
+        batch_size: images a batch and process.
+        seed: of the shuffle.
+        rank, processes: which process this is, and how many there are.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
+        self.rank, self.processes = rank, processes
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        batches, rest = divmod(self.size, self.batch_size)
-        return batches + (rest > 1)
+        batches, rest = divmod(self.size, self.batch_size * self.processes)
+        return batches + (rest // self.processes > 1)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        order = torch.randperm(self.size, generator=generator)
-        yield from order.split(self.batch_size)[: len(self)]
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(self.size, generator=generator_of(self.seed, self.epoch))
+        for batch in order.split(self.batch_size * self.processes)[: len(self)]:
+            even = len(batch) - len(batch) % self.processes
+            yield self.epoch, batch[self.rank : even : self.processes]
 
 
-class InMemoryImages(LightningDataModule):
+class InOrder(Sampler[Batch]):
+    """Batches of all indices in order, each in one of the processes."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.batches = torch.arange(rank, size, processes).split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ((0, batch) for batch in self.batches)
+
+
+class _Images(TorchDataset[tuple[Tensor, ...]]):
+    """Whole batches of one tensor; with a seed also a crop an image, by seed and epoch."""
+
+    def __init__(self, images: ImageSet, crop_seed: int | None) -> None:
+        self.images, self.crop_seed = images, crop_seed
+        self._crops: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, batch: Batch) -> tuple[Tensor, ...]:
+        epoch, indices = batch
+        drawn = self.images.images[indices], self.images.labels[indices]
+        return drawn if self.crop_seed is None else (*drawn, self._crops_of(epoch)[indices])
+
+    def _crops_of(self, epoch: int) -> Tensor:
+        if self._crops is None or self._crops[0] != epoch:
+            assert self.crop_seed is not None
+            # The last number keeps these draws apart from those of the shuffle.
+            generator = generator_of(self.crop_seed, epoch, 1)
+            self._crops = epoch, draw_crops(len(self.images.labels), generator)
+        return self._crops[1]
+
+
+class ImageData(LightningDataModule):
+    """What the recipes ask of a data set.
+
+    Attributes:
+        name: for people.
+        train_size, test_size: numbers of images.
+        num_classes: labels are 0 to one less.
+        mean, std: of pixels in [0, 1] per channel, that batches are normalised with.
+        input_size: (C, H, W) of an image.
+        batch_size: images a training step and process.
+    """
+
+    name: str
+    train_size: int
+    test_size: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, ...]
+    batch_size: int
+
+    def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
+        """Batches as :meth:`train_dataloader` gives to one of some processes."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(*self._process())
+
+    def _process(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def recalibration_images(self, batches: int, device: torch.device) -> Iterator[Tensor]:
+        """Training images of the first batches of an epoch, the same ones in every process."""
+        for images, *rest in islice(self.training_loader(), batches):
+            batch = (images.to(device), *rest)
+            yield self.on_after_batch_transfer(batch, 0)[0]
+
+
+class InMemoryImages(ImageData):
     """A data set in memory: batches of (images, labels), sliced from one tensor.
 
-    Images reach the device as bytes and are normalised there: (N, C, H, W) float32.
+    Images reach the device as bytes, are cropped and normalised there: (N, C, H, W) float32. What
+    an image's crop is follows from the seed, the epoch and the image, in any number of processes.
 
     Args:
         dataset: the images; the test set also serves as validation set.
-        batch_size: images a training step, at least 2.
-        seed: of the training order.
+        batch_size: images a training step and process, at least 2.
+        seed: of the training order and the augmentation.
+        augment: whether training images are cropped and flipped at random.
+        channels_last: the memory format of the batches.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        *,
+        augment: bool = False,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         if not 2 <= batch_size <= len(dataset.train.labels):
             raise AdderizeError(
                 f"--batch-size is {batch_size}; expected 2 to {len(dataset.train.labels)}, "
                 f"the number of training images"
             )
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.dataset, self.batch_size, self.seed, self.augment = dataset, batch_size, seed, augment
+        self.name, self.num_classes = dataset.name, dataset.num_classes
+        self.train_size, self.test_size = len(dataset.train.labels), len(dataset.test.labels)
+        self.mean, self.std = dataset.mean, dataset.std
+        self.input_size = tuple(dataset.test.images.shape[1:])
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return self._loader(self.dataset.train, self.seed)
+    def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[tuple[Tensor, ...]]:
+        sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes)
+        return _loader(_Images(self.dataset.train, self.seed if self.augment else None), sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return self._loader(self.dataset.test)
+        sampler = InOrder(self.test_size, self.batch_size, *self._process())
+        return _loader(_Images(self.dataset.test, None), sampler)
 
     test_dataloader = val_dataloader
 
-    def _loader(self, images: ImageSet, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
-        data = TensorDataset(*images)
-        if seed is None:
-            batches: Sampler[Tensor] | list[Tensor] = list(
-                torch.arange(len(data)).split(self.batch_size)
-            )
-        else:
-            batches = EpochShuffle(len(data), self.batch_size, seed)
-        # batch_size=None: each element of the sampler is already a whole batch of indices.
-        return DataLoader(data, batch_size=None, sampler=batches)
-
     def on_after_batch_transfer(
-        self, batch: tuple[Tensor, Tensor], dataloader_idx: int
+        self, batch: tuple[Tensor, ...], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        images, labels = batch
+        images, labels, *crops = batch
+        for crop in crops:
+            images = crop_and_flip(images, crop)
         return self.normalized(images), labels
 
     def normalized(self, images: Tensor) -> Tensor:
         """Bytes (N, C, H, W) to float32 with the data set's mean and deviation."""
         mean, std = (
             torch.tensor(values, device=images.device).view(-1, 1, 1)
-            for values in (self.dataset.mean, self.dataset.std)
+            for values in (self.mean, self.std)
         )
-        return (images.to(torch.float32) / 255 - mean) / std
+        return ((images.to(torch.float32) / 255 - mean) / std).to(memory_format=self._format)
+
+
+def _loader(images: _Images, sampler: Sampler[Batch]) -> DataLoader[tuple[Tensor, ...]]:
+    # batch_size=None: each element of the sampler is already a whole batch.
+    return DataLoader(images, batch_size=None, sampler=sampler)

@@ -7,46 +7,56 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from adderize import adderize
 from adderize.adaptive_lr import adder_filters
-from adderize.architectures import build
+from recipes.distillation import Distillation
+from recipes.networks import build_network
+from recipes.schedules import schedule
 
 
-class Top1(MulticlassAccuracy):
-    """Top-1 accuracy in percent."""
+class TopK(MulticlassAccuracy):
+    """Top-k accuracy in percent."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, average="micro")
+    def __init__(self, num_classes: int, k: int) -> None:
+        super().__init__(num_classes, top_k=k, average="micro")
 
     def compute(self) -> Tensor:
         return 100 * super().compute()
 
 
 class ImageClassifier(LightningModule):
-    """A classifier trained with Nesterov SGD and a cosine schedule, as convolutions or as adders.
+    """A classifier trained with SGD, as convolutions, as adders or as a binary network.
 
     The conversion happens here, so `load_from_checkpoint` rebuilds the network that was trained.
-    Logs ``train/loss``, ``train/top1``, ``val/loss``, ``val/top1``, ``test/loss`` and
-    ``test/top1``; top-1 in percent.
+    Logs ``loss``, ``top1`` and, above five classes, ``top5`` of ``train/``, ``val/`` and ``test/``;
+    accuracies in percent.
 
     Args:
         arch: a model's name as ``adderize plan`` takes it, such as ``recipes.models:lenet5_bn``.
         num_classes: width of the logits.
         conversion: options of :func:`adderize.adderize`; None keeps the convolutional network.
-        lr: learning rate at the start; it falls to 0 along a half cosine, step by step.
+        arch_options: keyword arguments of the model's builder.
+        pretrained: weights that the network starts from, before its conversion; as for
+            :func:`recipes.networks.load_pretrained`. Not part of the checkpoint.
+        distillation: a teacher; not part of the checkpoint.
+        lr: learning rate at the start, or after the warm-up.
         filter_lr_factor: the adder filters' learning rate is `lr` times this (the paper's ablation
             raises it 100 times in place of the adaptive rate).
-        momentum: of Nesterov SGD.
+        momentum, nesterov: of SGD.
         weight_decay: on every parameter.
+        label_smoothing: of the training loss.
+        schedule: options of :func:`recipes.schedules.schedule`, and ``warmup_epochs``; the default
+            is a half cosine to 0, step by step.
         max_steps: the training and its schedule end here, if not with the last epoch before.
+        compile: whether ``torch.compile`` compiles the network.
+        channels_last: the memory format of the filters.
     """
 
     def __init__(
@@ -55,19 +65,37 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         *,
         conversion: Mapping[str, Any] | None = None,
+        arch_options: Mapping[str, Any] | None = None,
+        pretrained: str | None = None,
+        distillation: Distillation | None = None,
         lr: float = 0.1,
         filter_lr_factor: float = 1.0,
         momentum: float = 0.9,
+        nesterov: bool = True,
         weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+        schedule: Mapping[str, Any] | None = None,
         max_steps: int | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.model = build(arch, num_classes=num_classes)
-        if conversion is not None:
-            self.model = adderize(self.model, **conversion)
+        self.save_hyperparameters(ignore=["pretrained", "distillation"])
+        self.model = build_network(
+            arch, num_classes, conversion, options=arch_options, pretrained=pretrained
+        )
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compile:
+            self.model.compile()
+        self.distillation = distillation
         self.accuracies = nn.ModuleDict(
-            {f"{stage}/top1": Top1(num_classes) for stage in ("train", "val", "test")}
+            {
+                f"{stage}/top{k}": TopK(num_classes, k)
+                for stage in ("train", "val", "test")
+                for k in (1, 5)
+                if k < num_classes
+            }
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,13 +114,31 @@ class ImageClassifier(LightningModule):
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
-        accuracy: Any = self.accuracies[f"{stage}/top1"]
-        accuracy.update(logits, labels)
-        log = partial(self.log, on_step=False, on_epoch=True, batch_size=len(labels))
+        loss = self._loss(images, logits, labels, stage)
+        log = partial(
+            self.log,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=self.trainer.world_size > 1,
+        )
         log(f"{stage}/loss", loss)
-        log(f"{stage}/top1", accuracy, prog_bar=True)
+        for name, accuracy in self.accuracies.items():
+            if name.startswith(stage):
+                metric: Any = accuracy
+                metric.update(logits, labels)
+                log(name, metric, prog_bar=name.endswith("top1"))
         return loss
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor, stage: str) -> Tensor:
+        if stage != "train":
+            return F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        return self.distillation(images, logits, loss) if self.distillation else loss
+
+    def on_fit_start(self) -> None:
+        if self.distillation:
+            self.distillation.to(self.device)
 
     # Not Trainer(max_steps): with it, Lightning skips an epoch when it resumes at an epoch's end.
     def on_train_start(self) -> None:
@@ -124,15 +170,15 @@ class ImageClassifier(LightningModule):
             lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            nesterov=True,
+            nesterov=options.nesterov,
         )
-        steps = min(self.trainer.estimated_stepping_batches, options.max_steps or math.inf)
-
-        def half_cosine(step: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-
-        schedule = LambdaLR(optimizer, half_cosine)
+        steps = int(min(self.trainer.estimated_stepping_batches, options.max_steps or math.inf))
+        shape = {"kind": "cosine", "warmup_epochs": 0, **(options.schedule or {})}
+        epochs = self.trainer.max_epochs or 1
+        per_epoch = self.trainer.estimated_stepping_batches / epochs
+        warmup_steps = round(shape.pop("warmup_epochs") * per_epoch)
+        scheduler = schedule(optimizer, steps=steps, warmup_steps=warmup_steps, **shape)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }

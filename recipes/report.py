@@ -6,19 +6,17 @@ import argparse
 import contextlib
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 
 from adderize import count, recalibrate, save_model
 from adderize.adaptive_lr import adder_filters
 from recipes.callbacks import History, Throughput
-from recipes.data import InMemoryImages
+from recipes.data import ImageData
 from recipes.module import ImageClassifier
 from recipes.run import CHECKPOINTS, METRICS, write_json
 
@@ -31,7 +29,7 @@ def finish(
     folder: Path,
     trainer: Trainer,
     module: ImageClassifier,
-    data: InMemoryImages,
+    data: ImageData,
     backend: str,
 ) -> dict[str, Any]:
     """Tests the trained network, writes `model/` and `metrics.json`, prints the summary.
@@ -41,7 +39,7 @@ def finish(
     """
     lagging = _top1(trainer.validate, "val", module, data)
     device = torch.device(trainer.strategy.root_device)
-    recalibrate(module.model.to(device), _recalibration_images(data, device))
+    recalibrate(module.model.to(device), data.recalibration_images(_RECALIBRATION_BATCHES, device))
     top1 = _top1(trainer.test, "test", module, data)
     save_model(module.model, folder / "model")
     metrics = {
@@ -59,23 +57,18 @@ def finish(
 
 
 def _top1(
-    evaluate: Callable[..., Any], stage: str, module: ImageClassifier, data: InMemoryImages
+    evaluate: Callable[..., Any], stage: str, module: ImageClassifier, data: ImageData
 ) -> float:
     with contextlib.redirect_stdout(sys.stderr):
         (results,) = evaluate(module, datamodule=data, verbose=False)
     return round(float(results[f"{stage}/top1"]), 4)
 
 
-def _recalibration_images(data: InMemoryImages, device: torch.device) -> Iterator[Tensor]:
-    for images, _ in islice(data.train_dataloader(), _RECALIBRATION_BATCHES):
-        yield data.normalized(images.to(device))
-
-
 def _training_metrics(
-    trainer: Trainer, module: ImageClassifier, data: InMemoryImages, device: torch.device
+    trainer: Trainer, module: ImageClassifier, data: ImageData, device: torch.device
 ) -> dict[str, Any]:
     throughput, history = _callback(trainer, Throughput), _callback(trainer, History)
-    images, speed = len(data.dataset.train.labels), throughput.images_per_second
+    images, speed = data.train_size, throughput.images_per_second
     return {
         "train.top1": history.epochs[-1]["train/top1"],
         "converted": list(adder_filters(module.model)),
@@ -101,9 +94,9 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _operations(module: ImageClassifier, data: InMemoryImages) -> dict[str, dict[str, int]]:
+def _operations(module: ImageClassifier, data: ImageData) -> dict[str, dict[str, int]]:
     """Per image; for a network that stayed convolutional, `after` is what it is."""
-    budget = count(module.model, tuple(data.dataset.test.images.shape[1:]))
+    budget = count(module.model, data.input_size)
     after = budget.after if adder_filters(module.model) else budget.before
     return {
         view: {
@@ -114,13 +107,12 @@ def _operations(module: ImageClassifier, data: InMemoryImages) -> dict[str, dict
     }
 
 
-def _summary(metrics: dict[str, Any], data: InMemoryImages, folder: Path) -> str:
+def _summary(metrics: dict[str, Any], data: ImageData, folder: Path) -> str:
     before, after = metrics["operations"]["before"], metrics["operations"]["after"]
     batches = min(_RECALIBRATION_BATCHES, len(data.train_dataloader()))
     converted = ", ".join(metrics["converted"]) or "none"
     rows = {
-        "data": f"{data.dataset.name}: {len(data.dataset.train.labels):,} training and "
-        f"{len(data.dataset.test.labels):,} test images",
+        "data": f"{data.name}: {data.train_size:,} training and {data.test_size:,} test images",
         "layers": f"{metrics['layers']} (adders: {converted})",
         "test top-1": f"{metrics['test.top1']:.2f} %, batch norms recalibrated on {batches} "
         f"training batches ({metrics['test.top1_running_statistics']:.2f} % with the running "

@@ -16,9 +16,10 @@ from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, AdderLinear, load_model
 from adderize.errors import AdderizeError
-from recipes import mnist, run
+from recipes import mnist
 from recipes.models import lenet5_bn
 from recipes.module import ImageClassifier
+from recipes.run import trainer
 
 ADDERS = {
     "adder": ["conv1", "conv2", "fc1", "fc2", "fc3"],
@@ -139,7 +140,7 @@ def test_resuming_gives_what_the_uninterrupted_run_gives(
     more = ("--epochs", "4", "--num-threads", "1", *more)
     whole = mnist.train(arguments(mnist_folder, tmp_path / "whole", *more))
     with monkeypatch.context() as patch:
-        patch.setattr(run, "StopOnBrokenLoss", _Killed)
+        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
         with pytest.raises(KeyError, match="killed"):
             mnist.train(arguments(mnist_folder, tmp_path / "parts", *more))
     parts = mnist.train(["--resume", str(tmp_path / "parts")])

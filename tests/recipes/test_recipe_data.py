@@ -87,7 +87,7 @@ def test_missing_mnist_is_not_downloaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("size", "batches"), [(10, 3), (9, 2), (8, 2), (12, 3), (4, 1)])
 def test_an_epoch_is_a_permutation(size: int, batches: int) -> None:
     sampler = EpochShuffle(size, 4, seed=0)
-    drawn = list(sampler)
+    drawn = [batch for _, batch in sampler]
     assert len(drawn) == len(sampler) == batches
     assert all(len(batch) > 1 for batch in drawn)
     indices = torch.cat(drawn).tolist()
@@ -100,7 +100,9 @@ def _orders(seed: int) -> list[list[int]]:
     orders = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        orders.append(torch.cat(list(sampler)).tolist())
+        epochs, batches = zip(*sampler, strict=True)
+        assert set(epochs) == {epoch}
+        orders.append(torch.cat(batches).tolist())
     return orders
 
 

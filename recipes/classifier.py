@@ -1,0 +1,243 @@
+"""What the recipes for image classifiers share: their options, and one training from them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, seed_everything
+
+from adderize import AdaptiveLearningRate, AdderizeError
+from recipes import run
+from recipes.data import ImageData
+from recipes.distillation import Distillation
+from recipes.module import ImageClassifier
+from recipes.networks import LAYERS, build_network
+from recipes.report import finish
+from recipes.run.options import add_config
+from recipes.schedules import SCHEDULES
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:
+    """All options of a recipe but those of its data."""
+    add_config(parser, config)
+    _add_network(parser.add_argument_group("network"))
+    _add_optimisation(parser.add_argument_group("optimisation"))
+    _add_distillation(parser.add_argument_group("distillation"))
+    run.add_arguments(parser)
+
+
+def _add_network(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--arch",
+        default="resnet20",
+        help="`resnet20` (recipes.models or torchvision), `timm:NAME` or `package.module:callable`",
+    )
+    group.add_argument(
+        "--arch-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="more arguments of the network's builder, such as shortcut=A",
+    )
+    group.add_argument("--layers", choices=LAYERS, default="adder")
+    group.add_argument(
+        "--gradient", choices=("full", "sign"), default="full", help="of the adder layers"
+    )
+    group.add_argument(
+        "--init",
+        choices=("normal", "rescale", "keep"),
+        default="normal",
+        help="adder filters: drawn from N(0, 1) as in the paper, or the network's own, scaled to "
+        "unit deviation or as they are",
+    )
+    group.add_argument(
+        "--pretrained",
+        metavar="PATH|published",
+        help="start from trained weights: a run's folder, a PyTorch file, or those that "
+        "torchvision or timm publish; adders need --init rescale",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory format of filters and images",
+    )
+
+
+def _add_optimisation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--epochs", type=run.positive_int, default=400)
+    group.add_argument(
+        "--batch-size", type=run.positive_int, default=256, help="images a step and process"
+    )
+    group.add_argument("--lr", type=run.positive_float, default=0.1)
+    group.add_argument("--schedule", choices=SCHEDULES, default="cosine")
+    group.add_argument(
+        "--warmup-epochs", type=run.non_negative_float, default=0.0, help="linear rise to --lr"
+    )
+    group.add_argument("--power", type=run.positive_float, default=0.9, help="of --schedule poly")
+    group.add_argument(
+        "--milestones",
+        type=run.fraction,
+        nargs="+",
+        default=[0.5, 0.75],
+        help="of --schedule step: fractions of the training at which --lr falls by --gamma",
+    )
+    group.add_argument("--gamma", type=run.positive_float, default=0.1)
+    group.add_argument("--momentum", type=run.fraction, default=0.9)
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=False)
+    group.add_argument("--weight-decay", type=run.non_negative_float, default=5e-4)
+    group.add_argument("--label-smoothing", type=run.fraction, default=0.0)
+    group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
+    group.add_argument(
+        "--recalibrate",
+        type=run.non_negative_int,
+        default=20,
+        metavar="N",
+        help="adders: before each validation, re-estimate the batch norms on the last N training "
+        "batches, whose running statistics lag behind fast filters (default: 20; 0: never)",
+    )
+
+
+def _add_distillation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--kd-teacher",
+        metavar="ARCH|PATH",
+        help="a trained teacher: a network with published weights, a run's folder or checkpoint, "
+        "or a PyTorch file",
+    )
+    group.add_argument(
+        "--kd-arch", metavar="ARCH", help="the teacher's network, for a PyTorch file"
+    )
+    group.add_argument("--kd-arch-options", nargs="+", default=[], metavar="KEY=VALUE")
+    group.add_argument("--kd-temperature", type=run.positive_float, default=4.0)
+    group.add_argument(
+        "--kd-weight", type=run.fraction, default=0.9, help="of the teacher beside the labels"
+    )
+    group.add_argument(
+        "--kd-mean",
+        type=float,
+        nargs="+",
+        help="of the pixels as the teacher was trained (default: as the student)",
+    )
+    group.add_argument("--kd-std", type=run.positive_float, nargs="+")
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["shortcut=A", "logits_norm=false"]`` as keyword arguments.
+
+    Raises:
+        AdderizeError: something without a key.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key.isidentifier()):
+            raise AdderizeError(f"{pair!r} is not KEY=VALUE, such as shortcut=A")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def train(
+    arguments: argparse.Namespace,
+    recipe: str,
+    load: Callable[[argparse.Namespace], ImageData],
+) -> dict[str, object]:
+    """One run from parsed arguments; the contents of its metrics.json.
+
+    Args:
+        arguments: those of :func:`add_arguments`, and whatever `load` reads.
+        recipe: names the run's folder.
+        load: gives the data.
+
+    Raises:
+        AdderizeError: bad arguments or data, or a training that diverges.
+    """
+    device, backend = run.choose_device(arguments)
+    data = load(arguments)
+    seed_everything(arguments.seed, verbose=False)
+    module = ImageClassifier(
+        arguments.arch,
+        data.num_classes,
+        conversion=conversion(arguments),
+        arch_options=options_of(arguments.arch_options),
+        pretrained=None if arguments.resume else arguments.pretrained,
+        distillation=_distillation(arguments, data),
+        lr=arguments.lr,
+        momentum=arguments.momentum,
+        nesterov=arguments.nesterov,
+        weight_decay=arguments.weight_decay,
+        label_smoothing=arguments.label_smoothing,
+        schedule={
+            "kind": arguments.schedule,
+            "warmup_epochs": arguments.warmup_epochs,
+            "power": arguments.power,
+            "milestones": arguments.milestones,
+            "gamma": arguments.gamma,
+        },
+        max_steps=arguments.max_steps,
+        compile=arguments.compile,
+        channels_last=arguments.channels_last,
+    )
+    callbacks: list[Callback] = []
+    if arguments.layers == "adder":
+        callbacks.append(
+            AdaptiveLearningRate(
+                eta=arguments.eta, recalibrate_before_validation=arguments.recalibrate
+            )
+        )
+    folder = run.prepare_folder(arguments, recipe)
+    trainer = run.make_trainer(arguments, device, folder, callbacks, len(data.training_loader()))
+    run.fit(trainer, module, data, arguments.resume)
+    return finish(arguments, folder, trainer, module, data, backend.name)
+
+
+def conversion(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    if arguments.layers == "cnn":
+        return None
+    return {"init": arguments.init, "gradient": arguments.gradient}
+
+
+def _distillation(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:
+    if arguments.kd_teacher is None:
+        return None
+    return Distillation(
+        _teacher(arguments, data.num_classes),
+        temperature=arguments.kd_temperature,
+        weight=arguments.kd_weight,
+        from_statistics=(data.mean, data.std),
+        to_statistics=(arguments.kd_mean or data.mean, arguments.kd_std or data.std),
+    )
+
+
+def _teacher(arguments: argparse.Namespace, num_classes: int) -> Any:
+    source = Path(arguments.kd_teacher)
+    if source.is_dir():
+        source = source / run.CHECKPOINTS / "last.ckpt"
+    if source.suffix == ".ckpt":
+        return ImageClassifier.load_from_checkpoint(source, map_location="cpu").model
+    is_file = source.is_file()
+    arch = arguments.kd_arch or (arguments.arch if is_file else arguments.kd_teacher)
+    return build_network(
+        arch,
+        num_classes,
+        None,
+        options=options_of(arguments.kd_arch_options),
+        pretrained=arguments.kd_teacher if is_file else "published",
+    )
+
+
+def exit_code(recipe: str, train: Callable[[], object]) -> int:
+    """0 on success, 1 on a user's mistake or a training that diverges."""
+    try:
+        train()
+    except (AdderizeError, MisconfigurationException) as error:
+        print(f"recipes.{recipe}: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,116 @@
+"""A training run as a folder: its arguments, checkpoints, logs, exported model and metrics.
+
+FOLDER/arguments.json            every argument, as resolved
+FOLDER/checkpoints/{best,last}.ckpt
+FOLDER/logs/version_N/           metrics.csv, and TensorBoard's events where it is installed
+FOLDER/model/                    the trained network, for adderize.load_model
+FOLDER/metrics.json              written last: a folder that has it holds a finished run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from adderize.errors import AdderizeError
+from recipes.run.options import with_config
+
+ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
+# What may differ between a run and its continuation.
+_FREE = {"accelerator", "num_threads", "output", "resume"}
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; those of the run that `--resume` names, where it is given.
+
+    `arguments.resume` becomes the checkpoint's path, or stays None.
+
+    Raises:
+        AdderizeError: nothing to resume, or an argument differs from the run's own.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(argv)
+    if "config" in arguments:
+        arguments = parser.parse_args(with_config(parser, argv))
+    if arguments.resume is None:
+        return arguments
+    given = arguments.resume or arguments.output
+    if not given:
+        parser.error("--resume needs the run's folder: --resume PATH, or --output DIR --resume")
+    checkpoint = Path(given)
+    if checkpoint.is_dir():
+        checkpoint = checkpoint / CHECKPOINTS / "last.ckpt"
+    folder = checkpoint.parent.parent
+    if arguments.output and Path(arguments.output).resolve() != folder.resolve():
+        raise AdderizeError(
+            f"--output {arguments.output} is not the resumed run's folder {folder}: leave it out"
+        )
+    if (folder / METRICS).exists():
+        raise AdderizeError(f"the run in {folder} is finished: see {folder / METRICS}")
+    try:
+        saved = json.loads((folder / ARGUMENTS).read_text())
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise AdderizeError(
+            f"cannot resume from {given}: {reason}. Expected the folder of a run with "
+            f"{ARGUMENTS} and {CHECKPOINTS}/last.ckpt, or a checkpoint in it"
+        ) from error
+    parser.set_defaults(**{**saved, "output": None, "resume": None})
+    arguments = parser.parse_args(argv)
+    for key, value in vars(arguments).items():
+        if key not in _FREE and saved.get(key) != value:
+            raise AdderizeError(
+                f"--{key.replace('_', '-')} is {value}, but the run in {folder} has "
+                f"{saved.get(key)}: leave it out, or start a new run"
+            )
+    arguments.output, arguments.resume = str(folder), str(checkpoint)
+    return arguments
+
+
+def prepare_folder(arguments: argparse.Namespace, recipe: str) -> Path:
+    """The run's folder, with its arguments saved; a new one where none is given.
+
+    Raises:
+        AdderizeError: the folder holds another run.
+    """
+    if arguments.resume:
+        return Path(arguments.output)
+    # The first process makes the folder, and Lightning tells the others where it is.
+    elsewhere = Path(arguments.output or "runs")
+    folder = rank_zero_only(_new_folder, default=elsewhere)(arguments, recipe)
+    assert folder is not None
+    return folder
+
+
+def _new_folder(arguments: argparse.Namespace, recipe: str) -> Path:
+    if arguments.output:
+        folder = Path(arguments.output)
+        if (folder / ARGUMENTS).exists():
+            raise AdderizeError(
+                f"{folder} holds a run already: continue it with --resume {folder}, "
+                "give another --output, or remove it"
+            )
+    else:
+        number = 0
+        while (folder := Path("runs") / recipe / f"version_{number}").exists():
+            number += 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / ARGUMENTS, vars(arguments))
+    except OSError as error:
+        raise AdderizeError(f"cannot write to --output {folder}: {error}") from error
+    return folder
+
+
+def write_json(path: Path, values: object) -> None:
+    """Written whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(values, indent=2) + "\n")
+    unfinished.replace(path)

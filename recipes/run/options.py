@@ -1,0 +1,166 @@
+"""Command line options that every recipe has, and the files that preset them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from adderize.errors import AdderizeError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive integer")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 on")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to below 1")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not a seed: expected 0 to 2**32 - 1")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the run itself: length, precision, machines, folder."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--max-steps", "--steps", type=positive_int, metavar="N", help="stop after N steps"
+    )
+    group.add_argument("--seed", type=seed, default=0)
+    group.add_argument(
+        "--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true"
+    )
+    group.add_argument(
+        "--accumulate",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="batches whose gradients make one step",
+    )
+    group.add_argument(
+        "--clip", type=positive_float, metavar="NORM", help="largest norm of all gradients"
+    )
+    group.add_argument(
+        "--ema",
+        type=fraction,
+        metavar="DECAY",
+        help="validate and export an exponential moving average of the weights",
+    )
+    group.add_argument(
+        "--fast-dev-run",
+        action="store_true",
+        help="one batch of training and of validation, without logs and checkpoints",
+    )
+    group.add_argument(
+        "--output", metavar="DIR", help="the run's folder (default: a new one below runs/)"
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="continue a run: its folder or one of its checkpoints (default: that of --output)",
+    )
+    _add_machine(parser.add_argument_group("machine"))
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--accelerator", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument(
+        "--devices", type=positive_int, default=1, metavar="N", help="devices, or CPU processes"
+    )
+    group.add_argument("--nodes", type=positive_int, default=1, metavar="N")
+    group.add_argument(
+        "--strategy",
+        choices=("auto", "ddp", "fsdp"),
+        default="auto",
+        help="for several devices: ddp, or fsdp (FSDP2, Lightning's ModelParallelStrategy); "
+        "torchrun and SLURM are recognised",
+    )
+    group.add_argument(
+        "--num-threads", type=positive_int, metavar="N", help="CPU threads (default: torch's)"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, default: str) -> None:
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    parser.add_argument(
+        "--config",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"options from a YAML file, below those of the command line: {names}, or a path "
+        f"(default: {default})",
+    )
+
+
+def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The command line behind what its ``--config`` file says, so that one parser checks both.
+
+    Raises:
+        AdderizeError: the file is missing, is not a mapping of options, or has one that the parser
+            does not know.
+    """
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--config", default=parser.get_default("config"))
+    config = asked.parse_known_args(argv)[0].config
+    path = Path(config)
+    if not path.suffix:
+        path = CONFIGS / f"{config}.yaml"
+    try:
+        options = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise AdderizeError(
+            f"cannot read --config {config}: {error}; expected {names}, or a YAML file"
+        ) from error
+    known = {action.dest for action in parser._actions}
+    if not isinstance(options, dict) or not options.keys() <= known:
+        unknown = sorted(map(str, options.keys() - known)) if isinstance(options, dict) else options
+        raise AdderizeError(
+            f"{path} has unknown options: {unknown}; see --help for those there are"
+        )
+    return [*(token for item in options.items() for token in _tokens(*item)), *argv]
+
+
+def _tokens(key: str, value: object) -> list[str]:
+    option = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    if isinstance(value, list):
+        return [f"--{option}", *map(str, value)]
+    return [] if value is None else [f"--{option}={value}"]
