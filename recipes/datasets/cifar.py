@@ -127,12 +127,12 @@ def _from_class_folders(folder: Path) -> _Splits | None:
 
 
 def _from_timm(name: str) -> _Splits:
-    import timm.data
+    from timm.data.dataset_factory import create_dataset
 
     root = os.environ.get("ADDERIZE_DATA", "data")
     try:
         sets = [
-            timm.data.create_dataset(
+            create_dataset(
                 name, root=root, split=split, is_training=split == "train", download=True
             )
             for split in ("train", "validation")
