@@ -49,3 +49,13 @@ def size(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 3,224,224")
     return numbers
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers; expected one such as 0.485,0.456,0.406"
+        ) from error
+    return values

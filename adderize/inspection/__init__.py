@@ -1,0 +1,58 @@
+"""Why an adder network trains, or does not: filters, inputs, outputs and norms, layer by layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.dataflow import trace
+from adderize.errors import AdderizeError
+from adderize.inspection.findings import findings_of
+from adderize.inspection.measurement import LAYERS, Measured, measure
+from adderize.inspection.norms import find_norm_states, staleness
+from adderize.inspection.report import Finding, Inspection, Layer, NormState, Range
+
+__all__ = ["Finding", "Inspection", "Layer", "NormState", "Range", "inspect"]
+
+
+def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -> Inspection:
+    """Look at every layer with filters and at every norm of a model.
+
+    Args:
+        model: any module on any one device; it is left as it was.
+        images: (N, ...) inputs, normalised as in the training, a hundred or more of all classes;
+            None for what can be seen without: filters and the state of the norms.
+        name: what to call the model in the report.
+
+    Returns:
+        the layers in registration order, and findings: what is likely to keep the network from
+        training or from predicting, and what to do about it. ``print`` it, or ``to_dict``,
+        ``to_json``, ``to_csv``, ``to_markdown``.
+
+    Raises:
+        AdderizeError: a model without such layers, or one that fails on the images.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
+    if not layers:
+        raise AdderizeError(f"{type(model).__name__} holds no convolution, linear or adder layer")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise AdderizeError("the model is on the meta device and has no values to inspect")
+    flows = trace(model)
+    measured: dict[nn.Module, Measured] = {}
+    stale: dict[_BatchNorm, tuple[float, float]] = {}
+    if images is not None:
+        try:
+            measured = measure(model, images)
+            stale = staleness(model, images)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or repr(error)).splitlines()[0]
+            shape = "x".join(map(str, images.shape))
+            raise AdderizeError(f"the model fails on images {shape}: {reason}") from error
+    norms = find_norm_states(model, layers, flows, stale)
+    rows = tuple(
+        Layer.of(layer_name, layer, measured.get(layer), norms.after.get(layer))
+        for layer_name, layer in layers.items()
+    )
+    found = findings_of(model, layers, rows, norms, measured, flows)
+    count = 0 if images is None else len(images)
+    return Inspection(name or type(model).__name__, count, rows, tuple(found))

@@ -1,0 +1,151 @@
+"""What keeps an adder network from training or predicting, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adderize.dataflow import Flow, Node
+from adderize.inspection.measurement import Measured
+from adderize.inspection.norms import NormStates
+from adderize.inspection.report import Finding, Layer
+from adderize.layers import AdderConv2d, AdderLinear
+
+ADVICE = {
+    "not finite": "The training has diverged: go back to a checkpoint before it, and lower the "
+    "learning rate",
+    "missing norm": "An adder without a trainable norm behind it hardly learns: adderize(model, "
+    'norm="insert") puts one there',
+    "frozen norm": "The norms after adders must train with them: keep requires_grad and training "
+    "mode, and use no FrozenBatchNorm",
+    "untrained statistics": "The running statistics are those of a new norm: train the network, or "
+    "set them with recalibrate(model, batches)",
+    "stale statistics": "The running statistics do not fit the images: are these normalised as in "
+    "the training? If so, recalibrate(model, batches) before testing",
+    "dead filters": "These channels are the same for every image, so nothing behind them learns "
+    "from them: lower the learning rate or the weight decay of gammas, or make the layer narrower",
+    "dead input": "The layer gets one value for every image: the trouble lies before it",
+    "saturated layer": "Nearly all filter values lie outside the range of the inputs and act as "
+    "plus or minus the input: their sizes no longer matter. Lower eta or raise the weight decay "
+    "of the filters",
+    "channels alike": "Small filters give every channel nearly -sum |x|: start from unit deviation "
+    '(init="rescale" or "normal"), not from a convolution\'s filters as they are',
+}
+
+_SATURATED = 0.95
+_ALIKE = 0.99
+_LARGEST_SHIFT = 0.5
+_LARGEST_RATIO = 2.0
+_DEAD = 1e-4
+_RELUS = frozenset({"relu", "ReLU", "relu6", "ReLU6"})
+_POOLS = frozenset({"max_pool2d", "MaxPool2d"})
+
+
+def findings_of(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    rows: Sequence[Layer],
+    norms: NormStates,
+    measured: Mapping[nn.Module, Measured],
+    flows: Sequence[Flow],
+) -> list[Finding]:
+    """In the order of ADVICE: the gravest first."""
+    found = [
+        *_not_finite(model),
+        *_norm_findings(norms),
+        *_dead_filters(layers, norms, measured, flows),
+    ]
+    for row in rows:
+        found += _layer_findings(row, isinstance(layers[row.name], (AdderConv2d, AdderLinear)))
+    order = list(ADVICE)
+    return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def _finding(kind: str, name: str, detail: str = "") -> Finding:
+    return Finding(kind, name or "(model)", detail, ADVICE[kind])
+
+
+def _not_finite(model: nn.Module) -> Iterator[Finding]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        broken = int((~tensor.isfinite()).sum())
+        if broken:
+            yield _finding("not finite", name, f"{broken} of {tensor.numel()} values")
+
+
+def _norm_findings(norms: NormStates) -> Iterator[Finding]:
+    after_adders = {state.name for state in norms.after.values()}
+    for state in norms.by_norm.values():
+        if state.frozen and state.name in after_adders:
+            yield _finding("frozen norm", state.name)
+        if state.running and not state.updated:
+            yield _finding("untrained statistics", state.name)
+        elif state.mean_shift is not None and state.variance_ratio is not None:
+            shift, ratio = state.mean_shift, state.variance_ratio
+            if not (shift <= _LARGEST_SHIFT and 1 / _LARGEST_RATIO <= ratio <= _LARGEST_RATIO):
+                detail = f"means {shift:.2g} deviations off, variances {ratio:.2g} times"
+                yield _finding("stale statistics", state.name, detail)
+
+
+def _layer_findings(row: Layer, is_adder: bool) -> Iterator[Finding]:
+    if is_adder and row.norm is None:
+        yield _finding("missing norm", row.name)
+    if row.inputs is not None and row.inputs.least == row.inputs.largest:
+        yield _finding("dead input", row.name, f"always {row.inputs.least:g}")
+    elif row.outside is not None and row.outside >= _SATURATED:
+        yield _finding("saturated layer", row.name, f"{row.outside:.1%} outside")
+    if is_adder and row.correlation is not None and row.correlation >= _ALIKE:
+        yield _finding("channels alike", row.name, f"correlation {row.correlation:.4f}")
+
+
+def _dead_filters(
+    layers: Mapping[str, nn.Module],
+    norms: NormStates,
+    measured: Mapping[nn.Module, Measured],
+    flows: Sequence[Flow],
+) -> Iterator[Finding]:
+    modules = {state: norm for norm, state in norms.by_norm.items()}
+    for name, layer in layers.items():
+        state = norms.after.get(layer)
+        norm = None if state is None else modules[state]
+        dead = _without_effect(layer, norm)
+        if layer in measured and measured[layer].count:
+            dead = dead | _constant(measured[layer])
+        if norm is not None and norm in measured and _only_relu_after(layer, norm, flows):
+            dead = dead | (measured[norm].highest <= 0)
+        if bool(dead.any()):
+            channels = dead.nonzero().flatten().tolist()
+            listed = ", ".join(map(str, channels[:6])) + (", ..." if len(channels) > 6 else "")
+            yield _finding("dead filters", name, f"{len(channels)} of {len(dead)}: {listed}")
+
+
+def _without_effect(layer: nn.Module, norm: nn.Module | None) -> Tensor:
+    """Channels that the norm multiplies by next to nothing."""
+    gamma = getattr(norm, "weight", None)
+    channels = next(layer.parameters()).shape[0]
+    if not isinstance(gamma, Tensor) or gamma.shape != (channels,):
+        return torch.zeros(channels, dtype=torch.bool, device=next(layer.parameters()).device)
+    size = gamma.detach().abs()
+    return size <= _DEAD * size.max()
+
+
+def _constant(measured: Measured) -> Tensor:
+    deviations = measured.variances.sqrt()
+    return deviations <= _DEAD * deviations.max()
+
+
+def _only_relu_after(layer: nn.Module, norm: nn.Module, flows: Sequence[Flow]) -> bool:
+    """Whether all of the norm's output goes through a ReLU next, max pooling aside."""
+    owns = getattr(layer, "norm", None) is norm
+    flow = next((flow for flow in flows if flow.calls(layer if owns else norm)), None)
+    if flow is None:
+        return False
+    waiting: list[Node] = list(flow.calls(layer if owns else norm))
+    while waiting:
+        for user in waiting.pop().users:
+            if user.name in _POOLS:
+                waiting.append(user)
+            elif user.name not in _RELUS:
+                return False
+    return True

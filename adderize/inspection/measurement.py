@@ -1,0 +1,159 @@
+"""What goes through a model's layers: ranges, means and deviations, over batches of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from adderize.layers import AdderConv2d, AdderLinear
+
+LAYERS = (_ConvNd, nn.Linear, AdderLinear)
+_BATCH = 64
+_ROWS_FOR_CORRELATION = 4096
+
+
+class Measured:
+    """Accumulates over calls; sums are float64.
+
+    Attributes:
+        least, largest: of the input, with the zeros of a padding; NaN where it holds one.
+        correlation: mean correlation between the output's channels, over the first call.
+        highest: (C,), the largest output of each channel.
+    """
+
+    def __init__(self) -> None:
+        self.least, self.largest = math.inf, -math.inf
+        self.count = 0
+        self.sums = torch.zeros(0, dtype=torch.float64)
+        self.squares = torch.zeros(0, dtype=torch.float64)
+        self.highest = torch.zeros(0)
+        self.correlation: float | None = None
+
+    def add_input(self, x: Tensor, padded: bool) -> None:
+        least, largest = (value.item() for value in x.aminmax())
+        if padded:
+            least, largest = min(least, 0.0), max(largest, 0.0)
+        self.least = least if math.isnan(least) else min(self.least, least)
+        self.largest = largest if math.isnan(largest) else max(self.largest, largest)
+
+    def add_output(self, y: Tensor) -> None:
+        """y: (rows, C)."""
+        values = y.double()
+        if not self.count:
+            self.sums, self.squares = torch.zeros(2, y.shape[1], dtype=values.dtype).to(y.device)
+            self.highest = torch.full((y.shape[1],), -math.inf, device=y.device)
+            self.shift = values.mean(0)
+            self.correlation = _correlation(values)
+        values = values - self.shift
+        self.count += len(y)
+        self.sums += values.sum(0)
+        self.squares += values.square().sum(0)
+        self.highest = torch.maximum(self.highest, y.amax(0))
+
+    @property
+    def means(self) -> Tensor:
+        """(C,), of each output channel."""
+        return self.shift + self.sums / self.count
+
+    @property
+    def variances(self) -> Tensor:
+        """(C,), of each output channel."""
+        return (self.squares / self.count - (self.sums / self.count).square()).clamp(min=0)
+
+    @property
+    def mean(self) -> float:
+        return float(self.means.mean())
+
+    @property
+    def std(self) -> float:
+        """Of all outputs, whatever their channel."""
+        return float((self.variances.mean() + self.means.var(correction=0)).sqrt())
+
+
+def _correlation(values: Tensor) -> float | None:
+    """The mean over all pairs of channels; None for one channel, or where one is constant."""
+    rows, channels = values.shape
+    values = values[:: math.ceil(rows / _ROWS_FOR_CORRELATION)]
+    deviations = values.std(0, correction=0)
+    if channels < 2 or len(values) < 2 or not bool((deviations > 0).all()):
+        return None
+    standardised = (values - values.mean(0)) / deviations
+    together = standardised.mean(1).var(correction=0)
+    return float((channels * together - 1) / (channels - 1))
+
+
+@torch.no_grad()
+def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
+    """Every convolution, linear layer, adder and norm with channels, in evaluation mode.
+
+    The outputs of an adder are taken before the norm that it may own.
+    """
+    found: dict[nn.Module, Measured] = {}
+    modes = {module: module.training for module in model.modules()}
+    handles: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, LAYERS):
+            _watch_layer(module, found, handles)
+        elif isinstance(module, (_NormBase, nn.GroupNorm)):
+            _watch_outputs(module, module, found, handles)
+    try:
+        model.eval()
+        for batch in batches_of(model, images):
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return found
+
+
+def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    """Of equal size or nearly so, on the model's device."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return images.to(device).tensor_split(math.ceil(len(images) / _BATCH))
+
+
+def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]) -> None:
+    padded = isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer.padding)
+
+    def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.setdefault(layer, Measured()).add_input(inputs[0], padded)
+
+    handles.append(layer.register_forward_pre_hook(see_input))
+    own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
+    if own is None:
+        _watch_outputs(layer, layer, found, handles)
+    else:
+
+        def see_output(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[layer].add_output(_rows(inputs[0], module))
+
+        handles.append(own.register_forward_pre_hook(see_output))
+
+
+def _watch_outputs(
+    module: nn.Module, key: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]
+) -> None:
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        found.setdefault(key, Measured()).add_output(_rows(output, module))
+
+    handles.append(module.register_forward_hook(see))
+
+
+def _rows(output: Tensor, module: nn.Module) -> Tensor:
+    """(rows, C)"""
+    if isinstance(module, (nn.Linear, AdderLinear)):
+        return output.reshape(-1, output.shape[-1])
+    unbatched = isinstance(module, _ConvNd) and output.ndim == 3
+    return output.movedim(0 if unbatched else 1, -1).flatten(0, -2)
+
+
+def _pads(padding: str | tuple[int, ...]) -> bool:
+    return padding == "same" if isinstance(padding, str) else any(padding)

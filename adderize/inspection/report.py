@@ -1,0 +1,258 @@
+"""An inspection as data and as text: a table for reading, JSON, CSV, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from adderize.counting.report import aligned, markdown_lines
+from adderize.layers import AdderConv2d, AdderLinear
+
+if TYPE_CHECKING:
+    from adderize.inspection.measurement import Measured
+
+
+class Range(NamedTuple):
+    least: float
+    largest: float
+
+    def __str__(self) -> str:
+        return f"{self.least:.3g} to {self.largest:.3g}"
+
+
+@dataclass(frozen=True)
+class NormState:
+    """A norm and its statistics.
+
+    Attributes:
+        name, kind: qualified name and class name.
+        frozen: whether it does not train.
+        running: whether it keeps running statistics.
+        updated: whether those, or what replaced them, are other than those of a new norm.
+        batches: how many batches they were updated with; None where nothing counts them (files of
+            some programs set the counter to 0).
+        smallest_gamma, largest_gamma: by absolute value.
+        mean_shift: between the running means and the images', in running deviations (root mean
+            square over channels); None without images.
+        variance_ratio: variances of the images to the running ones (geometric mean).
+    """
+
+    name: str
+    kind: str
+    frozen: bool
+    running: bool
+    updated: bool
+    batches: int | None
+    smallest_gamma: float | None
+    largest_gamma: float | None
+    mean_shift: float | None
+    variance_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with filters; all that needs images is None without them, or if it was not called.
+
+    Attributes:
+        name, kind, shape: qualified name, class name, shape of the filters.
+        filters, filter_mean, filter_std: range, mean and deviation of all filter values.
+        inputs: range of the inputs, the zeros of a padding included.
+        outside: share of an adder's filter values outside the input range: each one acts as plus
+            or minus the input and a constant, whatever its size.
+        output_mean, output_std: over all images, positions and channels, before the norm.
+        correlation: mean correlation between output channels.
+        norm: the norm after the layer.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    filters: Range
+    filter_mean: float
+    filter_std: float
+    inputs: Range | None = None
+    outside: float | None = None
+    output_mean: float | None = None
+    output_std: float | None = None
+    correlation: float | None = None
+    norm: NormState | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, layer: nn.Module, measured: Measured | None, norm: NormState | None
+    ) -> Layer:
+        assert isinstance(layer.weight, Tensor)
+        filters = layer.weight.detach()
+        deviation, mean = filters.double().std(correction=0), filters.double().mean()
+        row = cls(
+            name=name,
+            kind=type(layer).__name__,
+            shape=tuple(filters.shape),
+            filters=Range(*(value.item() for value in filters.aminmax())),
+            filter_mean=float(mean),
+            filter_std=float(deviation),
+            norm=norm,
+        )
+        if measured is None or not measured.count:
+            return row
+        outside = (filters < measured.least) | (filters > measured.largest)
+        is_adder = isinstance(layer, (AdderConv2d, AdderLinear))
+        return dataclasses.replace(
+            row,
+            inputs=Range(measured.least, measured.largest),
+            outside=float(outside.double().mean()) if is_adder else None,
+            output_mean=measured.mean,
+            output_std=measured.std,
+            correlation=measured.correlation,
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to act on.
+
+    Attributes:
+        kind: such as "missing norm".
+        name: of the layer or norm.
+        detail: what was found there.
+        advice: what to do; the same for every finding of a kind.
+    """
+
+    kind: str
+    name: str
+    detail: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The layers of a model in registration order, what was found, and on how many images."""
+
+    model: str
+    images: int
+    layers: tuple[Layer, ...]
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """NaN and infinity become None."""
+        found: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return found
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_csv(self) -> str:
+        text = io.StringIO()
+        rows = [_flat(layer) for layer in self.layers]
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().rstrip("\n")
+
+    def to_markdown(self) -> str:
+        header, *rows = self._cells()
+        rule = ["---"] * _TEXTS + ["---:"] * (len(header) - _TEXTS)
+        lines = [self._title(), "", *markdown_lines([header, rule, *rows])]
+        if self.findings:
+            lines += ["", *(f"- {line}" for line in self._finding_lines())]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [self._title(), "", *aligned(self._cells(), texts=_TEXTS)]
+        findings = self._finding_lines() or ["nothing to warn of"]
+        return "\n".join([*lines, "", *findings])
+
+    def _title(self) -> str:
+        seen = f"measured on {self.images} images" if self.images else "without images"
+        return f"{self.model}, {len(self.layers)} layers, {seen}"
+
+    def _cells(self) -> list[list[str]]:
+        columns = _COLUMNS if self.images else {**_FILTER_COLUMNS, **_NORM_COLUMNS}
+        return [list(columns), *([show(row) for show in columns.values()] for row in self.layers)]
+
+    def _finding_lines(self) -> list[str]:
+        """One line a kind, with the first of its places."""
+        lines = []
+        for kind in dict.fromkeys(finding.kind for finding in self.findings):
+            same = [finding for finding in self.findings if finding.kind == kind]
+            shown = ", ".join(f"{f.name} ({f.detail})" if f.detail else f.name for f in same[:4])
+            more = f" and {len(same) - 4} more" if len(same) > 4 else ""
+            lines.append(f"{kind}: {shown}{more}. {same[0].advice}")
+        return lines
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _norm_name(layer: Layer) -> str:
+    if layer.norm is None:
+        return "none"
+    return f"{layer.norm.name} (frozen)" if layer.norm.frozen else layer.norm.name
+
+
+def _gammas(layer: Layer) -> str:
+    norm = layer.norm
+    if norm is None or norm.smallest_gamma is None or norm.largest_gamma is None:
+        return ""
+    return str(Range(norm.smallest_gamma, norm.largest_gamma))
+
+
+_Columns = dict[str, Callable[[Layer], str]]
+_TEXTS = 4
+_FILTER_COLUMNS: _Columns = {
+    "layer": lambda row: row.name or "(model)",
+    "kind": lambda row: row.kind,
+    "filters": lambda row: "x".join(map(str, row.shape)),
+    "norm": _norm_name,
+    "filter range": lambda row: str(row.filters),
+    "filter std": lambda row: _number(row.filter_std),
+}
+_MEASURED_COLUMNS: _Columns = {
+    "input range": lambda row: "" if row.inputs is None else str(row.inputs),
+    "outside": lambda row: "" if row.outside is None else f"{row.outside:.1%}",
+    "output mean": lambda row: _number(row.output_mean),
+    "output std": lambda row: _number(row.output_std),
+}
+_NORM_COLUMNS: _Columns = {"abs gamma": _gammas}
+_STALENESS_COLUMNS: _Columns = {
+    "mean shift": lambda row: "" if row.norm is None else _number(row.norm.mean_shift),
+    "variance ratio": lambda row: "" if row.norm is None else _number(row.norm.variance_ratio),
+}
+_COLUMNS: _Columns = {**_FILTER_COLUMNS, **_MEASURED_COLUMNS, **_NORM_COLUMNS, **_STALENESS_COLUMNS}
+
+
+def _flat(layer: Layer) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(layer).items():
+        if key in ("filters", "inputs"):
+            least, largest = value or (None, None)
+            row |= {f"{key}.least": least, f"{key}.largest": largest}
+        elif key == "shape":
+            row[key] = "x".join(map(str, value))
+        elif key == "norm":
+            fields = [field.name for field in dataclasses.fields(NormState)]
+            row |= {f"norm.{field}": (value or {}).get(field) for field in fields}
+        else:
+            row[key] = value
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Range):
+        return {key: _plain(item) for key, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
