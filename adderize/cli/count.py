@@ -1,4 +1,4 @@
-"""`adderize count`: multiplications against additions, before and after a conversion."""
+"""`adderize count`: multiplications, additions and XNORs, before and after a conversion."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--paper", action="store_true", help="the AdderNet paper's table, beside our counts"
     )
     parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
+    parser.add_argument(
+        "--layers", choices=("adder", "bnn"), default="adder",
+        help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
+    )  # fmt: skip
     parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
     parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
     parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
@@ -61,19 +65,25 @@ def _paper(arguments: argparse.Namespace) -> str:
 
 
 def _budget(arguments: argparse.Namespace) -> str:
+    import torch
+
     from adderize import architectures
     from adderize.counting import count
+    from adderize.surgery import binarize
 
     model = architectures.blank(arguments.model, arguments.arch)
     input_size = arguments.input or architectures.input_size(
         arguments.arch or arguments.model, model
     )
-    budget = count(
-        model, input_size, energy=arguments.energy, latency=arguments.latency,
-        **conversion_options(arguments),
-    )  # fmt: skip
+    options = conversion_options(arguments)
+    if arguments.layers == "bnn":
+        if options.pop("linear", False):
+            raise AdderizeError("--linear has no binary form: leave it out with --layers bnn")
+        example = torch.empty((1, *input_size), device="meta")
+        model, options = binarize(model, example_input=example, **options), {}
+    budget = count(model, input_size, energy=arguments.energy, latency=arguments.latency, **options)
     budget = dataclasses.replace(budget, model=arguments.model)
-    if not any(layer.kind == "adder" for layer in budget.layers):
+    if not any(layer.kind in ("adder", "binary") for layer in budget.layers):
         _note("no layer becomes an adder: before and after are the same; `adderize plan` says why")
     if budget.uncounted:
         operators = sorted({item.operator for item in budget.uncounted})

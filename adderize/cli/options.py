@@ -32,7 +32,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--norm", choices=("insert", "require", "ignore"), default=argparse.SUPPRESS,
-        help="where no trainable norm follows an adder (default: insert one)",
+        help="where a layer lacks the trainable norm it needs (default: insert one)",
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Convolutional networks of the AdderNet paper; `adderize()` turns them into adder networks.
+"""Convolutional networks of the AdderNet paper; `adderize()` turns them into adder networks,
+`binarize()` into binary ones.
 
 Each name is a plain callable that returns a freshly initialised module, so that every command
 takes it as `recipes.models:NAME`.
@@ -7,15 +8,18 @@ takes it as `recipes.models:NAME`.
 from recipes.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from recipes.models.lenet import LeNet5BN, lenet5_bn
 from recipes.models.lenet_plus_plus import LeNetPlusPlus, lenet_plus_plus
+from recipes.models.vgg import VGGSmall, vgg_small
 
 __all__ = [
     "CifarResNet",
     "LeNet5BN",
     "LeNetPlusPlus",
+    "VGGSmall",
     "lenet5_bn",
     "lenet_plus_plus",
     "resnet20",
     "resnet32",
     "resnet44",
     "resnet56",
+    "vgg_small",
 ]

@@ -56,6 +56,17 @@ def test_conversion_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert adders == ["4"]
 
 
+def test_a_binary_network(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("count", "adderize.counting.networks:vgg_small", "--input", "3,32,32")
+    content = json.loads(output(capsys, *argv, "--format", "json", "--layers", "bnn"))
+    assert content["after"]["xnors"] == 607_518_720 - 3 * 128 * 9 * 32 * 32
+    assert content["before"]["xnors"] == 0
+    kinds = {layer["kind"] for layer in content["layers"] if layer["after"]["xnors"]}
+    assert kinds == {"binary"}
+    assert "xnor after" in output(capsys, *argv, "--layers", "bnn", "--include", "3")
+    assert "--linear has no binary form" in error(capsys, *argv, "--layers", "bnn", "--linear")
+
+
 def test_selected_and_sorted_rows(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(
         capsys, *ON_LENET, "--format", "csv", "--sort", "before.additions", "--only", "linear"

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, load_authors_checkpoint
+from adderize import (
+    AdderConv2d,
+    AdderizeError,
+    AdderLinear,
+    BinaryConv2d,
+    adderize,
+    binarize,
+    load_authors_checkpoint,
+)
 from recipes import models
 from recipes.datasets import ImageSet, read_parquet
 
@@ -39,10 +47,16 @@ def pairs(model: nn.Module, size: tuple[int, ...]) -> int:
         (models.lenet5_bn(), (1, 32, 32), 416_520),
         # 25 taps a filter at 28^2, 14^2 and 7^2 positions, then 1152 x 2 and 2 x 10.
         (models.lenet_plus_plus(), (1, 28, 28), 80_911_124),
+        # 442,368 + 2,359,296 (depth - 3) + 262,144 + 640: the first convolution, all others (one
+        # with a stride has half the pairs), the shortcuts, the classifier.
         (models.resnet20(), (3, 32, 32), 40_813_184),
         (models.resnet32(), (3, 32, 32), 69_124_736),
+        (models.resnet44(), (3, 32, 32), 97_436_288),
+        (models.resnet56(), (3, 32, 32), 125_747_840),
+        # 3,538,944 + 3 * 150,994,944 + 2 * 75,497,472 + 81,920
+        (models.vgg_small(), (3, 32, 32), 607_600_640),
     ],
-    ids=["lenet5_bn", "lenet_plus_plus", "resnet20", "resnet32"],
+    ids=["lenet5_bn", "lenet_pp", "resnet20", "resnet32", "resnet44", "resnet56", "vgg_small"],
 )
 def test_operation_counts(model: nn.Module, size: tuple[int, ...], expected: int) -> None:
     assert pairs(model, size) == expected
@@ -76,6 +90,16 @@ def test_lenet_plus_plus_classifies_two_features() -> None:
     assert features[0].shape == (8, 2)
     distances = (features[0][:, None] - model.fc2.weight).abs().sum(2) - model.fc2.bias
     torch.testing.assert_close(logits, model.fc2.norm(-distances))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_vgg_small_converts_but_for_both_ends(binary: bool) -> None:
+    model = (binarize if binary else adderize)(models.vgg_small(num_classes=100))
+    kind = BinaryConv2d if binary else AdderConv2d
+    widths = [layer.out_channels for layer in model.modules() if isinstance(layer, kind)]
+    assert widths == [128, 256, 256, 512, 512]
+    assert type(model.features[0]) is nn.Conv2d and type(model.classifier) is nn.Linear
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 100)
 
 
 @pytest.mark.parametrize(
