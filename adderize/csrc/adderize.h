@@ -1,4 +1,4 @@
-/* adderize: native kernels of the adder convolution, float32, for CPUs.
+/* adderize: native kernels of the adder convolution for CPUs, on float32 and on bytes.
  *
  * With X the input, F the filters, x_p the patch that output position p sees (zero padding takes part):
  *
@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised whenever a function below changes its meaning or its arguments, or disappears. */
-#define ADDERIZE_ABI_VERSION 4
+#define ADDERIZE_ABI_VERSION 5
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -81,6 +81,30 @@ ADDERIZE_API int adderize_channel_totals(int64_t positions, int64_t channels, co
 
 /* For `batch` matrices: output[b][j][i] = input[b][i][j], with i < rows and j < columns. Turns N,C,H,W into N,H,W,C and back. */
 ADDERIZE_API int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
+
+/* The forward pass on bytes: the epilogue of acc = sum_k | x_p[k] - F[co,k] |, with x, F and the padding (zero_point) uint8:
+ *
+ *   v = float(acc) * scale[co] + shift[co], then + residual_scale * float(residual) where there is one, then within [low, high]
+ *
+ * each operation rounded to float32, none fused. A byte is v rounded half to even; its low and high are integers in 0..255.
+ * scale and shift are finite. The residual and the output are dense N,H,W,C. */
+typedef struct adderize_u8_epilogue {
+  const float *scale, *shift; /* (cout,) */
+  const uint8_t *residual;    /* of the output's shape, or null */
+  void *output;               /* float32 if float_output, else uint8 */
+  float residual_scale, low, high;
+  int float_output;
+} adderize_u8_epilogue;
+
+/* `packed` holds the filters in an order that no instruction set changes; R(n, m) is n rounded up to a multiple of m, cg = c / groups:
+ *
+ *   cg = 1 < groups   [kh][kw][R(cout, 64)]
+ *   otherwise         [groups][R(cout / groups, 8) / 8][K / 8][8 filters][8 taps]
+ *
+ * where a filter's K taps are [kh][R(kw * cg, 8)] if 4 R(kw * cg, 8) <= 3 kw R(cg, 8), else [kh][kw][R(cg, 8)]; zeros fill up.
+ * c >= 1, and cg * kh * kw * 255 fits an int32. */
+ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
+                                     const adderize_u8_epilogue *epilogue, int threads);
 
 #ifdef __cplusplus
 }

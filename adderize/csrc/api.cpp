@@ -1,4 +1,5 @@
 // The C API: checks arguments, picks the instruction set, turns exceptions into codes.
+#include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <new>
@@ -32,6 +33,11 @@ bool valid(const adderize_shape *s) {
   return extent_matches(s->h, s->kh, s->stride_h, s->padding_h, s->dilation_h, s->oh) &&
          extent_matches(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow) && small(s->n, s->c, s->h + 2 * s->padding_h, s->w + 2 * s->padding_w) &&
          small(s->n, s->cout, s->oh, s->ow) && small(s->cout, s->c / s->groups, s->kh, s->kw);
+}
+
+bool valid(const adderize_u8_epilogue *e) {
+  if (!e || !(e->low <= e->high)) return false;
+  return e->float_output || (e->low >= 0 && e->high <= 255 && std::nearbyint(e->low) == e->low && std::nearbyint(e->high) == e->high);
 }
 
 Filters filters(const float *weight, const int64_t strides[4]) {
@@ -103,6 +109,15 @@ int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad
   if (!grad || !input || !weight) return ADDERIZE_BAD_ARGUMENT;
   return guarded(
       [&] { return active().sign_filter_gradient(*shape, grad, input, filters(weight, weight_strides), grad_weight, threads); });
+}
+
+int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
+                        const adderize_u8_epilogue *epilogue, int threads) {
+  if (!valid(shape) || shape->c < 1 || threads < 1 || zero_point < 0 || zero_point > 255 || !valid(epilogue)) return ADDERIZE_BAD_ARGUMENT;
+  if (shape->c / shape->groups * shape->kh * shape->kw > INT32_MAX / 255) return ADDERIZE_BAD_ARGUMENT;
+  if (outputs(*shape) == 0) return ADDERIZE_OK;
+  if (!input || !packed || !epilogue->output || !epilogue->scale || !epilogue->shift) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().forward_u8(*shape, input, packed, zero_point, *epilogue, threads); });
 }
 
 int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads) {

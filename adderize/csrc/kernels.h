@@ -19,6 +19,10 @@ float *scratch(int64_t floats);
 using Task = void (*)(const void *context, int64_t task, int worker);
 void parallel(int64_t tasks, int threads, const void *context, Task run);
 
+using ForwardU8 = int(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point,
+                      const adderize_u8_epilogue &, int threads);
+ForwardU8 forward_u8_portable, forward_u8_avx2, forward_u8_avx512;
+
 struct Kernels {
   const char *name;
   int (*forward)(const adderize_shape &, const float *input, const Filters &, float *output, int form, int threads);
@@ -27,6 +31,7 @@ struct Kernels {
   int (*sign_filter_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &,
                               float *grad_weight, int threads);
   int (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
+  ForwardU8 *forward_u8;
 };
 
 extern const Kernels kernels_portable;

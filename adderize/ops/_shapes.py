@@ -34,10 +34,20 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
+    return _output_size(input.shape, weight.shape, stride, padding, dilation)
+
+
+def _output_size(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
     height, width = (
         (size + 2 * pad - step * (kernel - 1) - 1) // jump + 1
         for size, kernel, jump, pad, step in zip(
-            input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+            input[2:], weight[2:], stride, padding, dilation, strict=True
         )
     )
     return height, width
@@ -58,23 +68,38 @@ def check(
         input: (N, Cin, H, W), any floating dtype.
         weight: (Cout, Cin/groups, kh, kw), same dtype and device.
     """
-    if gradient not in GRADIENTS:
-        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+    if input.device != weight.device:
+        raise AdderizeError(
+            f"input is on {input.device} but the filters are on {weight.device}: move one of them"
+        )
     if input.dtype not in _FLOATING:
         raise AdderizeError(f"input has dtype {input.dtype}; expected a floating-point dtype")
-    check_geometry(input, weight, stride, padding, dilation, groups)
+    if input.dtype != weight.dtype:
+        raise AdderizeError(
+            f"input has dtype {input.dtype} but the filters have {weight.dtype}: cast the input, "
+            "or run under torch.autocast"
+        )
+    if gradient not in GRADIENTS:
+        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+    check_geometry(input.shape, weight.shape, stride, padding, dilation, groups)
 
 
 def check_geometry(
-    input: Tensor,
-    weight: Tensor,
+    input: Sequence[int],
+    weight: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> None:
-    """What `check` asks, of tensors of any dtype."""
-    _check_tensors(input, weight)
+) -> tuple[int, int]:
+    """The output's height and width for shapes of input and filters; AdderizeError if none fits."""
+    if len(input) != 4 or len(weight) != 4:
+        raise AdderizeError(
+            f"input has shape {tuple(input)} and weight {tuple(weight)}; expected "
+            "(N, Cin, H, W) and (Cout, Cin/groups, kh, kw)"
+        )
+    if min(input[2:]) < 1:
+        raise AdderizeError(f"input has shape {tuple(input)}: its images have no pixels")
     if len(stride) != 2 or min(stride) < 1:
         raise AdderizeError(f"stride is {list(stride)}; expected two integers of at least 1")
     if len(dilation) != 2 or min(dilation) < 1:
@@ -82,43 +107,26 @@ def check_geometry(
     if len(padding) != 2 or min(padding) < 0:
         raise AdderizeError(f"padding is {list(padding)}; expected two integers of at least 0")
     _check_channels(input, weight, groups)
-    if min(output_size(input, weight, stride, padding, dilation)) < 1:
+    size = _output_size(input, weight, stride, padding, dilation)
+    if min(size) < 1:
         raise AdderizeError(
-            f"the input of {tuple(input.shape[2:])} pixels with padding {list(padding)} is smaller "
-            f"than the filter of {tuple(weight.shape[2:])} taps with dilation {list(dilation)}: "
+            f"the input of {tuple(input[2:])} pixels with padding {list(padding)} is smaller "
+            f"than the filter of {tuple(weight[2:])} taps with dilation {list(dilation)}: "
             "use a larger input or more padding"
         )
+    return size
 
 
-def _check_tensors(input: Tensor, weight: Tensor) -> None:
-    if input.dim() != 4 or weight.dim() != 4:
-        raise AdderizeError(
-            f"input has shape {tuple(input.shape)} and weight {tuple(weight.shape)}; expected "
-            "(N, Cin, H, W) and (Cout, Cin/groups, kh, kw)"
-        )
-    if min(input.shape[2:]) < 1:
-        raise AdderizeError(f"input has shape {tuple(input.shape)}: its images have no pixels")
-    if input.device != weight.device:
-        raise AdderizeError(
-            f"input is on {input.device} but the filters are on {weight.device}: move one of them"
-        )
-    if input.dtype != weight.dtype:
-        raise AdderizeError(
-            f"input has dtype {input.dtype} but the filters have {weight.dtype}: cast the input, "
-            "or run under torch.autocast"
-        )
-
-
-def _check_channels(input: Tensor, weight: Tensor, groups: int) -> None:
+def _check_channels(input: Sequence[int], weight: Sequence[int], groups: int) -> None:
     if groups < 1:
         raise AdderizeError(f"groups is {groups}; expected an integer of at least 1")
-    out_channels, per_group, *taps = weight.shape
+    out_channels, per_group, *taps = weight
     if out_channels < 1 or per_group < 1 or min(taps) < 1:
-        raise AdderizeError(f"weight has shape {tuple(weight.shape)}: no dimension may be empty")
+        raise AdderizeError(f"weight has shape {tuple(weight)}: no dimension may be empty")
     if out_channels % groups:
         raise AdderizeError(f"{out_channels} filters cannot be divided into {groups} groups")
-    if input.shape[1] != per_group * groups:
+    if input[1] != per_group * groups:
         raise AdderizeError(
-            f"input has {input.shape[1]} channels, but filters of shape {tuple(weight.shape)} with "
+            f"input has {input[1]} channels, but filters of shape {tuple(weight)} with "
             f"groups={groups} expect {per_group * groups}"
         )

@@ -17,6 +17,7 @@ import torch
 from adderize.errors import AdderizeError
 from adderize.ops import native, reference
 
+_NATIVE = (torch.float32, torch.uint8)
 NAMES = ("auto", "reference", "native", "triton")
 
 
@@ -50,9 +51,9 @@ def choose(device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
 def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
     if forced == "triton":
         raise AdderizeError("ADDERIZE_BACKEND=triton cannot serve the CPU: use native or auto")
-    if dtype != torch.float32 and forced == "native":
+    if dtype not in _NATIVE and forced == "native":
         raise AdderizeError(f"ADDERIZE_BACKEND=native cannot serve {dtype}: it is float32 only")
-    if dtype != torch.float32:
+    if dtype not in _NATIVE:
         return Choice("reference", reference, f"the native kernels are float32, not {dtype}")
     usable, reason = native.available()
     if usable:

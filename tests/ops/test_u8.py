@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import adderize.ops  # noqa: F401  (defines the op)
 from adderize import AdderizeError
+from adderize.ops.u8 import pack
 
 adder_conv2d_u8 = torch.ops.adderize.adder_conv2d_u8
+adder_conv2d_u8_packed = torch.ops.adderize.adder_conv2d_u8_packed
 
 
 def _bytes(*shape: int, low: int = 0, high: int = 255) -> Tensor:
@@ -117,13 +118,13 @@ def test_sums_of_the_longest_filters(channels: int) -> None:
 
 
 BAD = {
-    "input has dtype": {"input": torch.zeros(1, 3, 5, 5)},
-    "weight has dtype": {"weight": torch.zeros(4, 3, 3, 3, dtype=torch.int8)},
+    "input: found dtype torch.float32": {"input": torch.zeros(1, 3, 5, 5)},
+    "the filters: found dtype torch.int8": {"weight": torch.zeros(4, 3, 3, 3, dtype=torch.int8)},
     "input has 2 channels": {"input": _bytes(1, 2, 5, 5)},
-    "scale has dtype torch.float64": {"scale": torch.ones(4).double()},
-    r"shift has dtype torch.float32 and shape \(3,\)": {"shift": torch.ones(3)},
-    "residual has dtype torch.float32": {"residual": torch.zeros(1, 4, 3, 3)},
-    "residual has dtype torch.uint8 and shape": {"residual": _bytes(1, 4, 5, 5)},
+    "scale: found dtype torch.float64": {"scale": torch.ones(4).double()},
+    r"shift: found dtype torch.float32 and shape \(3,\)": {"shift": torch.ones(3)},
+    "residual: found dtype torch.float32": {"residual": torch.zeros(1, 4, 3, 3)},
+    "residual: found shape": {"residual": _bytes(1, 4, 5, 5)},
     "zero_point is 256": {"zero_point": 256},
     "low is 9.0 and high 3.0; expected": {"low": 9.0, "high": 3.0},
     "low is nan": {"low": float("nan"), "float_output": True},
@@ -146,6 +147,7 @@ def test_tracing() -> None:
     x, w = _bytes(2, 6, 7, 7), _bytes(4, 3, 3, 3)
     values = tuple(_arguments(4, groups=2, padding=(1, 1), residual=_bytes(2, 4, 7, 7)).values())
     torch.library.opcheck(adder_conv2d_u8, (x, w, *values))
+    torch.library.opcheck(adder_conv2d_u8_packed, (x, pack(w, 2), [*w.shape], *values))
 
     class Layer(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch  # before the library: it brings the OpenMP runtime whose symbols t
 
 from adderize.errors import AdderizeError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -31,11 +31,21 @@ class Shape(ctypes.Structure):
     ]
 
 
+class Epilogue(ctypes.Structure):
+    """`adderize_u8_epilogue` of adderize.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("scale", "shift", "residual", "output")),
+        *((name, ctypes.c_float) for name in ("residual_scale", "low", "high")),
+        ("float_output", c_int),
+    ]
+
+
 class _NotBuiltError(Exception):
     """Why there is no library, in one sentence."""
 
 
-_FLOATS = _DOUBLES = ctypes.c_void_p
+_FLOATS = _DOUBLES = _BYTES = ctypes.c_void_p
 _SHAPE, _STRIDES = POINTER(Shape), POINTER(c_int64)
 _SIGNATURES: dict[str, list[object]] = {
     "adderize_forward": [_SHAPE, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int, c_int],
@@ -45,6 +55,7 @@ _SIGNATURES: dict[str, list[object]] = {
     "adderize_sign_filter_gradient": [
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
+    "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(Epilogue), c_int],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
     "adderize_centre": [c_int64, c_int64, _FLOATS, _FLOATS, POINTER(c_int)],
     "adderize_channel_totals": [c_int64, c_int64, _FLOATS, _DOUBLES, c_int],

@@ -19,77 +19,81 @@ nearest, in this order, none fused with another: all implementations agree to th
     float_output=True     float32: v clamped to [low, high], which may be infinite
 
 A ReLU is low = the output's zero point (or 0.0 of a float). Outputs are channels_last.
+
+    adderize::adder_conv2d_u8_packed(Tensor input, Tensor packed, int[4] weight_shape, ...)
+
+is the same for filters that `pack(weight, groups)` has brought once and for all into the kernels'
+order, which every machine shares; the first op packs them in each call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adderize.ops._shapes import output_size
-from adderize.ops.u8 import reference
-from adderize.ops.u8.check import check
+from adderize.ops import backends
+from adderize.ops.u8 import native, reference
+from adderize.ops.u8.check import Arguments, check
+from adderize.ops.u8.packing import check_packed, pack, unpack
+
+__all__ = ["pack", "unpack"]
+
+_ARGUMENTS = (
+    "Tensor scale, Tensor shift, Tensor? residual, float residual_scale, int zero_point, "
+    "int[2] stride, int[2] padding, int[2] dilation, int groups, float low, float high, "
+    "bool float_output"
+)
 
 _library = torch.library.Library("adderize", "FRAGMENT")
+_library.define(f"adder_conv2d_u8(Tensor input, Tensor weight, {_ARGUMENTS}) -> Tensor")
 _library.define(
-    "adder_conv2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, "
-    "float residual_scale, int zero_point, int[2] stride, int[2] padding, int[2] dilation, "
-    "int groups, float low, float high, bool float_output) -> Tensor"
+    f"adder_conv2d_u8_packed(Tensor input, Tensor packed, int[4] weight_shape, {_ARGUMENTS}) "
+    "-> Tensor"
 )
 
 
-def _forward(
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    residual_scale: float,
-    zero_point: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    low: float,
-    high: float,
-    float_output: bool,
+def _forward(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    a = Arguments(*arguments)
+    shape = check(input, weight, weight.shape, a)
+    if backends.choose(input.device.type, torch.uint8).name == "native":
+        return native.forward(input, pack(weight, a.groups), list(weight.shape), shape, a)
+    return reference.forward(input, weight, a)
+
+
+def _forward_packed(
+    input: Tensor, packed: Tensor, weight_shape: list[int], *arguments: Any
 ) -> Tensor:
-    geometry = (stride, padding, dilation, groups)
-    check(input, weight, scale, shift, residual, zero_point, *geometry, low, high, float_output)
-    distances = reference.distances(input, weight, zero_point, *geometry)
-    return reference.epilogue(
-        distances, scale, shift, residual, residual_scale, low, high, float_output
-    )
+    a = Arguments(*arguments)
+    shape = check(input, packed, weight_shape, a)
+    check_packed(packed, weight_shape, a.groups)
+    if backends.choose(input.device.type, torch.uint8).name == "native":
+        return native.forward(input, packed, weight_shape, shape, a)
+    return reference.forward(input, unpack(packed, weight_shape, a.groups), a)
 
 
-def _fake(
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    residual_scale: float,
-    zero_point: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    low: float,
-    high: float,
-    float_output: bool,
-) -> Tensor:
-    geometry = (stride, padding, dilation, groups)
-    check(input, weight, scale, shift, residual, zero_point, *geometry, low, high, float_output)
-    size = output_size(input, weight, stride, padding, dilation)
-    return torch.empty(
-        (input.shape[0], weight.shape[0], *size),
-        dtype=torch.float32 if float_output else torch.uint8,
-        device=input.device,
-        memory_format=torch.channels_last,
-    )
+def _fake(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    a = Arguments(*arguments)
+    return _empty(check(input, weight, weight.shape, a), input, a)
 
 
-_library.impl("adder_conv2d_u8", _forward, "CompositeExplicitAutograd")
-torch.library.register_fake("adderize::adder_conv2d_u8", _fake, lib=_library)
+def _fake_packed(input: Tensor, packed: Tensor, weight_shape: list[int], *arguments: Any) -> Tensor:
+    a = Arguments(*arguments)
+    shape = check(input, packed, weight_shape, a)
+    check_packed(packed, weight_shape, a.groups)
+    return _empty(shape, input, a)
+
+
+def _empty(shape: Sequence[int], input: Tensor, a: Arguments) -> Tensor:
+    dtype = torch.float32 if a.float_output else torch.uint8
+    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
+
+
+for _name, _kernel, _shape in (
+    ("adder_conv2d_u8", _forward, _fake),
+    ("adder_conv2d_u8_packed", _forward_packed, _fake_packed),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"adderize::{_name}", _shape, lib=_library)

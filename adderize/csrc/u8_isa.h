@@ -1,0 +1,16 @@
+// The kernels on bytes of one instruction set. Each u8_*.cpp includes this once, under its own flags and without contraction.
+#pragma once
+
+#include "u8_depthwise.h"
+#include "u8_forward.h"
+
+namespace adderize {
+
+#define ADDERIZE_U8_KERNELS(name)                                                                                              \
+  int forward_u8_##name(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point,                  \
+                        const adderize_u8_epilogue &epilogue, int threads) {                                                   \
+    const bool lanes = s.groups > 1 && s.c == s.groups;                                                                        \
+    return (lanes ? forward_u8_lanes : forward_u8_blocks)(s, input, packed, zero_point, epilogue, threads);                    \
+  }
+
+}  // namespace adderize

@@ -1,0 +1,80 @@
+"""Filters in the order in which the kernels on bytes read them, see adderize/csrc/adderize.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+
+_CHANNELS = _TAPS = 8  # of a block
+_LANES = 64  # what depthwise filters are padded to
+
+
+def pack(weight: Tensor, groups: int) -> Tensor:
+    """Filters (Cout, Cin/groups, kh, kw), uint8, as one dimension; the same on every machine."""
+    if _by_lanes(weight.shape[1], groups):
+        rows = weight.flatten(1).t()
+        return _padded(rows, -1, _LANES).flatten()
+    taps = weight.permute(0, 2, 3, 1)
+    taps = taps.flatten(2) if _unfolded(*weight.shape[1:]) else taps
+    taps = _padded(taps, -1, _TAPS).flatten(1)
+    filters = _padded(taps.reshape(groups, -1, taps.shape[1]), 1, _CHANNELS)
+    blocks = filters.reshape(groups, filters.shape[1] // _CHANNELS, _CHANNELS, -1, _TAPS)
+    return blocks.transpose(2, 3).flatten()
+
+
+def unpack(packed: Tensor, shape: Sequence[int], groups: int) -> Tensor:
+    """The filters of the given shape that `pack` has packed."""
+    filters, channels, height, width = shape
+    if _by_lanes(channels, groups):
+        rows = packed.view(height * width, -1)[:, :filters]
+        return rows.t().reshape(filters, 1, height, width)
+    per_group = filters // groups
+    blocks = packed.view(groups, _ceil(per_group, _CHANNELS), -1, _CHANNELS, _TAPS)
+    taps = blocks.transpose(2, 3).flatten(3).flatten(1, 2)[:, :per_group].flatten(0, 1)
+    if _unfolded(channels, height, width):
+        taps = taps.reshape(filters, height, -1)[..., : width * channels]
+        return taps.reshape(filters, height, width, channels).permute(0, 3, 1, 2)
+    return taps.reshape(filters, height, width, -1)[..., :channels].permute(0, 3, 1, 2)
+
+
+def packed_size(shape: Sequence[int], groups: int) -> int:
+    """Bytes of the packed filters."""
+    filters, channels, height, width = shape
+    if _by_lanes(channels, groups):
+        return height * width * _ceil(filters, _LANES) * _LANES
+    rounded = groups * _ceil(filters // groups, _CHANNELS) * _CHANNELS
+    if _unfolded(channels, height, width):
+        return rounded * height * _ceil(width * channels, _TAPS) * _TAPS
+    return rounded * height * width * _ceil(channels, _TAPS) * _TAPS
+
+
+def check_packed(packed: Tensor, shape: Sequence[int], groups: int) -> None:
+    expected = packed_size(shape, groups)
+    if packed.numel() != expected or packed.dim() != 1:
+        raise AdderizeError(
+            f"the packed filters have shape {tuple(packed.shape)}; filters of shape {tuple(shape)} "
+            f"in {groups} groups are packed into ({expected},)"
+        )
+
+
+def _by_lanes(channels: int, groups: int) -> bool:
+    return channels == 1 < groups
+
+
+def _unfolded(channels: int, height: int, width: int) -> bool:
+    """Whether the channels of a kernel row are padded together, not tap by tap."""
+    return 4 * _ceil(width * channels, _TAPS) <= 3 * width * _ceil(channels, _TAPS)
+
+
+def _ceil(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def _padded(tensor: Tensor, dim: int, step: int) -> Tensor:
+    missing = -tensor.shape[dim] % step
+    after = tensor.dim() - 1 - dim % tensor.dim()
+    return F.pad(tensor, (0, 0) * after + (0, missing))
