@@ -20,8 +20,8 @@ ADVICE = {
     'norm="insert") puts one there',
     "frozen norm": "The norms after adders must train with them: keep requires_grad and training "
     "mode, and use no FrozenBatchNorm",
-    "untrained statistics": "The running statistics are those of a new norm: train the network, or "
-    "set them with recalibrate(model, batches)",
+    "untrained statistics": "The running statistics are those of a new norm, so ranges and outputs "
+    "behind it say little: train the network, or set them with recalibrate(model, batches)",
     "stale statistics": "The running statistics do not fit the images: are these normalised as in "
     "the training? If so, recalibrate(model, batches) before testing",
     "dead filters": "These channels are the same for every image, so nothing behind them learns "
@@ -52,13 +52,17 @@ def findings_of(
     flows: Sequence[Flow],
 ) -> list[Finding]:
     """In the order of ADVICE: the gravest first."""
+    # Behind the statistics of a new norm every activation is out of range: no fault of its own.
+    new = any(state.running and not state.updated for state in norms.by_norm.values())
     found = [
         *_not_finite(model),
-        *_norm_findings(norms),
-        *_dead_filters(layers, norms, measured, flows),
+        *_norm_findings(norms, new),
+        *_dead_filters(layers, norms, {} if new else measured, flows),
     ]
     for row in rows:
-        found += _layer_findings(row, isinstance(layers[row.name], (AdderConv2d, AdderLinear)))
+        is_adder = isinstance(layers[row.name], (AdderConv2d, AdderLinear))
+        found += _adder_findings(row) if is_adder else []
+        found += [] if new else _input_findings(row)
     order = list(ADVICE)
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
@@ -74,29 +78,32 @@ def _not_finite(model: nn.Module) -> Iterator[Finding]:
             yield _finding("not finite", name, f"{broken} of {tensor.numel()} values")
 
 
-def _norm_findings(norms: NormStates) -> Iterator[Finding]:
+def _norm_findings(norms: NormStates, new: bool) -> Iterator[Finding]:
     after_adders = {state.name for state in norms.after.values()}
     for state in norms.by_norm.values():
         if state.frozen and state.name in after_adders:
             yield _finding("frozen norm", state.name)
         if state.running and not state.updated:
             yield _finding("untrained statistics", state.name)
-        elif state.mean_shift is not None and state.variance_ratio is not None:
+        elif not new and state.mean_shift is not None and state.variance_ratio is not None:
             shift, ratio = state.mean_shift, state.variance_ratio
             if not (shift <= _LARGEST_SHIFT and 1 / _LARGEST_RATIO <= ratio <= _LARGEST_RATIO):
                 detail = f"means {shift:.2g} deviations off, variances {ratio:.2g} times"
                 yield _finding("stale statistics", state.name, detail)
 
 
-def _layer_findings(row: Layer, is_adder: bool) -> Iterator[Finding]:
-    if is_adder and row.norm is None:
+def _adder_findings(row: Layer) -> Iterator[Finding]:
+    if row.norm is None:
         yield _finding("missing norm", row.name)
+    if row.correlation is not None and row.correlation >= _ALIKE:
+        yield _finding("channels alike", row.name, f"correlation {row.correlation:.4f}")
+
+
+def _input_findings(row: Layer) -> Iterator[Finding]:
     if row.inputs is not None and row.inputs.least == row.inputs.largest:
         yield _finding("dead input", row.name, f"always {row.inputs.least:g}")
     elif row.outside is not None and row.outside >= _SATURATED:
         yield _finding("saturated layer", row.name, f"{row.outside:.1%} outside")
-    if is_adder and row.correlation is not None and row.correlation >= _ALIKE:
-        yield _finding("channels alike", row.name, f"correlation {row.correlation:.4f}")
 
 
 def _dead_filters(

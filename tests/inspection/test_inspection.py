@@ -202,6 +202,13 @@ def test_a_residual_sum_revives_a_channel(images: Tensor) -> None:
     assert "dead filters" not in kinds(inspect(model, images))
 
 
+def test_new_norms_are_not_blamed_on_the_layers_behind_them(images: Tensor) -> None:
+    model = network()
+    model[3].weight.data.mul_(1e-3)
+    found = inspect(model, images)
+    assert set(kinds(found)) == {"untrained statistics", "channels alike"}
+
+
 def test_without_images_nothing_is_made_up(healthy: nn.Sequential) -> None:
     found = inspect(healthy)
     assert all(row.inputs is row.outside is row.output_std is None for row in found.layers)
