@@ -97,6 +97,10 @@ _FORMATS = {
 }
 
 
+class TrainingDiverged(AdderizeError):
+    """A loss that is no longer finite."""
+
+
 class StopOnBrokenLoss(Callback):
     """Ends the run when a loss is no longer finite, before any checkpoint is written.
 
@@ -127,7 +131,7 @@ class StopOnBrokenLoss(Callback):
         if math.isfinite(loss):
             return
         checkpoint = getattr(trainer.checkpoint_callback, "dirpath", None)
-        raise AdderizeError(
+        raise TrainingDiverged(
             f"the {kind} loss is {loss} in epoch {trainer.current_epoch + 1}, step "
             f"{trainer.global_step}: the training has diverged. Start again with a lower --lr; the "
             f"checkpoints of the epochs before are unharmed in {checkpoint}"

@@ -32,7 +32,7 @@ LAYERS: dict[str, dict[str, Any] | None] = {
 INCREASED_RATE = 100.0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.mnist",
         description=__doc__,
@@ -76,7 +76,8 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     Raises:
         AdderizeError: bad arguments or data, or a training that diverges.
     """
-    arguments = run.parse(_parser(), argv)
+    arguments = run.parse(make_parser(), argv)
+    _check_adder_options(arguments)
     device, backend = run.choose_device(arguments)
     dataset = load_mnist(arguments.data, ARCHITECTURES[arguments.arch])
     data = InMemoryImages(dataset, arguments.batch_size, arguments.seed)
@@ -100,6 +101,19 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
     run.fit(trainer, module, data, arguments.resume)
     return finish(arguments, folder, trainer, module, data, backend.name)
+
+
+def _check_adder_options(arguments: argparse.Namespace) -> None:
+    """Raise for options that would mean nothing."""
+    if arguments.layers == "cnn":
+        where, names = "--layers cnn", ["eta", "gradient", "rate"]
+    elif arguments.rate == "ilr":
+        where, names = "--rate ilr", ["eta"]
+    else:
+        return
+    for name in names:
+        if getattr(arguments, name) != make_parser().get_default(name):
+            raise AdderizeError(f"--{name} means nothing with {where}: leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

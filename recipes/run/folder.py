@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -64,14 +64,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         ) from error
     parser.set_defaults(**{**saved, "output": None, "resume": None})
     arguments = parser.parse_args(argv)
+    check_same(folder, saved, arguments)
+    arguments.output, arguments.resume = str(folder), str(checkpoint)
+    return arguments
+
+
+def check_same(folder: Path, saved: Mapping[str, object], arguments: argparse.Namespace) -> None:
+    """Raise where the arguments are not those of the run in a folder.
+
+    Raises:
+        AdderizeError: the first one that differs.
+    """
     for key, value in vars(arguments).items():
         if key not in _FREE and saved.get(key) != value:
             raise AdderizeError(
                 f"--{key.replace('_', '-')} is {value}, but the run in {folder} has "
                 f"{saved.get(key)}: leave it out, or start a new run"
             )
-    arguments.output, arguments.resume = str(folder), str(checkpoint)
-    return arguments
 
 
 def prepare_folder(arguments: argparse.Namespace, recipe: str) -> Path:

@@ -44,14 +44,14 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, backends.Choice]:
     if device == "cpu" and arguments.precision == "16-mixed":
         raise AdderizeError("--precision 16-mixed needs a GPU: use bf16-mixed on the CPU")
     choice = backends.choose(device)
-    _announce(device, choice)
+    _announce(device, choice, arguments.layers)
     return device, choice
 
 
 @rank_zero_only
-def _announce(device: str, choice: backends.Choice) -> None:
+def _announce(device: str, choice: backends.Choice, layers: str) -> None:
     print(f"backend: {choice.name} on {device} ({choice.reason})", flush=True)
-    if choice.name == "reference":
+    if choice.name == "reference" and layers.startswith("adder"):
         print(
             "warning: the reference implementation is slow; `adderize doctor` tells how to get "
             "the fast kernels",

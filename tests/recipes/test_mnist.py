@@ -266,6 +266,10 @@ def test_a_run_resumes_only_as_itself(mnist_folder: Path, tmp_path: Path) -> Non
         (["--batch-size", "1"], 1, "--batch-size is 1; expected 2 to 96"),
         (["--data", "/nowhere"], 1, "no MNIST in /nowhere"),
         (["--precision", "16-mixed", "--accelerator", "cpu"], 1, "needs a GPU"),
+        (["--layers", "cnn", "--eta", "0.1"], 1, "--eta means nothing with --layers cnn"),
+        (["--layers", "cnn", "--rate", "ilr"], 1, "--rate means nothing with --layers cnn"),
+        (["--layers", "cnn", "--gradient", "sign"], 1, "--gradient means nothing"),
+        (["--rate", "ilr", "--eta", "0.1"], 1, "--eta means nothing with --rate ilr"),
         (["--output", "/dev/null/run"], 1, "cannot write to --output"),
     ],
 )
@@ -295,6 +299,9 @@ def test_the_reference_is_announced(
     assert metrics["backend"] == "reference"
     assert captured.out.startswith("backend: reference on ")
     assert "the reference implementation is slow" in captured.err
+    more = ("--max-steps", "1", "--layers", "cnn")
+    mnist.train(arguments(mnist_folder, tmp_path / "cnn", *more))
+    assert "slow" not in capsys.readouterr().err
 
 
 def test_as_a_command(mnist_folder: Path, tmp_path: Path) -> None:
