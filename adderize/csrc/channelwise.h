@@ -1,4 +1,4 @@
-// Depthwise layers and small groups: vectors along the channels of all groups, nothing broadcast.
+// Groups of a few channels that depthwise.h does not take: vectors along the channels of all groups, from a padded copy.
 #pragma once
 
 #include "band.h"

@@ -1,6 +1,7 @@
 // The thread pool and the scratch memory. The only file that uses OpenMP: one pool, the one that the process already has.
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "kernels.h"
@@ -26,6 +27,9 @@ float *scratch(int64_t floats) {
     block.reset(static_cast<float *>(std::aligned_alloc(4096, bytes)));
     if (block) block_floats = floats;
   }
+#ifdef ADDERIZE_POISON_SCRATCH  // NaN: a test sees what is read before it is written
+  if (block) std::memset(block.get(), 0xff, size_t(floats) * sizeof(float));
+#endif
   return block.get();
 }
 

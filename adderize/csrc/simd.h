@@ -151,6 +151,16 @@ ADDERIZE_INLINE vec add(vec sum, vec term, vec one) {
   return sum + term;
 #endif
 }
+ADDERIZE_INLINE vec subtract_product(vec sum, vec term, vec one) {
+#if defined(ADDERIZE_AVX512)
+  return _mm512_fnmadd_ps(term, one, sum);
+#elif defined(ADDERIZE_AVX2)
+  return _mm256_fnmadd_ps(term, one, sum);
+#else
+  (void)one;
+  return sum - term;
+#endif
+}
 
 }  // namespace
 }  // namespace adderize

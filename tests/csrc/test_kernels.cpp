@@ -68,7 +68,7 @@ Expected naive(const Problem &p) {
                 e.filter[size_t(((co * s.kh + ky) * s.kw + kx) * cg + i)] -= g * sign;
                 if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
                 const size_t q = size_t(((n * s.h + y) * s.w + x) * s.c + c);
-                e.full[q] += g * std::fmax(-1, std::fmin(1, d));
+                e.full[q] += g * (d > 1 ? 1 : d < -1 ? -1 : d);
                 e.sign[q] += g * sign;
               }
         }
@@ -77,8 +77,10 @@ Expected naive(const Problem &p) {
 
 void compare(const char *what, const Problem &p, const std::vector<float> &actual, const std::vector<double> &expected) {
   double scale = 1e-30, worst = 0;
-  for (double v : expected) scale = std::fmax(scale, std::fabs(v));
+  for (double v : expected)
+    if (std::isfinite(v)) scale = std::fmax(scale, std::fabs(v));
   for (size_t i = 0; i < actual.size(); ++i) {
+    if (std::isnan(actual[i]) ? std::isnan(expected[i]) : actual[i] == expected[i]) continue;
     const double error = std::fabs(actual[i] - expected[i]) / scale;
     if (!(error <= worst)) worst = error;
   }
@@ -106,7 +108,9 @@ Problem random_problem() {
   adderize_shape &s = p.s;
   const int64_t kinds[] = {1, 1, 1, 2, 3, 9};
   s.groups = kinds[pick(0, 5)];
-  const int64_t most = s.groups == 1 ? 40 : 10, cg = pick(1, most), og = pick(1, most);
+  const int64_t most = s.groups == 1 ? 40 : 10;
+  int64_t cg = pick(1, most), og = pick(1, most);
+  if (pick(0, 3) == 0) cg = og = int64_t(1) << pick(0, 3), s.groups = pick(16 / cg, 40 / cg);  // read in place
   s.n = pick(1, 3), s.c = cg * s.groups, s.cout = og * s.groups;
   s.kh = pick(1, 5), s.kw = pick(1, 5), s.stride_h = pick(1, 3), s.stride_w = pick(1, 3);
   s.padding_h = pick(0, 2), s.padding_w = pick(0, 2), s.dilation_h = pick(1, 2), s.dilation_w = pick(1, 2);
@@ -146,6 +150,44 @@ void check(const Problem &p) {
   expect("filter gradient failed", adderize_sign_filter_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dw.data(),
                                                                  threads) == ADDERIZE_OK);
   compare("sign filter gradient", p, dw, e.filter);
+}
+
+// A few numbers that are not finite. The clip's gradient of an infinite g times 0 is NaN in both.
+void check_not_finite() {
+  const float infinity = std::numeric_limits<float>::infinity(), values[] = {std::nanf(""), infinity, -infinity};
+  Problem p = random_problem();
+  std::vector<float> *const where[] = {&p.x, &p.w, &p.g};
+  for (int i = 0; i < 3; ++i) {
+    std::vector<float> &numbers = *where[pick(0, 2)];
+    numbers[size_t(pick(0, int64_t(numbers.size()) - 1))] = values[pick(0, 2)];
+  }
+  check(p);
+}
+
+// Nothing in, nothing out: outputs of size 0 are left alone, those of size n are zeros.
+void check_empty() {
+  Problem p = random_problem();
+  const adderize_shape whole = p.s;
+  const auto run = [&](const adderize_shape &s) {
+    float *const none = nullptr;
+    std::vector<float> y(size_t(s.n * s.oh * s.ow * s.cout), 1), dx(size_t(s.n * s.h * s.w * s.c), 1);
+    std::vector<float> dw(size_t(s.cout * (s.c / s.groups) * s.kh * s.kw), 1);
+    expect("an empty forward failed", adderize_forward(&s, none, none, p.strides, y.data(), 0, 2) == ADDERIZE_OK);
+    expect("an empty input gradient failed", adderize_input_gradient(&s, none, none, none, p.strides, dx.data(), 0, 2) == ADDERIZE_OK);
+    expect("an empty filter gradient failed",
+           adderize_sign_filter_gradient(&s, none, none, none, p.strides, dw.data(), 2) == ADDERIZE_OK);
+    for (const std::vector<float> *out : {&y, &dx, &dw})
+      expect("an empty sum is not zero", std::all_of(out->begin(), out->end(), [](float v) { return v == 0; }));
+  };
+  adderize_shape empty = whole;
+  empty.n = 0;
+  run(empty);
+  empty = whole;
+  empty.c = 0;
+  run(empty);
+  empty = whole;
+  empty.cout = 0;
+  run(empty);
 }
 
 void check_transpose() {
@@ -225,6 +267,8 @@ int main(int argc, char **argv) {
       check(random_problem());
       check_transpose();
     }
+    for (int i = 0; i < problems / 3; ++i) check_not_finite();
+    check_empty();
   }
   check_centre();
   check_totals();

@@ -190,6 +190,24 @@ def test_strides_and_dilations(
     _check(Case(torch.randn(2, 32, 13, 14), weight, stride, (1, 2), dilation, groups))
 
 
+@pytest.mark.parametrize("channels", [16, 24, 40, 67])
+@pytest.mark.parametrize("per_group", [1, 2, 4, 8])
+def test_depthwise_and_small_groups(channels: int, per_group: int) -> None:
+    """They are read in place: every border, with strips along rows and down columns."""
+    torch.manual_seed(channels)
+    generator = random.Random(channels * per_group)
+    channels = channels // per_group * per_group
+    for kernel, padding in (((3, 3), (1, 1)), ((1, 5), (0, 2)), ((7, 2), (4, 0)), ((7, 6), (1, 2))):
+        stride = generator.choice([1, 1, 2, 3]), generator.choice([1, 1, 2, 3])
+        dilation = generator.choice([1, 1, 2]), generator.choice([1, 1, 2])
+        size = generator.randint(0, 18) + 2 * (kernel[0] - 1) + 1, 2 * kernel[1] + 7
+        weight = torch.randn(channels, per_group, *kernel)
+        input = torch.randn(2, channels, *size)
+        groups = channels // per_group
+        for gradient in ("full", "sign"):
+            _check(Case(input, weight, stride, padding, dilation, groups), gradient)
+
+
 @pytest.mark.parametrize("n", [1, 13, 257])
 def test_linear_and_whole_image_kernels(n: int) -> None:
     _check(Case(torch.randn(n, 400, 1, 1), torch.randn(84, 400, 1, 1)))
