@@ -43,7 +43,9 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
     if images is not None:
         try:
             measured = measure(model, images)
-            stale = staleness(model, images)
+            stale = staleness(model, images, measured)
+        except AdderizeError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or repr(error)).splitlines()[0]
             shape = "x".join(map(str, images.shape))

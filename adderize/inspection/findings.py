@@ -120,7 +120,7 @@ def _dead_filters(
         if layer in measured and measured[layer].count:
             dead = dead | _constant(measured[layer])
         if norm is not None and norm in measured and _only_relu_after(layer, norm, flows):
-            dead = dead | (measured[norm].highest <= 0)
+            dead = dead | _below_zero(measured[norm], len(dead))
         if bool(dead.any()):
             channels = dead.nonzero().flatten().tolist()
             listed = ", ".join(map(str, channels[:6])) + (", ..." if len(channels) > 6 else "")
@@ -140,6 +140,12 @@ def _without_effect(layer: nn.Module, norm: nn.Module | None) -> Tensor:
 def _constant(measured: Measured) -> Tensor:
     deviations = measured.variances.sqrt()
     return deviations <= _DEAD * deviations.max()
+
+
+def _below_zero(measured: Measured, channels: int) -> Tensor:
+    below = measured.highest <= 0
+    # A norm of concatenated channels does not tell whose they are.
+    return below if len(below) == channels else torch.zeros(channels, dtype=torch.bool).to(below)
 
 
 def _only_relu_after(layer: nn.Module, norm: nn.Module, flows: Sequence[Flow]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,21 +88,23 @@ def _state(name: str, norm: nn.Module, stale: tuple[float, float] | None) -> Nor
 
 
 @torch.no_grad()
-def staleness(model: nn.Module, images: Tensor) -> dict[_BatchNorm, tuple[float, float]]:
+def staleness(
+    model: nn.Module, images: Tensor, called: Container[nn.Module]
+) -> dict[_BatchNorm, tuple[float, float]]:
     """How far the running statistics are from those of the images.
 
     The images' statistics are what :func:`adderize.recalibrate` would set, so a norm is not blamed
     for what stale statistics before it do to its input.
 
     Returns:
-        for each batch norm, the root mean square over channels of the mean's shift, in running
-        deviations, and the geometric mean of the variances' ratio, images to running. Empty with
-        fewer than 16 images.
+        for each batch norm among the called, the root mean square over channels of the mean's
+        shift, in running deviations, and the geometric mean of the variances' ratio, images to
+        running. Empty with fewer than 16 images.
     """
     norms = {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
+        if isinstance(m, _BatchNorm) and m.running_mean is not None and m in called
     }
     if not norms or len(images) < _LEAST_IMAGES:
         return {}
