@@ -9,14 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from recipes.ablation import PAPER
 from recipes.figures import style
 from recipes.figures.runs import ABLATION, Run
 
 _GRADIENTS = {"full": "full-precision gradient", "sign": "sign gradient"}
 _RATES = {"alr": "adaptive rate", "ilr": "increased rate"}
 _COLOURS = (style.BLUE, style.SKY, style.RED, style.ORANGE)
-# Top-1 in the paper.
-_PAPER = (99.40, 98.99, 97.99, 97.72)
 _LEAST_ERROR = 0.01
 
 
@@ -53,14 +52,14 @@ def history(runs: Sequence[Run], metric: str) -> NDArray[np.float64]:
 
 def _summary(cells: Sequence[Sequence[Run]]) -> str:
     rows = []
-    for (gradient, rate), runs, paper in zip(ABLATION, cells, _PAPER, strict=True):
+    for (gradient, rate), runs in zip(ABLATION, cells, strict=True):
         top1 = np.array([run.top1 for run in runs])
         rows.append([
             f"{_GRADIENTS[gradient]}, {_RATES[rate]}",
             ", ".join(str(run.seed) for run in runs),
             ", ".join(f"{value:.2f}" for value in top1),
             f"{top1.mean():.2f}",
-            f"{paper:.2f}",
+            f"{PAPER[gradient, rate]:.2f}",
         ])  # fmt: skip
     header = ["filters' gradient and rate", "seeds", "test top-1, %", "mean", "paper, 50 epochs"]
     epochs = cells[0][0].epochs

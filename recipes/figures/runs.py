@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 from collections import defaultdict
@@ -16,6 +15,7 @@ from torch import nn
 from adderize import load_model
 from adderize.errors import AdderizeError
 from recipes import models
+from recipes.ablation import PAPER
 from recipes.run import ARGUMENTS, METRICS
 
 # What the arguments of older runs lack.
@@ -71,13 +71,13 @@ def network(arch: str, layers: str) -> Wanted:
     return Wanted(f"{arch}-{layers}", {"arch": arch, **kind})
 
 
-def ablation(gradient: str, rate: str) -> Wanted:
+def _cell(gradient: str, rate: str) -> Wanted:
     """A cell of the ablation: the gradient and the learning rate of the adder filters."""
     arguments = {"arch": "lenet5_bn", "layers": "adder", "gradient": gradient, "rate": rate}
     return Wanted(f"ablation/{gradient}-{rate}-0", arguments)
 
 
-ABLATION = {cell: ablation(*cell) for cell in itertools.product(("full", "sign"), ("alr", "ilr"))}
+ABLATION = {cell: _cell(*cell) for cell in PAPER}
 
 
 def find_runs(folder: Path) -> list[Run]:
