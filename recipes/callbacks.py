@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from recipes.data import generator_of
+from recipes.sampling import seed_of
 
 
 class Throughput(Callback):
@@ -145,8 +145,7 @@ class SeedEpochs(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        numbers = (self.seed, trainer.current_epoch, trainer.global_rank)
-        torch.manual_seed(generator_of(*numbers).initial_seed())
+        torch.manual_seed(seed_of(self.seed, trainer.current_epoch, trainer.global_rank, 2))
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -162,10 +162,12 @@ def train(
     device, backend = run.choose_device(arguments)
     data = load(arguments)
     seed_everything(arguments.seed, verbose=False)
+    conversion = {"init": arguments.init, "gradient": arguments.gradient}
     module = ImageClassifier(
         arguments.arch,
         data.num_classes,
-        conversion=conversion(arguments),
+        conversion=conversion if arguments.layers == "adder" else None,
+        binarization={} if arguments.layers == "bnn" else None,
         arch_options=options_of(arguments.arch_options),
         pretrained=None if arguments.resume else arguments.pretrained,
         distillation=_distillation(arguments, data),
@@ -196,12 +198,6 @@ def train(
     trainer = run.make_trainer(arguments, device, folder, callbacks, len(data.training_loader()))
     run.fit(trainer, module, data, arguments.resume)
     return finish(arguments, folder, trainer, module, data, backend.name)
-
-
-def conversion(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    if arguments.layers == "cnn":
-        return None
-    return {"init": arguments.init, "gradient": arguments.gradient}
 
 
 def _distillation(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:

@@ -1,12 +1,12 @@
-"""Batches of tensors in memory: shuffled by seed and epoch, normalised on the training device."""
+"""Batches of images for training: what all data sets have in common, and those in memory."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -16,63 +16,57 @@ from torch.utils.data import Dataset as TorchDataset
 from adderize.errors import AdderizeError
 from recipes.augmentation import crop_and_flip, draw_crops
 from recipes.datasets import Dataset, ImageSet
-
-# An epoch's number, and a batch of indices.
-Batch = tuple[int, Tensor]
+from recipes.sampling import Batch, EpochShuffle, InOrder, generator_of
 
 
-def generator_of(*numbers: int) -> torch.Generator:
-    """A generator that follows from some numbers, such as a seed and an epoch."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+class ImageData(LightningDataModule, ABC):
+    """What the recipes ask of a data set.
 
-
-class EpochShuffle(Sampler[Batch]):
-    """Batches of indices, with their epoch; the order follows from the seed and the epoch alone.
-
-    So a run resumed at an epoch's boundary sees what the uninterrupted one would have seen.
-    Lightning calls `set_epoch`. Several processes share the images of one shuffle: together their
-    batches are those of one process with a batch as large as all of theirs. A last batch that would
-    leave a process with less than two images is left out: batch norm cannot train on one.
-
-    Args:
-        size: number of images.
-        batch_size: images a batch and process.
-        seed: of the shuffle.
-        rank, processes: which process this is, and how many there are.
+    Attributes:
+        name: for people.
+        train_size, test_size: numbers of images.
+        num_classes: labels are 0 to one less.
+        mean, std: of pixels in [0, 1] per channel, that batches are normalised with.
+        input_size: (C, H, W) of an image.
+        batch_size: images a training step and process.
+        memory_format: of the batches.
     """
 
-    def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
-    ) -> None:
-        self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
-        self.rank, self.processes = rank, processes
+    name: str
+    train_size: int
+    test_size: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, ...]
+    batch_size: int
+    memory_format = torch.contiguous_format
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    @abstractmethod
+    def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
+        """Batches as :meth:`train_dataloader` gives them to one of some processes."""
 
-    def __len__(self) -> int:
-        batches, rest = divmod(self.size, self.batch_size * self.processes)
-        return batches + (rest // self.processes > 1)
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(*self._process())
 
-    def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(self.size, generator=generator_of(self.seed, self.epoch))
-        for batch in order.split(self.batch_size * self.processes)[: len(self)]:
-            even = len(batch) - len(batch) % self.processes
-            yield self.epoch, batch[self.rank : even : self.processes]
+    def _process(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
+    def recalibration_images(self, batches: int, device: torch.device) -> Iterator[Tensor]:
+        """Training images of the first batches of an epoch, the same ones in every process."""
+        for images, *rest in islice(self.training_loader(), batches):
+            batch = (images.to(device), *rest)
+            yield self.on_after_batch_transfer(batch, 0)[0]
 
-class InOrder(Sampler[Batch]):
-    """Batches of all indices in order, each in one of the processes."""
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        self.batches = torch.arange(rank, size, processes).split(batch_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return ((0, batch) for batch in self.batches)
+    def normalized(self, images: Tensor) -> Tensor:
+        """Bytes (N, C, H, W) to float32 with the data's mean and deviation."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return ((images.to(torch.float32) / 255 - mean) / std).to(memory_format=self.memory_format)
 
 
 class _Images(TorchDataset[tuple[Tensor, ...]]):
@@ -94,46 +88,6 @@ class _Images(TorchDataset[tuple[Tensor, ...]]):
             generator = generator_of(self.crop_seed, epoch, 1)
             self._crops = epoch, draw_crops(len(self.images.labels), generator)
         return self._crops[1]
-
-
-class ImageData(LightningDataModule):
-    """What the recipes ask of a data set.
-
-    Attributes:
-        name: for people.
-        train_size, test_size: numbers of images.
-        num_classes: labels are 0 to one less.
-        mean, std: of pixels in [0, 1] per channel, that batches are normalised with.
-        input_size: (C, H, W) of an image.
-        batch_size: images a training step and process.
-    """
-
-    name: str
-    train_size: int
-    test_size: int
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, ...]
-    batch_size: int
-
-    def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
-        """Batches as :meth:`train_dataloader` gives to one of some processes."""
-        raise NotImplementedError
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(*self._process())
-
-    def _process(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def recalibration_images(self, batches: int, device: torch.device) -> Iterator[Tensor]:
-        """Training images of the first batches of an epoch, the same ones in every process."""
-        for images, *rest in islice(self.training_loader(), batches):
-            batch = (images.to(device), *rest)
-            yield self.on_after_batch_transfer(batch, 0)[0]
 
 
 class InMemoryImages(ImageData):
@@ -170,7 +124,8 @@ class InMemoryImages(ImageData):
         self.train_size, self.test_size = len(dataset.train.labels), len(dataset.test.labels)
         self.mean, self.std = dataset.mean, dataset.std
         self.input_size = tuple(dataset.test.images.shape[1:])
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.memory_format = torch.channels_last
 
     def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[tuple[Tensor, ...]]:
         sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes)
@@ -189,14 +144,6 @@ class InMemoryImages(ImageData):
         for crop in crops:
             images = crop_and_flip(images, crop)
         return self.normalized(images), labels
-
-    def normalized(self, images: Tensor) -> Tensor:
-        """Bytes (N, C, H, W) to float32 with the data set's mean and deviation."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return ((images.to(torch.float32) / 255 - mean) / std).to(memory_format=self._format)
 
 
 def _loader(images: _Images, sampler: Sampler[Batch]) -> DataLoader[tuple[Tensor, ...]]:

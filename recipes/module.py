@@ -10,8 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -41,7 +45,8 @@ class ImageClassifier(LightningModule):
     Args:
         arch: a model's name as ``adderize plan`` takes it, such as ``recipes.models:lenet5_bn``.
         num_classes: width of the logits.
-        conversion: options of :func:`adderize.adderize`; None keeps the convolutional network.
+        conversion: options of :func:`adderize.adderize`; None for no adders.
+        binarization: options of :func:`adderize.binarize`; None for no binary layers.
         arch_options: keyword arguments of the model's builder.
         pretrained: weights that the network starts from, before its conversion; as for
             :func:`recipes.networks.load_pretrained`. Not part of the checkpoint.
@@ -65,6 +70,7 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         *,
         conversion: Mapping[str, Any] | None = None,
+        binarization: Mapping[str, Any] | None = None,
         arch_options: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
         distillation: Distillation | None = None,
@@ -81,9 +87,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["pretrained", "distillation"])
-        self.model = build_network(
-            arch, num_classes, conversion, options=arch_options, pretrained=pretrained
-        )
+        self.model = self._fresh_network(pretrained)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if compile:
@@ -97,6 +101,42 @@ class ImageClassifier(LightningModule):
                 if k < num_classes
             }
         )
+
+    def _fresh_network(self, pretrained: str | None = None) -> nn.Module:
+        options: Any = self.hparams
+        return build_network(
+            options.arch,
+            options.num_classes,
+            options.conversion,
+            binarization=options.binarization,
+            options=options.arch_options,
+            pretrained=pretrained,
+        )
+
+    def exported(self) -> nn.Module:
+        """A copy of the network on the CPU, neither compiled nor sharded.
+
+        Sharded ones are collected in the first process, and all processes must call this.
+        """
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        sharded = any(isinstance(weight, DTensor) for weight in self.model.parameters())
+        state = (
+            get_model_state_dict(self.model, options=whole) if sharded else self.model.state_dict()
+        )
+        network = self._fresh_network()
+        if state:
+            network.load_state_dict(state)
+        return network.eval()
+
+    def configure_model(self) -> None:
+        """Shards the network where the strategy is FSDP2; Lightning calls it."""
+        sharded = any(isinstance(weight, DTensor) for weight in self.model.parameters())
+        if sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        mesh = self.trainer.strategy.device_mesh["data_parallel"]
+        blocks = [child for child in self.model.children() if any(child.parameters())]
+        for module in (*blocks, self.model):
+            fully_shard(module, mesh=mesh)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from adderize import adderize, load_authors_checkpoint, load_model
+from adderize import adderize, binarize, load_authors_checkpoint, load_model
 from adderize.architectures import build
 from adderize.errors import AdderizeError
 
@@ -21,15 +21,17 @@ def build_network(
     num_classes: int,
     conversion: Mapping[str, Any] | None,
     *,
+    binarization: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     pretrained: str | None = None,
 ) -> nn.Module:
-    """A network as convolutions, or as adders where `conversion` has :func:`adderize`'s options.
+    """A network as convolutions, as adders or as a binary network.
 
     Args:
         arch: as for :func:`adderize.architectures.build`.
         num_classes: width of the logits.
-        conversion: None keeps the convolutions.
+        conversion: options of :func:`adderize.adderize`; None for no adders.
+        binarization: options of :func:`adderize.binarize`; None for no binary layers.
         options: more keyword arguments of the builder.
         pretrained: weights to start from, loaded before the conversion.
 
@@ -39,7 +41,9 @@ def build_network(
     model = build(arch, num_classes=num_classes, **(options or {}))
     if pretrained is not None:
         load_pretrained(model, arch, pretrained)
-    return model if conversion is None else adderize(model, **conversion)
+    if conversion is not None:
+        model = adderize(model, **conversion)
+    return model if binarization is None else binarize(model, **binarization)
 
 
 def load_pretrained(model: nn.Module, arch: str, source: str) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -12,11 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 
-from adderize import count, recalibrate, save_model
-from adderize.adaptive_lr import adder_filters
+from adderize import AdderConv2d, AdderLinear, BinaryConv2d, count, recalibrate, save_model
+from adderize.counting.budget import OpBudget
 from recipes.callbacks import History, Throughput
 from recipes.data import ImageData
+from recipes.model_card import model_card
 from recipes.module import ImageClassifier
 from recipes.run import CHECKPOINTS, METRICS, write_json
 
@@ -35,46 +39,71 @@ def finish(
     """Tests the trained network, writes `model/` and `metrics.json`, prints the summary.
 
     The batch norms' running statistics lag behind the filters at a high learning rate, so they are
-    re-estimated on training images first; the top-1 before that is reported too.
+    re-estimated on training images first; the top-1 before that is reported too. All processes must
+    call this; the first one writes.
     """
-    lagging = _top1(trainer.validate, "val", module, data)
+    before = _accuracies(trainer.validate, "val", module, data)
     device = torch.device(trainer.strategy.root_device)
-    recalibrate(module.model.to(device), data.recalibration_images(_RECALIBRATION_BATCHES, device))
-    top1 = _top1(trainer.test, "test", module, data)
-    save_model(module.model, folder / "model")
+    module.to(device)
+    recalibrate(module.model, data.recalibration_images(_RECALIBRATION_BATCHES, device))
+    after = _accuracies(trainer.test, "test", module, data)
+    network = module.exported()
     metrics = {
-        "test.top1": top1,
-        "test.top1_running_statistics": lagging,
-        **_training_metrics(trainer, module, data, device),
+        "test.top1": after["top1"],
+        "test.top1_running_statistics": before["top1"],
+        **({"test.top5": after["top5"]} if "top5" in after else {}),
+        **_training_metrics(trainer, data, device),
+        "converted": converted_layers(network),
         "layers": arguments.layers,
         "backend": backend,
         "seed": arguments.seed,
-        "operations": _operations(module, data),
     }
+    if not trainer.is_global_zero:
+        return metrics
+    budget = _budget(network, data)
+    metrics["operations"] = {
+        view: {
+            "multiplications": operations.multiplications,
+            "additions": operations.additions,
+            **({"xnors": operations.xnors} if operations.xnors else {}),
+        }
+        for view, operations in (("before", budget.before), ("after", budget.after))
+    }
+    save_model(network, folder / "model")
+    card = model_card(arguments, metrics, module, budget, data)
+    (folder / "model" / "README.md").write_text(card)
     write_json(folder / METRICS, metrics)
     print(_summary(metrics, data, folder), flush=True)
     return metrics
 
 
-def _top1(
+def converted_layers(network: nn.Module) -> list[str]:
+    """Names of the adders and binary layers."""
+    kinds = (AdderConv2d, AdderLinear, BinaryConv2d)
+    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
+def _accuracies(
     evaluate: Callable[..., Any], stage: str, module: ImageClassifier, data: ImageData
-) -> float:
+) -> dict[str, float]:
     with contextlib.redirect_stdout(sys.stderr):
         (results,) = evaluate(module, datamodule=data, verbose=False)
-    return round(float(results[f"{stage}/top1"]), 4)
+    return {
+        name.removeprefix(f"{stage}/"): round(float(value), 4)
+        for name, value in results.items()
+        if "/top" in name
+    }
 
 
-def _training_metrics(
-    trainer: Trainer, module: ImageClassifier, data: ImageData, device: torch.device
-) -> dict[str, Any]:
+def _training_metrics(trainer: Trainer, data: ImageData, device: torch.device) -> dict[str, Any]:
     throughput, history = _callback(trainer, Throughput), _callback(trainer, History)
-    images, speed = data.train_size, throughput.images_per_second
+    speed = throughput.images_per_second
+    steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
     return {
         "train.top1": history.epochs[-1]["train/top1"],
-        "converted": list(adder_filters(module.model)),
-        "epochs": round(trainer.global_step / len(data.train_dataloader()), 2),
+        "epochs": round(trainer.global_step / steps, 2),
         "steps": trainer.global_step,
-        "seconds_per_epoch": round(images / speed, 3),
+        "seconds_per_epoch": round(data.train_size / speed, 3),
         "images_per_second": round(speed, 1),
         "peak_memory_mb": round(_peak_memory(device)),
         "history": history.epochs,
@@ -94,36 +123,33 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _operations(module: ImageClassifier, data: ImageData) -> dict[str, dict[str, int]]:
+def _budget(network: nn.Module, data: ImageData) -> OpBudget:
     """Per image; for a network that stayed convolutional, `after` is what it is."""
-    budget = count(module.model, data.input_size)
-    after = budget.after if adder_filters(module.model) else budget.before
-    return {
-        view: {
-            "multiplications": operations.multiplications,
-            "additions": operations.additions,
-        }
-        for view, operations in (("before", budget.before), ("after", after))
-    }
+    budget = count(network, data.input_size)
+    if converted_layers(network):
+        return budget
+    layers = tuple(dataclasses.replace(layer, after=layer.before) for layer in budget.layers)
+    return dataclasses.replace(budget, after=budget.before, layers=layers)
 
 
 def _summary(metrics: dict[str, Any], data: ImageData, folder: Path) -> str:
     before, after = metrics["operations"]["before"], metrics["operations"]["after"]
-    batches = min(_RECALIBRATION_BATCHES, len(data.train_dataloader()))
-    converted = ", ".join(metrics["converted"]) or "none"
+    batches = min(_RECALIBRATION_BATCHES, len(data.training_loader()))
+    converted = metrics["converted"]
+    names = ", ".join(converted[:5]) + (f" and {len(converted) - 5} more" * (len(converted) > 5))
+    top5 = f", top-5 {metrics['test.top5']:.2f} %" if "test.top5" in metrics else ""
     rows = {
         "data": f"{data.name}: {data.train_size:,} training and {data.test_size:,} test images",
-        "layers": f"{metrics['layers']} (adders: {converted})",
+        "layers": f"{metrics['layers']} (converted: {names or 'none'})",
         "test top-1": f"{metrics['test.top1']:.2f} %, batch norms recalibrated on {batches} "
-        f"training batches ({metrics['test.top1_running_statistics']:.2f} % with the running "
-        "statistics)",
+        f"training batches ({metrics['test.top1_running_statistics']:.2f} % before that){top5}",
         "train top-1": f"{metrics['train.top1']:.2f} % over the last epoch",
         "training": f"{metrics['epochs']:g} epochs, {metrics['steps']:,} steps, "
         f"{metrics['seconds_per_epoch']:.1f} s an epoch, "
         f"{metrics['images_per_second']:,.0f} images/s, peak {metrics['peak_memory_mb']:,} MB",
         **{
-            kind: f"{before[kind]:,} before, {after[kind]:,} after, per image"
-            for kind in ("multiplications", "additions")
+            kind: f"{before.get(kind, 0):,} before, {after[kind]:,} after, per image"
+            for kind in after
         },
         "model": f"{folder / 'model'}",
         "checkpoints": f"{folder / CHECKPOINTS}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +20,15 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     return next(filter(None, (sorted(p.glob(f"{split}*.parquet")) for p in places)), [])
 
 
-def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "label") -> ImageSet:
-    """Images of one size from a parquet file of the Hugging Face schema.
+def read_rows(path: Path | str, label: str = "label") -> tuple[list[dict[str, Any]], list[int]]:
+    """Encoded images, as rows {bytes, path}, and their labels.
 
     Args:
         path: a file with a column ``img`` or ``image`` of {bytes, path}, and a column of labels.
-        limit: only the first images.
         label: the name of the label column.
 
     Raises:
-        AdderizeError: the file is missing, is not parquet, lacks a column, or an image is corrupt.
+        AdderizeError: the file is missing, is not parquet, or lacks a column.
     """
     import pyarrow
     import pyarrow.parquet
@@ -43,13 +43,23 @@ def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "la
             f"{path} has the columns {', '.join(table.column_names)}; expected img or image, "
             f"and {label}"
         )
-    table = table.slice(0, limit)
-    images = [
-        _decoded(row, f"image {index} of {path}")
-        for index, row in enumerate(table[column].to_pylist())
-    ]
-    labels = torch.tensor(table[label].to_pylist(), dtype=torch.int64)
-    return ImageSet(stacked(images, str(path)), labels)
+    return table[column].to_pylist(), table[label].to_pylist()
+
+
+def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "label") -> ImageSet:
+    """Images of one size from a parquet file of the Hugging Face schema.
+
+    Args:
+        path: as for :func:`read_rows`.
+        limit: only the first images.
+        label: the name of the label column.
+
+    Raises:
+        AdderizeError: as :func:`read_rows`; an image is corrupt or of another size.
+    """
+    rows, labels = read_rows(path, label)
+    images = [_decoded(row, f"image {index} of {path}") for index, row in enumerate(rows[:limit])]
+    return ImageSet(stacked(images, str(path)), torch.tensor(labels[:limit], dtype=torch.int64))
 
 
 def _decoded(row: dict[str, bytes], where: str) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from recipes.run.options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
 # What may differ between a run and its continuation.
-_FREE = {"accelerator", "num_threads", "output", "resume"}
+_FREE = {"accelerator", "num_threads", "output", "resume", "workers"}
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,6 +39,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     arguments = parser.parse_args(argv)
     if "config" in arguments:
         arguments = parser.parse_args(with_config(parser, argv))
+    arguments.command = shlex.join([*parser.prog.split(), *argv])
     if arguments.resume is None:
         return arguments
     given = arguments.resume or arguments.output

@@ -75,6 +75,8 @@ def make_trainer(
         callbacks: of the recipe.
         batches: in one epoch.
     """
+    if arguments.ema is not None and arguments.strategy == "fsdp":
+        raise AdderizeError("--ema cannot average sharded weights: use --strategy ddp")
     _quieten()
     interactive = sys.stderr.isatty()
     checkpoint = partial(
@@ -127,6 +129,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    # The hook shards where FSDP2 is asked for, which excludes the averages.
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides.*")
 
 
 def _strategy(arguments: argparse.Namespace) -> Strategy | str:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from adderize import AdderizeError
-from recipes.data import EpochShuffle, InMemoryImages
+from recipes.data import InMemoryImages
 from recipes.datasets import load_mnist, read_parquet
+from recipes.sampling import EpochShuffle
 
 
 def test_reads_torchvisions_layout(mnist_folder: Path) -> None:

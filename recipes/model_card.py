@@ -1,0 +1,69 @@
+"""The README beside an exported network: what it is, what it scores, what it costs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from adderize.counting.budget import OpBudget
+from adderize.counting.report import markdown
+from recipes.data import ImageData
+from recipes.module import ImageClassifier
+
+_KINDS = {"adder": "adder network", "cnn": "convolutional network", "bnn": "binary network"}
+
+
+def model_card(
+    arguments: argparse.Namespace,
+    metrics: dict[str, Any],
+    module: ImageClassifier,
+    budget: OpBudget,
+    data: ImageData,
+) -> str:
+    """Markdown, with the metadata block that the Hugging Face Hub reads."""
+    options = {"num_classes": data.num_classes, **(module.hparams["arch_options"] or {})}
+    build = ", ".join(
+        [f'"{module.hparams["arch"]}"', *(f"{key}={value!r}" for key, value in options.items())]
+    )
+    kind = _KINDS[arguments.layers.partition("-")[0]]
+    top5 = f"| test top-5, % | {metrics['test.top5']:.2f} |\n" if "test.top5" in metrics else ""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
+    size = "x".join(map(str, data.input_size))
+    return f"""---
+library_name: adderize
+pipeline_tag: image-classification
+---
+
+# {budget.model} as {kind}
+
+Trained on {data.train_size:,} and tested on {data.test_size:,} images of {data.name}.
+Inputs are {size}, pixels in [0, 1] normalised with mean {mean} and deviation {std}.
+
+| | |
+|---|---|
+| test top-1, % | {metrics["test.top1"]:.2f} |
+{top5}| training top-1, last epoch, % | {metrics["train.top1"]:.2f} |
+| epochs | {metrics["epochs"]:g} |
+| seconds an epoch | {metrics["seconds_per_epoch"]:.1f} |
+| seed | {metrics["seed"]} |
+
+The last weights, batch norms recalibrated on training images. `best.ckpt` of the run is chosen by
+the test images, so its accuracy is no estimate for others.
+
+```python
+from adderize import load_model
+from adderize.architectures import build
+
+model = load_model(build({build}), "model").eval()
+```
+
+## Operations
+
+{markdown(budget.select(depth=1))}
+
+## Training
+
+```console
+$ {arguments.command}
+```
+"""
