@@ -17,8 +17,8 @@ from recipes import run
 from recipes.data import ImageData
 from recipes.distillation import Distillation
 from recipes.module import ImageClassifier
-from recipes.networks import LAYERS, build_network
-from recipes.report import finish
+from recipes.networks import LAYERS, PUBLISHED, build_network
+from recipes.report import finish, has_batch_norms
 from recipes.run.options import add_config
 from recipes.schedules import SCHEDULES
 
@@ -189,10 +189,9 @@ def train(
     )
     callbacks: list[Callback] = []
     if arguments.layers == "adder":
+        recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
         callbacks.append(
-            AdaptiveLearningRate(
-                eta=arguments.eta, recalibrate_before_validation=arguments.recalibrate
-            )
+            AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
         )
     folder = run.prepare_folder(arguments, recipe)
     trainer = run.make_trainer(arguments, device, folder, callbacks, len(data.training_loader()))
@@ -220,13 +219,17 @@ def _teacher(arguments: argparse.Namespace, num_classes: int) -> Any:
         return ImageClassifier.load_from_checkpoint(source, map_location="cpu").model
     is_file = source.is_file()
     arch = arguments.kd_arch or (arguments.arch if is_file else arguments.kd_teacher)
-    return build_network(
-        arch,
-        num_classes,
-        None,
-        options=options_of(arguments.kd_arch_options),
-        pretrained=arguments.kd_teacher if is_file else "published",
-    )
+    options = options_of(arguments.kd_arch_options)
+    try:
+        return build_network(
+            arch,
+            num_classes,
+            None,
+            options=options,
+            pretrained=str(source) if is_file else PUBLISHED,
+        )
+    except AdderizeError as error:
+        raise AdderizeError(f"--kd-teacher {source} is no usable teacher: {error}") from error
 
 
 def exit_code(recipe: str, train: Callable[[], object]) -> int:
@@ -234,6 +237,10 @@ def exit_code(recipe: str, train: Callable[[], object]) -> int:
     try:
         train()
     except (AdderizeError, MisconfigurationException) as error:
-        print(f"recipes.{recipe}: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):
+            # A worker process of the loader sends its traceback along.
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"recipes.{recipe}: {message}", file=sys.stderr)
         return 1
     return 0

@@ -147,5 +147,6 @@ class InMemoryImages(ImageData):
 
 
 def _loader(images: _Images, sampler: Sampler[Batch]) -> DataLoader[tuple[Tensor, ...]]:
-    # batch_size=None: each element of the sampler is already a whole batch.
-    return DataLoader(images, batch_size=None, sampler=sampler)
+    # batch_size=None: each element of the sampler is already a whole batch. A loader without a
+    # generator of its own draws from the global one, at other moments after a resume.
+    return DataLoader(images, batch_size=None, sampler=sampler, generator=torch.Generator())

@@ -87,6 +87,7 @@ class ImageFiles(ImageData):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
         )
 
     def on_after_batch_transfer(

@@ -130,10 +130,11 @@ class ImageClassifier(LightningModule):
 
     def configure_model(self) -> None:
         """Shards the network where the strategy is FSDP2; Lightning calls it."""
+        strategy = None if self._trainer is None else self._trainer.strategy
         sharded = any(isinstance(weight, DTensor) for weight in self.model.parameters())
-        if sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if sharded or not isinstance(strategy, ModelParallelStrategy):
             return
-        mesh = self.trainer.strategy.device_mesh["data_parallel"]
+        mesh = strategy.device_mesh["data_parallel"]
         blocks = [child for child in self.model.children() if any(child.parameters())]
         for module in (*blocks, self.model):
             fully_shard(module, mesh=mesh)

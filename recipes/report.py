@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize import AdderConv2d, AdderLinear, BinaryConv2d, count, recalibrate, save_model
 from adderize.counting.budget import OpBudget
@@ -45,7 +46,8 @@ def finish(
     before = _accuracies(trainer.validate, "val", module, data)
     device = torch.device(trainer.strategy.root_device)
     module.to(device)
-    recalibrate(module.model, data.recalibration_images(_RECALIBRATION_BATCHES, device))
+    if has_batch_norms(module.model):
+        recalibrate(module.model, data.recalibration_images(_RECALIBRATION_BATCHES, device))
     after = _accuracies(trainer.test, "test", module, data)
     network = module.exported()
     metrics = {
@@ -75,6 +77,11 @@ def finish(
     write_json(folder / METRICS, metrics)
     print(_summary(metrics, data, folder), flush=True)
     return metrics
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether there are running statistics to re-estimate."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in network.modules())
 
 
 def converted_layers(network: nn.Module) -> list[str]:

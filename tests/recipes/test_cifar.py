@@ -1,0 +1,251 @@
+"""The CIFAR recipe on small images: results, options, resuming, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from adderize import AdderConv2d, BinaryConv2d, load_model
+from adderize.architectures import build
+from recipes import cifar
+from recipes.datasets import load_cifar
+from recipes.module import ImageClassifier
+from recipes.run import trainer
+
+ROOT = Path(__file__).parents[2]
+BATCH_NORMS, GROUP_NORMS = (f"tests.recipes.networks:{name}_norms" for name in ("batch", "group"))
+TIMES = ("seconds_per_epoch", "images_per_second", "peak_memory_mb")
+
+
+def arguments(output: Path, *more: str, arch: str = BATCH_NORMS) -> list[str]:
+    return ["--data", "fake", "--arch", arch, "--config", "cifar-short", "--epochs", "2",
+            "--batch-size", "64", "--num-threads", "1", "--output", str(output), *more]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "kind"), [("adder", AdderConv2d), ("bnn", BinaryConv2d), ("cnn", torch.nn.Conv2d)]
+)
+def test_what_a_run_leaves_scores_what_it_says(layers: str, kind: type, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    metrics = cifar.train(arguments(folder, "--layers", layers))
+    assert metrics["layers"] == layers
+    assert metrics["converted"] == ([] if layers == "cnn" else ["3"])
+    assert metrics["steps"] == 8
+    assert metrics == json.loads((folder / "metrics.json").read_text())
+    model = load_model(build(BATCH_NORMS), folder / "model").eval()
+    assert type(model[3]) is kind
+    data = load_cifar("cifar10", "fake")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    with torch.inference_mode():
+        logits = model((data.test.images / 255 - mean) / std)
+    best = logits.topk(5).indices == data.test.labels[:, None]
+    top1, top5 = (100 * best[:, :k].any(1).double().mean().item() for k in (1, 5))
+    assert metrics["test.top1"] == pytest.approx(top1, abs=0.01)
+    assert metrics["test.top5"] == pytest.approx(top5, abs=0.01)
+    card = (folder / "model" / "README.md").read_text()
+    assert f"| test top-1, % | {metrics['test.top1']:.2f} |" in card
+    assert "--data fake --arch" in card
+    assert "| multiplications |" in card
+
+
+def test_the_pattern_of_the_fake_images_is_learned(tmp_path: Path) -> None:
+    more = ("--epochs", "12", "--batch-size", "32", "--no-augment", "--layers", "cnn")
+    metrics = cifar.train(arguments(tmp_path / "run", *more, arch="tests.recipes.networks:flat"))
+    assert metrics["test.top1"] > 60
+
+
+class _Killed(Callback):
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == 2 and batch_idx == 1:
+            raise KeyError("killed")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--layers", "adder", "--arch-options", "dropout=0.5"),
+        ("--layers", "adder", "--ema", "0.8", "--accumulate", "3", "--clip", "1"),
+        ("--layers", "bnn", "--schedule", "step", "--warmup-epochs", "1", "--label-smoothing=0.1"),
+    ],
+)
+def test_resuming_gives_what_the_uninterrupted_run_gives(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--epochs", "4", *more)
+    whole = cifar.train(arguments(tmp_path / "whole", *more))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
+        with pytest.raises(KeyError, match="killed"):
+            cifar.train(arguments(tmp_path / "parts", *more))
+    parts = cifar.train(["--resume", str(tmp_path / "parts")])
+    _same_runs(tmp_path / "whole", whole, tmp_path / "parts", parts)
+
+
+def _same_runs(first: Path, one: dict[str, Any], second: Path, other: dict[str, Any]) -> None:
+    expected, found = (
+        load_model(build(BATCH_NORMS), folder / "model").state_dict() for folder in (first, second)
+    )
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    for metrics in (one, other):
+        for key in TIMES:
+            metrics.pop(key)
+        for row in metrics["history"]:
+            row.pop("images/s")
+    assert one == other
+
+
+_DIES = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from recipes import cifar
+from recipes.run import trainer
+class Killed(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+trainer.StopOnBrokenLoss = Killed
+cifar.train(sys.argv[1:])
+"""
+
+
+def test_resuming_after_kill_9(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _DIES, *arguments(tmp_path / "parts")]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    parts = cifar.train(["--resume", str(tmp_path / "parts")])
+    whole = cifar.train(arguments(tmp_path / "whole"))
+    _same_runs(tmp_path / "whole", whole, tmp_path / "parts", parts)
+
+
+def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    more = ("--layers", "adder", "--epochs", "3")
+    command = [sys.executable, "-m", "recipes.cifar",
+               *arguments(tmp_path / "two", *more, arch=GROUP_NORMS), "--batch-size", "32",
+               "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu"]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("backend: ") == 1
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    one = cifar.train(arguments(tmp_path / "one", *more, arch=GROUP_NORMS))
+    assert two["steps"] == one["steps"] == 12
+    for row, expected in zip(two["history"], one["history"], strict=True):
+        for key in ("train/loss", "val/loss"):
+            assert row[key] == pytest.approx(expected[key], abs=2e-4)
+        # Two images of 128 may change sides by rounding.
+        for key in ("train/top1", "val/top1"):
+            assert row[key] == pytest.approx(expected[key], abs=1.6)
+    expected, found = (
+        load_model(build(GROUP_NORMS), tmp_path / name / "model").state_dict()
+        for name in ("one", "two")
+    )
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_is_validated_saved_and_exported(tmp_path: Path) -> None:
+    cifar.train(arguments(tmp_path / "run", "--ema", "0.9"))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    average, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    exported = load_model(build(BATCH_NORMS), tmp_path / "run" / "model").state_dict()
+    assert torch.equal(exported["3.weight"], average["model.3.weight"])
+    assert not torch.equal(exported["3.weight"], current["model.3.weight"])
+
+
+def test_presets_lie_below_the_command_line(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("epochs: 1\nlr: 0.05\nmilestones: [0.2, 0.4]\nnesterov: true\nema: null\n")
+    command = arguments(tmp_path / "run", "--config", str(preset), "--lr", "0.07", "--max-steps=1")
+    command[command.index("--epochs") : command.index("--epochs") + 2] = []
+    cifar.train(command)
+    saved = json.loads((tmp_path / "run" / "arguments.json").read_text())
+    assert (saved["epochs"], saved["lr"], saved["nesterov"]) == (1, 0.07, True)
+    assert saved["milestones"] == [0.2, 0.4]
+    hyperparameters = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)[
+        "hyper_parameters"
+    ]
+    assert hyperparameters["schedule"]["milestones"] == [0.2, 0.4]
+    assert hyperparameters["lr"] == 0.07
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("epoch: 3", 1, "unknown options: ['epoch']"),
+        ("[1, 2]", 1, "unknown options: [1, 2]"),
+        ("epochs: [", 1, "cannot read --config"),
+        ("epochs: none", 2, "argument --epochs"),
+        ("layers: adders", 2, "argument --layers"),
+    ],
+)
+def test_wrong_presets(
+    text: str, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(text)
+    try:
+        assert cifar.main(["--config", str(preset)]) == code
+    except SystemExit as exit:
+        assert exit.code == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config", "paper"], "cannot read --config paper"),
+        (["--ema", "0.9", "--strategy", "fsdp"], "--ema cannot average sharded weights"),
+        (["--arch-options", "depth"], "'depth' is not KEY=VALUE"),
+        (["--arch-options", "depth=8"], "cannot call"),
+        (["--pretrained", "/nowhere"], "/nowhere is no file"),
+        (["--kd-teacher", "nowhere"], "--kd-teacher nowhere is no usable teacher: unknown model"),
+        (["--data", "/nowhere"], "no cifar10 in /nowhere"),
+    ],
+)
+def test_wrong_arguments(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cifar.main(arguments(tmp_path / "run", *more)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_fast_run_leaves_no_checkpoints(tmp_path: Path) -> None:
+    metrics = cifar.train(arguments(tmp_path / "run", "--fast-dev-run"))
+    assert metrics["steps"] == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "logs").exists()
+
+
+def test_a_trained_cnn_as_start_and_as_teacher(tmp_path: Path) -> None:
+    cnn = tmp_path / "cnn"
+    cifar.train(arguments(cnn, "--layers", "cnn"))
+    trained = load_model(build(BATCH_NORMS), cnn / "model")
+    path = tmp_path / "trained.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in trained.state_dict().items()}}, path)
+    for source in (str(path), str(cnn)):
+        module = ImageClassifier(BATCH_NORMS, 10, conversion={"init": "rescale"}, pretrained=source)
+        filters, start = trained[3].weight.detach(), module.model[3].weight.detach()
+        torch.testing.assert_close(start, filters / filters.std(), rtol=1e-3, atol=1e-5)
+        assert torch.equal(module.model[9].weight, trained[9].weight)
+
+    for number, teacher in enumerate((str(path), str(cnn))):
+        student = tmp_path / f"student{number}"
+        more = ("--kd-teacher", teacher, "--kd-temperature", "2", "--max-steps", "2")
+        cifar.train(arguments(student, *more))
+        checkpoint = torch.load(student / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["hyper_parameters"].get("distillation") is None
+        module = ImageClassifier.load_from_checkpoint(student / "checkpoints" / "last.ckpt")
+        assert module.state_dict().keys() == checkpoint["state_dict"].keys()
+    plain = cifar.train(arguments(tmp_path / "plain", "--max-steps", "2"))
+    taught = json.loads((tmp_path / "student0" / "metrics.json").read_text())
+    assert taught["history"][0]["train/loss"] != plain["history"][0]["train/loss"]
