@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear
+from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d
 from adderize.onnx import translation_table
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -50,13 +50,18 @@ LAYERS = [
     (AdderConv2d(5, 10, 3, 2, groups=5, bias=False), (1, 5, 8, 8)),
     (AdderConv2d(3, 4, 1, 2), (1, 3, 7, 6)),
     (nn.Sequential(nn.Flatten(), AdderLinear(12, 7)), (5, 3, 4)),
+    (nn.Sequential(nn.BatchNorm2d(4), BinaryConv2d(4, 6, 3, padding=1)), (2, 4, 9, 11)),
+    (BinaryConv2d(4, 6, (3, 2), (2, 3), (1, 2), (1, 2), groups=2, bias=False), (2, 4, 9, 11)),
 ]
 
 
 @pytest.mark.parametrize("layer, size", LAYERS)
 def test_layers(layer: nn.Module, size: tuple[int, ...], tmp_path: Path) -> None:
     input = torch.randn(size)
-    assert relative_error(export(layer, input, tmp_path / "m.onnx"), layer, input) < 1e-6
+    session = export(layer, input, tmp_path / "m.onnx")
+    assert relative_error(session, layer, input) < 1e-6
+    # The sign of 0 is 1.
+    assert relative_error(session, layer, input.relu()) < 1e-6
 
 
 def resnet18() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Export to ONNX: ``torch.onnx.export`` has to be told how to write the adder op.
+"""Export to ONNX: ``torch.onnx.export`` has to be told how to write the package's ops.
 
 torch.onnx.export(
     model, (example,), "model.onnx", dynamo=True,
@@ -22,8 +22,8 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
 
     An adder layer becomes a loop over its K = Cin/groups * kh * kw taps, which takes one
     ``|x - F|`` at a time from the output: beside the padded input it holds three tensors of the
-    output's size, whatever K is. Needs ONNX opset 18 or later, no custom operator. float32; batch
-    and image size may be dynamic.
+    output's size, whatever K is. A binary layer becomes a convolution of signs. Needs ONNX opset
+    18 or later, no custom operator. float32; batch and image size may be dynamic.
 
     Returns:
         the ``custom_translation_table``.
@@ -32,9 +32,12 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         AdderizeError: onnxscript is not installed.
     """
     try:
-        from adderize.onnx.translations import adder_conv2d
+        from adderize.onnx.translations import adder_conv2d, binary_conv2d
     except ImportError as error:
         raise AdderizeError(
             "exporting to ONNX needs onnxscript: install it with pip install 'adderize[onnx]'"
         ) from error
-    return {torch.ops.adderize.adder_conv2d.default: adder_conv2d}
+    return {
+        torch.ops.adderize.adder_conv2d.default: adder_conv2d,
+        torch.ops.adderize.binary_conv2d.default: binary_conv2d,
+    }

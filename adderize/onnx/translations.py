@@ -1,4 +1,4 @@
-"""The adder op in ONNX Script, which is Python in form only: onnxscript compiles the functions."""
+"""The ops in ONNX Script, which is Python in form only: onnxscript compiles the functions."""
 
 # mypy: ignore-errors
 # No postponed annotations: onnxscript reads the types of these functions.
@@ -74,3 +74,30 @@ def adder_conv2d(
         axis=0,
     )
     return op.Reshape(output, flat)
+
+
+def binary_conv2d(
+    input: FLOAT,
+    weight: FLOAT,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> FLOAT:
+    """Translation of ``adderize::binary_conv2d``: a convolution of signs."""
+    scales = op.ReduceMean(op.Abs(weight), op.Constant(value_ints=[1, 2, 3]), keepdims=1)
+    return op.Conv(
+        _signs(input),
+        op.Mul(_signs(weight), scales),
+        strides=list(stride),
+        pads=list(padding) * 2,
+        dilations=list(dilation),
+        group=groups,
+    )
+
+
+def _signs(tensor):
+    """ONNX has 0 for the sign of 0, and nothing for that of NaN."""
+    zero, one, minus_one = (op.Constant(value_float=value) for value in (0.0, 1.0, -1.0))
+    signs = op.Where(op.GreaterOrEqual(tensor, zero), one, minus_one)
+    return op.Where(op.IsNaN(tensor), tensor, signs)
