@@ -118,7 +118,8 @@ def ablation(argv: Sequence[str] | None = None) -> list[Cell]:
     ]
     _write_curves(arguments.output / "curves.csv", cells)
     run.write_json(arguments.output / "ablation.json", [_entry(cell) for cell in cells])
-    print(table(cells, arguments.epochs))
+    steps = f", {arguments.max_steps} steps at most" if arguments.max_steps else ""
+    print(table(cells, f"{arguments.epochs} epochs{steps}"))
     return cells
 
 
@@ -190,8 +191,8 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return epochs
 
 
-def table(cells: Sequence[Cell], epochs: int) -> str:
-    """Mean and deviation of the test top-1 in percent, beside the paper's."""
+def table(cells: Sequence[Cell], length: str) -> str:
+    """Mean and deviation of the test top-1 in percent, beside the paper's, and each run's."""
     header = ["gradient", "rate", "test top-1, %", "deviation", "runs", "paper, %"]
     rows = [header, *map(_row, cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -199,7 +200,7 @@ def table(cells: Sequence[Cell], epochs: int) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, "", f"{epochs} epochs; the paper has 50.", _best(cells)])
+    return "\n".join([*lines, "", f"{length}; the paper has 50 epochs.", _best(cells)])
 
 
 def _row(cell: Cell) -> list[str]:

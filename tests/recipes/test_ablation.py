@@ -125,15 +125,18 @@ def test_means_and_deviations() -> None:
         Cell(*key, ablation.PAPER[key], [Trial(seed, v, []) for seed, v in enumerate(values)])
         for key, values in top1.items()
     ]
-    lines = [line.split() for line in ablation.table(cells, 10).splitlines()]
+    lines = [line.split() for line in ablation.table(cells, "10 epochs").splitlines()]
     assert lines[1] == ["full", "alr", "99.20", "0.20", "99.00", "99.20", "99.40", "99.40"]
     assert lines[2] == ["full", "ilr", "98.60", "0.14", "98.50", "diverged", "98.70", "98.99"]
     assert lines[3][2:4] == ["97.00", "0.00"]
+    assert lines[6] == ["10", "epochs;", "the", "paper", "has", "50", "epochs."]
     assert lines[4] == ["sign", "ilr", "diverged", "-", *["diverged"] * 3, "97.72"]
     assert " ".join(lines[-1]) == (
         "Best: full alr, 0.60 points above full ilr (deviations 0.20, 0.14)."
     )
-    assert ablation.table(cells[:1], 10).endswith("No two cells to compare: the others diverged.")
+    assert ablation.table(cells[:1], "10 epochs").endswith(
+        "No two cells to compare: the others diverged."
+    )
 
 
 @pytest.mark.parametrize(
