@@ -119,6 +119,9 @@ def test_filters_in_numbers() -> None:
     assert abs(filters.smoothness(generator.normal(size=(500, 5, 5)))) < 0.05
     noise = generator.normal(size=(6, 5, 5))
     assert filters.likeness(2 - 3 * noise[:2], noise) == pytest.approx(1)
+    orientations = filters.orientations(noise)
+    assert np.array_equal(orientations[0], noise)
+    assert len({orientation.tobytes() for orientation in orientations}) == 8
     corner = np.zeros((1, 5, 5))
     corner[0, 0, 0] = 1
     expected = abs(np.corrcoef(corner.ravel(), ramp.ravel())[0, 1])
