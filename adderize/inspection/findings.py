@@ -60,8 +60,10 @@ def findings_of(
         *_dead_filters(layers, norms, {} if new else measured, flows),
     ]
     for row in rows:
-        is_adder = isinstance(layers[row.name], (AdderConv2d, AdderLinear))
-        found += _adder_findings(row) if is_adder else []
+        layer = layers[row.name]
+        called = not flows or any(flow.calls(layer) for flow in flows)
+        if called and isinstance(layer, (AdderConv2d, AdderLinear)):
+            found += _adder_findings(row)
         found += [] if new else _input_findings(row)
     order = list(ADVICE)
     return sorted(found, key=lambda finding: order.index(finding.kind))

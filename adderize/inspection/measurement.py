@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.engine import AdderConv2dSame
 
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
 _BATCH = 64
@@ -121,7 +122,9 @@ def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
 
 
 def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]) -> None:
-    padded = isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer.padding)
+    padded = isinstance(layer, AdderConv2dSame) or (
+        isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer.padding)
+    )
 
     def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         found.setdefault(layer, Measured()).add_input(inputs[0], padded)

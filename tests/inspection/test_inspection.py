@@ -223,13 +223,15 @@ def test_layers_that_are_not_called_or_called_twice(images: Tensor) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 3, 1)
-            self.unused = nn.Conv2d(3, 3, 1)
+            self.unused = AdderConv2d(3, 3, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(self.conv(x))
 
     model = Twice()
-    called, unused = inspect(model, images).layers
+    found = inspect(model, images)
+    called, unused = found.layers
+    assert found.findings == ()
     assert unused.inputs is None and unused.output_mean is None
     once = model.conv(images)
     both = torch.cat([once, model.conv(once)])
