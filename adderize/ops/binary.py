@@ -26,8 +26,9 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 def signs(tensor: Tensor) -> Tensor:
     """1 where a value is at least 0, -1 where it is below, NaN where it is NaN."""
-    one = torch.ones((), dtype=tensor.dtype, device=tensor.device)
-    return torch.where(tensor >= 0, one, torch.where(tensor < 0, -one, tensor))
+    # torch.where is tens of times slower than arithmetic; torch.sign has 0 for 0 and for NaN.
+    nothing_or_nan = tensor.clamp(-1, 1).mul_(0)
+    return tensor.sign().add_(0.5).sign_().add_(nothing_or_nan)
 
 
 def binary_filters(weight: Tensor) -> Tensor:
@@ -60,7 +61,10 @@ def _forward(
 def _input_gradient(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     filters = _filters_for(input, weight)
     gradient = _convolution_gradient(grad, input, filters, arguments, of=0)
-    return gradient.masked_fill(input.abs() > 1, 0)
+    # It passes what lies between the bounds, without them.
+    bound = 1 + torch.finfo(input.dtype).eps
+    clipped: Tensor = torch.ops.aten.hardtanh_backward(gradient, input, -bound, bound)
+    return clipped
 
 
 def _weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
