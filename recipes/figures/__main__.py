@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -86,9 +87,12 @@ def make(arguments: argparse.Namespace) -> None:
     """Draw the figures that were asked for, after the runs that they lack.
 
     Raises:
-        AdderizeError: missing runs or data, runs that do not compare, a folder that cannot be
-            written.
+        AdderizeError: missing packages, runs or data, runs that do not compare, a folder that
+            cannot be written.
     """
+    absent = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise AdderizeError(f"figures need {' and '.join(absent)}: pip install 'adderize[plot]'")
     from recipes.figures import style
 
     names = arguments.figures or list(FIGURES)
@@ -98,7 +102,12 @@ def make(arguments: argparse.Namespace) -> None:
     runs = find_runs(arguments.runs)
     missing = [run for run in wanted if best_match(run, runs) is None]
     if "curves" in names and not comparable(FIGURES["curves"], runs):
-        missing += [run for run in FIGURES["curves"] if run not in missing]
+        finished = {run.folder.resolve() for run in runs}
+        missing += [
+            run
+            for run in FIGURES["curves"]
+            if run not in missing and (arguments.runs / run.folder).resolve() not in finished
+        ]
     if missing and not arguments.train:
         raise missing_runs(missing, arguments.runs)
     for run in missing:

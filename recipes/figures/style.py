@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adderize.errors import AdderizeError
+import matplotlib
+from matplotlib.figure import Figure
 
-try:
-    import matplotlib
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise AdderizeError(
-        f"figures need matplotlib and scipy ({error}): pip install 'adderize[plot]'"
-    ) from error
+from adderize.errors import AdderizeError
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; two more that fit in.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (

@@ -215,9 +215,14 @@ def test_the_command(
     assert capsys.readouterr().out.startswith("## filters\n")
 
 
-def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit):
         command.main(["feature"])
     assert "'feature' is none of features, filters" in capsys.readouterr().err
     assert command.main(["gradients", "--data", str(tmp_path)]) == 1
     assert "no MNIST in" in capsys.readouterr().err
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert command.main(["gradients"]) == 1
+    assert "matplotlib and scipy: pip install" in capsys.readouterr().err
