@@ -13,6 +13,18 @@ struct ByteImage {
   uint8_t padding;
 };
 
+template <int C>
+void copy_strided_by(const uint8_t *from, int64_t stride, int64_t count, uint8_t *out) {
+  for (int64_t i = 0; i < count; ++i, from += stride, out += C) memcpy(out, from, C);
+}
+// out[i] = `bytes` bytes from `from` + i * stride.
+void copy_strided(const uint8_t *from, int64_t stride, int64_t bytes, int64_t count, uint8_t *out) {
+  if (bytes == 4) return copy_strided_by<4>(from, stride, count, out);
+  if (bytes == 8) return copy_strided_by<8>(from, stride, count, out);
+  if (bytes == 16) return copy_strided_by<16>(from, stride, count, out);
+  for (int64_t i = 0; i < count; ++i, from += stride, out += bytes) copy_short(out, from, bytes);
+}
+
 // Columns [column, column + columns) of row y, which may lie outside the image: out[column][channel].
 void copy_row(const ByteImage &image, int64_t y, int64_t column, int64_t columns, uint8_t *out) {
   const int64_t c = image.channels;
@@ -26,7 +38,7 @@ void copy_row(const ByteImage &image, int64_t y, int64_t column, int64_t columns
   if (c == image.stride) {
     memcpy(out + left * c, from, size_t((right - left) * c));
   } else {
-    for (int64_t j = left; j < right; ++j, from += image.stride) memcpy(out + j * c, from, size_t(c));
+    copy_strided(from, image.stride, c, right - left, out + left * c);
   }
   memset(out + right * c, image.padding, size_t((columns - right) * c));
 }

@@ -9,6 +9,7 @@ namespace adderize {
 namespace {
 
 constexpr int64_t band_bytes = 128 * 1024;  // stays in the second-level cache beside the filters
+constexpr int64_t flat_bytes = 32 * 1024;
 
 // How the taps of a filter lie in memory, which follows from its shape alone. Every tap's channels are padded to whole blocks, or,
 // where that would waste more than a quarter, those of a kernel row together ("unfolded").
@@ -86,18 +87,25 @@ void fill_band(const BytePlan &p, int64_t n, int64_t group, const ByteBand &band
   }
 }
 
+// What a strip sees first, from memory into the first-level cache.
+void prefetch(const BytePlan &p, const uint8_t *base, int64_t columns) {
+  for (int64_t x = 0; x < columns; ++x, base += p.pixel)
+    for (int64_t i = 0; i < p.runs.length; i += 64) __builtin_prefetch(base + i);
+}
+
 // One tile of channel blocks over all positions of a band.
 template <int B>
-void byte_plane(const BytePlan &p, const uint8_t *base, const ByteBand &band, int64_t n, const uint8_t *w, Distances to) {
-  alignas(64) int32_t sums[widest_tile * B * block_channels + V];
+void byte_plane(const BytePlan &p, const uint8_t *base, const ByteBand &band, int64_t n, const uint8_t *w, Distances to, bool ahead) {
+  alignas(64) int32_t sums[widest_tile * sum_step(B)];
   const int64_t strips = ceil_div(band.columns, widest_tile), cout = p.s.cout;
   to.sums = sums;
-  to.step = B * block_channels;
+  to.step = sum_step(B);
   for (int64_t y = 0; y < band.rows; ++y)
     for (int64_t i = 0; i < strips; ++i) {
       const int64_t x = i * band.columns / strips;
       to.positions = (i + 1) * band.columns / strips - x;
       to.out = ((n * p.s.oh + band.y + y) * p.s.ow + band.x + x) * cout + to.channel;
+      if (ahead && i + 1 < strips) prefetch(p, base + y * p.row + (x + to.positions) * p.pixel, to.positions);
       distance_tile_table[B - 1][to.positions](base + y * p.row + x * p.pixel, p.pixel, p.runs, w, p.taps.total * block_channels, sums);
       finish(p.epilogue, cout, to);
     }
@@ -123,10 +131,11 @@ void byte_task(const void *context, int64_t task, int worker) {
     const int64_t first = block * block_channels, here = least(most_blocks, end - block);
     const uint8_t *w = p.packed + (group * p.blocks + block) * p.taps.total * block_channels;
     const Distances to = {nullptr, 0, 0, group * p.og + first, least(here * block_channels, p.og - first), 0};
+    const bool ahead = p.in_place && block == chunk * p.chunk;
     if (here == 1)
-      byte_plane<1>(p, base, band, n, w, to);
+      byte_plane<1>(p, base, band, n, w, to, ahead);
     else
-      byte_plane<most_blocks>(p, base, band, n, w, to);
+      byte_plane<most_blocks>(p, base, band, n, w, to, ahead);
   }
 }
 
@@ -155,7 +164,7 @@ void divide(BytePlan &p, int threads) {
     p.band_rows = ceil_div(s.oh, p.bands);
     p.bands = ceil_div(s.oh, p.band_rows);
   } else {
-    const int64_t most_columns = most(band_bytes / p.taps.total, 1);
+    const int64_t most_columns = most(flat_bytes / (p.taps.total + p.og), 4 * widest_tile);
     p.bands = most(ceil_div(s.ow, most_columns), least(wanted, s.ow / (4 * widest_tile)));
     p.band_columns = round_up(ceil_div(s.ow, most(p.bands, 1)), widest_tile);
     p.bands = ceil_div(s.ow, p.band_columns);

@@ -9,14 +9,41 @@ namespace {
 // Filters are packed in blocks of 8 channels x 8 taps, so that one layout serves every instruction set: psadbw adds 8 neighbours.
 constexpr int64_t block_channels = 8, block_taps = 8, block_bytes = 64;
 
+// memcpy of a few bytes, without a call: in steps, the last of which overlaps the one before.
+template <int S>
+ADDERIZE_INLINE void copy_steps(uint8_t *to, const uint8_t *from, int64_t count) {
+  for (int64_t i = 0; i < count - S; i += S) memcpy(to + i, from + i, S);
+  memcpy(to + count - S, from + count - S, S);
+}
+ADDERIZE_INLINE void copy_short(uint8_t *to, const uint8_t *from, int64_t count) {
+  if (count >= 32)
+    copy_steps<32>(to, from, count);
+  else if (count >= 8)
+    copy_steps<8>(to, from, count);
+  else if (count >= 4)
+    copy_steps<4>(to, from, count);
+  else
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// The channels of B blocks are stored in whole vectors, as the epilogue reads them.
+constexpr int64_t sum_step(int blocks) { return blocks * block_channels > V ? blocks * block_channels : V; }
+
+#if defined(ADDERIZE_AVX512) || defined(ADDERIZE_AVX2)
+constexpr bool limited_sums = false;
+constexpr int64_t longest_sum = 0;
+#else
+constexpr bool limited_sums = true;  // in 16 bits: they are emptied after so many blocks
+constexpr int64_t longest_sum = 65535 / 510;
+#endif
+
 #if defined(ADDERIZE_AVX512)
 
 using Taps = __m512i;  // 8 taps of one position, once for every channel of a block
 using Block = __m512i;
 struct BlockSum {
-  __m512i sum = {};
+  __m512i sum;
 };
-constexpr int64_t longest_sum = INT64_MAX;  // blocks that a BlockSum can hold
 
 ADDERIZE_INLINE Taps broadcast_taps(const uint8_t *p) {
   int64_t bits;
@@ -25,8 +52,10 @@ ADDERIZE_INLINE Taps broadcast_taps(const uint8_t *p) {
 }
 ADDERIZE_INLINE Block load_block(const uint8_t *p) { return _mm512_loadu_si512(p); }
 ADDERIZE_INLINE void add_distances(BlockSum &to, Taps x, const Block &w) { to.sum = _mm512_add_epi64(to.sum, _mm512_sad_epu8(x, w)); }
-ADDERIZE_INLINE void store_sum(const BlockSum &from, int32_t *to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi64_epi32(from.sum));
+template <int B>
+ADDERIZE_INLINE void store_sums(const BlockSum *from, int32_t *to) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi32(from[0].sum, even, from[B - 1].sum));
 }
 
 #elif defined(ADDERIZE_AVX2)
@@ -36,9 +65,8 @@ struct Block {
   __m256i low, high;
 };
 struct BlockSum {
-  __m256i low = {}, high = {};
+  __m256i low, high;
 };
-constexpr int64_t longest_sum = INT64_MAX;
 
 ADDERIZE_INLINE Taps broadcast_taps(const uint8_t *p) {
   int64_t bits;
@@ -53,8 +81,9 @@ ADDERIZE_INLINE void add_distances(BlockSum &to, Taps x, const Block &w) {
   to.low = _mm256_add_epi64(to.low, _mm256_sad_epu8(x, w.low));
   to.high = _mm256_add_epi64(to.high, _mm256_sad_epu8(x, w.high));
 }
-ADDERIZE_INLINE void store_sum(const BlockSum &from, int32_t *to) {
-  const __m256 even = _mm256_shuffle_ps(_mm256_castsi256_ps(from.low), _mm256_castsi256_ps(from.high), 0x88);
+template <int B>
+ADDERIZE_INLINE void store_sums(const BlockSum *from, int32_t *to) {
+  const __m256 even = _mm256_shuffle_ps(_mm256_castsi256_ps(from->low), _mm256_castsi256_ps(from->high), 0x88);
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_permute4x64_epi64(_mm256_castps_si256(even), 0xd8));
 }
 
@@ -67,9 +96,8 @@ struct Block {
   bytes16 channels[4];  // two in each
 };
 struct BlockSum {
-  words8 sums[4] = {};
+  words8 sums[4];
 };
-constexpr int64_t longest_sum = 65535 / 510;
 
 ADDERIZE_INLINE Taps broadcast_taps(const uint8_t *p) {
   Taps taps;
@@ -89,41 +117,54 @@ ADDERIZE_INLINE void add_distances(BlockSum &to, Taps x, const Block &w) {
     to.sums[i] += (d & 255) + (d >> 8);
   }
 }
-ADDERIZE_INLINE void store_sum(const BlockSum &from, int32_t *to) {
+template <int B>
+ADDERIZE_INLINE void store_sums(const BlockSum *from, int32_t *to) {
   for (int i = 0; i < 8; ++i) {
-    const words8 &sum = from.sums[i / 2];
+    const words8 &sum = from->sums[i / 2];
     const int first = i % 2 * 4;
-    to[i] = sum[first] + sum[first + 1] + sum[first + 2] + sum[first + 3];
+    to[i] += sum[first] + sum[first + 1] + sum[first + 2] + sum[first + 3];
   }
 }
 
 #endif
 
-// Bytes side by side, for layers where every channel is a group of its own.
-#if defined(ADDERIZE_AVX512)
-constexpr int W = 64;
-#elif defined(ADDERIZE_AVX2)
-constexpr int W = 32;
-#else
-constexpr int W = 16;
-#endif
-typedef uint8_t bytes __attribute__((vector_size(W)));
-typedef uint16_t words __attribute__((vector_size(W)));
+// Channels side by side, for layers where each is a group of its own: bytes widened to 16 bits.
+constexpr int W = 2 * V;
+typedef uint16_t words __attribute__((vector_size(2 * W)));
 
-ADDERIZE_INLINE bytes load_row(const uint8_t *p) {
-  bytes v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-ADDERIZE_INLINE bytes distance(bytes a, bytes b) {
 #if defined(ADDERIZE_AVX512)
-  return (bytes)_mm512_sub_epi8(_mm512_max_epu8((__m512i)a, (__m512i)b), _mm512_min_epu8((__m512i)a, (__m512i)b));
-#elif defined(ADDERIZE_AVX2)
-  return (bytes)_mm256_sub_epi8(_mm256_max_epu8((__m256i)a, (__m256i)b), _mm256_min_epu8((__m256i)a, (__m256i)b));
-#else
-  return a > b ? a - b : b - a;
-#endif
+ADDERIZE_INLINE words load_words(const uint8_t *p) {
+  return (words)_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
+ADDERIZE_INLINE words distance(words a, words b) { return (words)_mm512_abs_epi16((__m512i)(a - b)); }
+ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
+  low = (ivec)_mm512_cvtepu16_epi32(_mm512_castsi512_si256((__m512i)v));
+  high = (ivec)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64((__m512i)v, 1));
+}
+#elif defined(ADDERIZE_AVX2)
+ADDERIZE_INLINE words load_words(const uint8_t *p) {
+  return (words)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
+ADDERIZE_INLINE words distance(words a, words b) { return (words)_mm256_abs_epi16((__m256i)(a - b)); }
+ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
+  low = (ivec)_mm256_cvtepu16_epi32(_mm256_castsi256_si128((__m256i)v));
+  high = (ivec)_mm256_cvtepu16_epi32(_mm256_extracti128_si256((__m256i)v, 1));
+}
+#else
+ADDERIZE_INLINE words load_words(const uint8_t *p) {
+  typedef uint8_t bytes8 __attribute__((vector_size(W)));
+  bytes8 v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, words);
+}
+ADDERIZE_INLINE words distance(words a, words b) { return a > b ? a - b : b - a; }
+ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
+  for (int i = 0; i < V; ++i) {
+    low[i] = v[i];
+    high[i] = v[V + i];
+  }
+}
+#endif
 
 // Between bytes and the lanes of a float vector; `count` <= V lanes take part.
 #if defined(ADDERIZE_AVX512)
@@ -133,11 +174,12 @@ ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {
 }
 // The low byte of every lane.
 ADDERIZE_INLINE void store_bytes(uint8_t *p, ivec v, int64_t count) {
-  const __m128i low = _mm512_cvtepi32_epi8((__m512i)v);
+  __m128i low = _mm512_cvtepi32_epi8((__m512i)v);
+  asm("" : "+v"(low));  // a conversion with a masked store is slow
   if (count == V)
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), low);
   else
-    _mm_mask_storeu_epi8(p, __mmask16((1u << count) - 1), low);
+    copy_short(p, reinterpret_cast<const uint8_t *>(&low), count);
 }
 #elif defined(ADDERIZE_AVX2)
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {
@@ -155,7 +197,7 @@ ADDERIZE_INLINE void store_bytes(uint8_t *p, ivec v, int64_t count) {
   if (count == V)
     memcpy(p, &packed, V);
   else
-    memcpy(p, &packed, size_t(count));
+    copy_short(p, reinterpret_cast<const uint8_t *>(&packed), count);
 }
 #else
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {

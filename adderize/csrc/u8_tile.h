@@ -36,51 +36,41 @@ struct ByteWalk {
   }
 };
 
-// sums[q][channel] = sum over k of |x - w|. The filters of block b start at w + b * w_step.
+// sums[q * sum_step(B) + channel] = sum over k of |x - w|. The filters of block b start at w + b * w_step.
 template <int Q, int B>
 __attribute__((noinline)) void distance_tile(const uint8_t *base, int64_t pixel, ByteRuns runs, const uint8_t *w, int64_t w_step,
                                              int32_t *sums) {
   BlockSum acc[Q][B];
-  int64_t room = longest_sum;
-  bool flushed = false;
-  const auto flush = [&] {
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
+  for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 2
-      for (int b = 0; b < B; ++b) {
-        int32_t *to = sums + (q * B + b) * block_channels, part[block_channels];
-        if (flushed) {
-          store_sum(acc[q][b], part);
-          for (int i = 0; i < block_channels; ++i) to[i] += part[i];
-        } else {
-          store_sum(acc[q][b], to);
-        }
-        acc[q][b] = {};
-      }
-    flushed = true;
-    room = longest_sum;
-  };
+    for (int b = 0; b < B; ++b) acc[q][b] = BlockSum{};
+  int64_t room = longest_sum;
+  if (limited_sums) memset(sums, 0, sizeof(int32_t) * Q * sum_step(B));
   for (int64_t i = 0; i < runs.count; ++i) {
     ByteWalk<Q> x(base + runs.offset[i], pixel);
-    for (int64_t left = runs.length / block_taps; left > 0;) {
-      const int64_t step = least(left, room);
-      for (int64_t k = 0; k < step; ++k, x.advance()) {
-        Block filter[B];
+    for (int64_t k = 0; k < runs.length; k += block_taps, x.advance()) {
+      Block filter[B];
 #pragma GCC unroll 2
-        for (int b = 0; b < B; ++b) filter[b] = load_block(w + b * w_step);
-        w += block_bytes;
+      for (int b = 0; b < B; ++b) filter[b] = load_block(w + b * w_step);
+      w += block_bytes;
 #pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) {
-          const Taps taps = x.taps(q);
+      for (int q = 0; q < Q; ++q) {
+        const Taps taps = x.taps(q);
 #pragma GCC unroll 2
-          for (int b = 0; b < B; ++b) add_distances(acc[q][b], taps, filter[b]);
+        for (int b = 0; b < B; ++b) add_distances(acc[q][b], taps, filter[b]);
+      }
+      if (limited_sums && --room == 0) {
+        room = longest_sum;
+        for (int q = 0; q < Q; ++q) {
+          store_sums<B>(acc[q], sums + q * sum_step(B));
+          for (int b = 0; b < B; ++b) acc[q][b] = BlockSum{};
         }
       }
-      left -= step;
-      if ((room -= step) == 0) flush();
     }
   }
-  if (room < longest_sum || !flushed) flush();
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q) store_sums<B>(acc[q], sums + q * sum_step(B));
 }
 
 using DistanceTile = void (*)(const uint8_t *base, int64_t pixel, ByteRuns, const uint8_t *w, int64_t w_step, int32_t *sums);
