@@ -1,4 +1,4 @@
-"""Single layers: forward, input gradient and filter gradient against torch's convolution."""
+"""Single layers against torch's float32 convolution: forward, gradients, and forward on bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from adderize.bench.timing import side_by_side
+from adderize.ops.u8 import pack
 
 ops = torch.ops.adderize
 
@@ -58,7 +59,7 @@ LAYERS = (
     Layer("LeNet linear  120-84, b256", 256, 120, 1, 84, 1),
 )
 
-PASSES = ("forward", "input gradient", "filter gradient")
+PASSES = ("forward", "input gradient", "filter gradient", "8 bits")
 
 
 def measure(
@@ -67,7 +68,7 @@ def measure(
     """One row a layer: milliseconds of the convolution and of the adder, and their ratio.
 
     Args:
-        layers: what to measure; tensors are float32 and channels_last.
+        layers: what to measure; tensors are channels_last; float32, but those of "8 bits".
         device: where.
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
@@ -108,7 +109,21 @@ def _calls(layer: Layer, device: str) -> dict[str, dict[str, Callable[[], object
             "convolution": lambda: convolve_backward(False, True, False),
             "adder": lambda: ops.adder_conv2d_weight_gradient(grad, x, w, *adder),
         },
+        "8 bits": {"convolution": convolve, "adder": _call_on_bytes(layer, x, w)},
     }
+
+
+def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
+    grid, zero_point = 32.0, 128
+    bytes_x, bytes_w = (
+        (tensor * grid + zero_point).round_().clamp_(0, 255).to(torch.uint8) for tensor in (x, w)
+    )
+    packed, shape = pack(bytes_w, layer.groups), list(w.shape)
+    scale = torch.full((layer.filters,), -1 / (grid * w[0].numel()), device=x.device)
+    shift = torch.full((layer.filters,), 255.0, device=x.device)
+    pairs = ([value, value] for value in (layer.stride, layer.padding, layer.dilation))
+    arguments = (scale, shift, None, 0.0, zero_point, *pairs, layer.groups, 0.0, 255.0, False)
+    return lambda: ops.adder_conv2d_u8_packed(bytes_x, packed, shape, *arguments)
 
 
 def _operands(layer: Layer, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adderize import AdderizeError
-from adderize.ops.u8 import pack
+from adderize.ops import native
+from adderize.ops.u8 import pack, unpack
 
 adder_conv2d_u8 = torch.ops.adderize.adder_conv2d_u8
 adder_conv2d_u8_packed = torch.ops.adderize.adder_conv2d_u8_packed
+
+
+@pytest.fixture(params=[*native.info().get("cpus", []), "reference"])
+def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every instruction set of this machine, and plain PyTorch."""
+    if request.param == "reference":
+        monkeypatch.setenv("ADDERIZE_BACKEND", "reference")
+        yield request.param
+    else:
+        before = str(native.info()["cpu"])
+        native.set_cpu(request.param)
+        yield request.param
+        native.set_cpu(before)
 
 
 def _bytes(*shape: int, low: int = 0, high: int = 255) -> Tensor:
@@ -86,28 +101,74 @@ GRID = {
     ),
     "dilated": ((1, 3, 13, 12), (5, 3, 3, 3), {"dilation": (2, 3), "padding": (2, 3)}),
     "groups": ((2, 6, 8, 8), (9, 2, 3, 3), {"groups": 3, "stride": (3, 3)}),
+    "many channels": ((2, 64, 6, 13), (40, 64, 3, 3), {"padding": (1, 1), "zero_point": 128}),
+    "67 channels": ((1, 67, 5, 29), (67, 67, 3, 3), {"padding": (1, 1), "stride": (2, 1)}),
+    "7x7 of 3 channels": ((5, 3, 17, 19), (17, 3, 7, 7), {"stride": (2, 2), "padding": (3, 3)}),
+    "unfolded and dilated": ((1, 3, 9, 14), (8, 3, 3, 3), {"dilation": (1, 2)}),
+    "groups of whole blocks": ((2, 32, 6, 6), (16, 16, 3, 3), {"groups": 2}),
+    "whole image": ((40, 9, 4, 4), (21, 9, 4, 4), {}),
+    "one row of outputs": ((1, 10, 5, 60), (20, 10, 5, 5), {}),
+    "1x1 stride 2": ((2, 16, 9, 9), (24, 16, 1, 1), {"stride": (2, 2)}),
+    "grey": ((3, 1, 12, 12), (6, 1, 5, 5), {"zero_point": 9}),
+    "wide depthwise": ((2, 130, 5, 11), (130, 1, 3, 3), {"groups": 130, "padding": (1, 1)}),
+    "depthwise multiplier": ((1, 5, 8, 9), (15, 1, 5, 3), {"groups": 5, "dilation": (1, 2)}),
+    "depthwise of 289 taps": ((1, 3, 17, 18), (3, 1, 17, 17), {"groups": 3}),
+    "padding beyond the image": ((1, 2, 2, 2), (3, 2, 3, 3), {"padding": (3, 3)}),
     "depthwise": ((2, 7, 8, 9), (7, 1, 3, 3), {"groups": 7, "padding": (1, 1), "zero_point": 3}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {}),
 }
 
 
 @pytest.mark.parametrize("case", GRID)
-def test_equals_the_sum_over_the_taps(case: str) -> None:
+def test_equals_the_sum_over_the_taps(case: str, cpu: str) -> None:
     input_shape, weight_shape, changes = GRID[case]
     x, w = _bytes(*input_shape), _bytes(*weight_shape)
     arguments = _arguments(weight_shape[0], **changes)
-    output = adder_conv2d_u8(x, w, **arguments)
+    output = adder_conv2d_u8(x.to(memory_format=torch.channels_last), w, **arguments)
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(output, _expected(x, w, arguments))
+    packed = pack(w, arguments["groups"])
+    assert torch.equal(unpack(packed, w.shape, arguments["groups"]), w)
     residual = {"residual": _bytes(*output.shape), "residual_scale": 0.37}
     bounds = {"float_output": True, "low": 0.0, "high": float("inf")}
     for more in (residual, bounds, {**residual, **bounds}, {"low": 3.0, "high": 99.0}):
         arguments = {**_arguments(weight_shape[0], **changes), **more}
-        assert torch.equal(adder_conv2d_u8(x, w, **arguments), _expected(x, w, arguments))
+        output = adder_conv2d_u8_packed(x, packed, [*w.shape], **arguments)
+        assert torch.equal(output, _expected(x, w, arguments))
+
+
+@pytest.mark.parametrize("x_value", [0, 255])
+@pytest.mark.parametrize("w_value", [0, 255])
+def test_extreme_values(x_value: int, w_value: int, cpu: str) -> None:
+    x = torch.full((2, 24, 6, 6), x_value, dtype=torch.uint8)
+    w = torch.full((9, 24, 5, 5), w_value, dtype=torch.uint8)
+    plain = {"scale": torch.ones(9), "shift": torch.zeros(9), "float_output": True, "high": 1e9}
+    arguments = _arguments(9, padding=(2, 2), zero_point=255 - x_value, **plain)
+    assert torch.equal(adder_conv2d_u8(x, w, **arguments), _expected(x, w, arguments))
+
+
+@pytest.mark.parametrize("case", ["many channels", "whole image", "wide depthwise", "groups"])
+def test_threads_change_nothing(case: str) -> None:
+    input_shape, weight_shape, changes = GRID[case]
+    x, w = _bytes(*input_shape), _bytes(*weight_shape)
+    arguments, before = _arguments(weight_shape[0], **changes), torch.get_num_threads()
+    expected = _expected(x, w, arguments)
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(adder_conv2d_u8(x, w, **arguments), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_halves_are_rounded_to_even() -> None:
+    x, w = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1), torch.zeros(1, 1, 1, 1).byte()
+    arguments = _arguments(1, scale=torch.tensor([0.5]), shift=torch.zeros(1))
+    assert adder_conv2d_u8(x, w, **arguments).flatten().tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
 @pytest.mark.parametrize("channels", [65_793, 100_000])
-def test_sums_of_the_longest_filters(channels: int) -> None:
+def test_sums_of_the_longest_filters(channels: int, cpu: str) -> None:
     x, w = torch.full((1, channels, 1, 1), 255, dtype=torch.uint8), _bytes(3, channels, 1, 1)
     w[0] = 0
     arguments = _arguments(3, scale=torch.ones(3), shift=torch.zeros(3), float_output=True)
@@ -134,6 +195,12 @@ BAD = {
     "is smaller than the filter": {"dilation": (9, 9)},
     "cannot be divided into 3 groups": {"groups": 3, "weight": _bytes(4, 1, 3, 3)},
 }
+
+
+def test_packed_filters_of_another_size() -> None:
+    x, w = _bytes(1, 3, 5, 5), _bytes(4, 3, 3, 3)
+    with pytest.raises(AdderizeError, match=r"filters of shape \(4, 3, 3, 3\) in 1 groups"):
+        adder_conv2d_u8_packed(x, pack(w, 1)[1:], [*w.shape], **_arguments(4))
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -1,0 +1,206 @@
+// The kernels on bytes against a naive loop, to the bit, without Python: meant for AddressSanitizer and UBSan. Everything is
+// allocated to the byte.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "adderize.h"
+
+namespace {
+
+std::mt19937 generator(2);
+int failures = 0, checks = 0;
+
+int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
+
+void expect(const char *what, bool good) {
+  ++checks;
+  if (good) return;
+  ++failures;
+  std::printf("%s on %s\n", what, adderize_active_cpu());
+}
+
+std::vector<uint8_t> noise(int64_t count) {
+  const int64_t extremes[][2] = {{0, 255}, {0, 255}, {0, 0}, {255, 255}};
+  const auto &range = extremes[pick(0, 3)];
+  std::vector<uint8_t> values(static_cast<size_t>(count));
+  for (uint8_t &v : values) v = uint8_t(pick(range[0], range[1]));
+  return values;
+}
+
+struct Problem {
+  adderize_shape s;
+  std::vector<uint8_t> x, w, residual;
+  std::vector<float> scale, shift;
+  int zero_point;
+  adderize_u8_epilogue epilogue;
+
+  size_t outputs() const { return size_t(s.n * s.oh * s.ow * s.cout); }
+  int64_t at_x(int64_t n, int64_t c, int64_t y, int64_t x_) const {
+    if (y < 0 || y >= s.h || x_ < 0 || x_ >= s.w) return zero_point;
+    return x[size_t(((n * s.h + y) * s.w + x_) * s.c + c)];
+  }
+  // w is dense in (cout, kh, kw, cin / groups) order.
+  size_t w_index(int64_t co, int64_t i, int64_t y, int64_t x_) const {
+    return size_t(((co * s.kh + y) * s.kw + x_) * (s.c / s.groups) + i);
+  }
+};
+
+Problem random_problem() {
+  Problem p = {};
+  adderize_shape &s = p.s;
+  const int64_t kinds[] = {1, 1, 1, 2, 3, 70};
+  s.groups = kinds[pick(0, 5)];
+  const int64_t cg = s.groups == 70 ? 1 : pick(1, 40), og = s.groups == 70 ? pick(1, 2) : pick(1, 40);
+  s.n = pick(1, 3), s.c = cg * s.groups, s.cout = og * s.groups;
+  s.kh = pick(1, 5), s.kw = pick(1, 5), s.stride_h = pick(1, 3), s.stride_w = pick(1, 3);
+  s.padding_h = pick(0, 2), s.padding_w = pick(0, 2), s.dilation_h = pick(1, 2), s.dilation_w = pick(1, 2);
+  if (pick(0, 2) == 0) s.stride_h = s.stride_w = s.dilation_h = s.dilation_w = 1;
+  if (pick(0, 3) == 0) s.padding_h = s.padding_w = 0;
+  if (pick(0, 4) == 0) s.kh = s.kw = s.stride_h = s.stride_w = 1;
+  s.h = std::max<int64_t>(pick(1, 9), s.dilation_h * (s.kh - 1) + 1);
+  s.w = std::max<int64_t>(pick(1, 30), s.dilation_w * (s.kw - 1) + 1);
+  s.oh = (s.h + 2 * s.padding_h - s.dilation_h * (s.kh - 1) - 1) / s.stride_h + 1;
+  s.ow = (s.w + 2 * s.padding_w - s.dilation_w * (s.kw - 1) - 1) / s.stride_w + 1;
+  p.x = noise(s.n * s.h * s.w * s.c);
+  p.w = noise(s.cout * cg * s.kh * s.kw);
+  p.zero_point = int(pick(0, 255));
+  std::normal_distribution<float> normal;
+  for (int64_t c = 0; c < s.cout; ++c) {
+    p.scale.push_back(normal(generator) * 3 / float(cg * s.kh * s.kw));
+    p.shift.push_back(128 + 60 * normal(generator));
+  }
+  if (pick(0, 1)) p.residual = noise(int64_t(p.outputs()));
+  p.epilogue = {p.scale.data(), p.shift.data(), nullptr, nullptr, normal(generator), float(pick(0, 99)), float(pick(99, 255)), int(pick(0, 1))};
+  return p;
+}
+
+// As adderize.h states the order.
+std::vector<uint8_t> pack(const Problem &p) {
+  const adderize_shape &s = p.s;
+  const int64_t cg = s.c / s.groups, og = s.cout / s.groups;
+  std::vector<uint8_t> out;
+  if (cg == 1 && s.groups > 1) {
+    for (int64_t t = 0; t < s.kh * s.kw; ++t)
+      for (int64_t c = 0; c < round_up(s.cout, 64); ++c) out.push_back(c < s.cout ? p.w[p.w_index(c, 0, t / s.kw, t % s.kw)] : 0);
+    return out;
+  }
+  const bool unfolded = 4 * round_up(s.kw * cg, 8) <= 3 * s.kw * round_up(cg, 8);
+  const int64_t tap = round_up(cg, 8), row = unfolded ? round_up(s.kw * cg, 8) : s.kw * tap, k = s.kh * row;
+  out.assign(size_t(s.groups * round_up(og, 8) * k), 0);
+  for (int64_t co = 0; co < s.cout; ++co)
+    for (int64_t y = 0; y < s.kh; ++y)
+      for (int64_t x = 0; x < s.kw; ++x)
+        for (int64_t i = 0; i < cg; ++i) {
+          const int64_t place = y * row + (unfolded ? x * cg : x * tap) + i, filter = co / og * round_up(og, 8) + co % og;
+          out[size_t(filter / 8 * 8 * k + place / 8 * 64 + filter % 8 * 8 + place % 8)] = p.w[p.w_index(co, i, y, x)];
+        }
+  return out;
+}
+
+std::vector<float> naive(const Problem &p) {
+  const adderize_shape &s = p.s;
+  const int64_t cg = s.c / s.groups, og = s.cout / s.groups;
+  std::vector<float> out;
+  for (int64_t n = 0; n < s.n; ++n)
+    for (int64_t oy = 0; oy < s.oh; ++oy)
+      for (int64_t ox = 0; ox < s.ow; ++ox)
+        for (int64_t co = 0; co < s.cout; ++co) {
+          int32_t sum = 0;
+          for (int64_t ky = 0; ky < s.kh; ++ky)
+            for (int64_t kx = 0; kx < s.kw; ++kx)
+              for (int64_t i = 0; i < cg; ++i) {
+                const int64_t y = oy * s.stride_h - s.padding_h + ky * s.dilation_h, x = ox * s.stride_w - s.padding_w + kx * s.dilation_w;
+                sum += int32_t(std::abs(p.at_x(n, co / og * cg + i, y, x) - p.w[p.w_index(co, i, ky, kx)]));
+              }
+          // Through volatile variables: the driver itself must not fuse.
+          volatile float v = float(sum) * p.scale[size_t(co)];
+          v = v + p.shift[size_t(co)];
+          if (!p.residual.empty()) {
+            volatile float added = p.epilogue.residual_scale * float(p.residual[out.size()]);
+            v = v + added;
+          }
+          const float clamped = std::fmin(p.epilogue.high, std::fmax(p.epilogue.low, v));
+          out.push_back(p.epilogue.float_output ? clamped : std::nearbyint(clamped));
+        }
+  return out;
+}
+
+void check(Problem &p) {
+  const std::vector<float> expected = naive(p);
+  const std::vector<uint8_t> packed = pack(p);
+  std::vector<uint8_t> small(p.epilogue.float_output ? 0 : p.outputs(), 99);
+  std::vector<float> large(p.epilogue.float_output ? p.outputs() : 0, NAN);
+  p.epilogue.residual = p.residual.empty() ? nullptr : p.residual.data();
+  p.epilogue.output = p.epilogue.float_output ? static_cast<void *>(large.data()) : small.data();
+  const int status = adderize_forward_u8(&p.s, p.x.data(), packed.data(), p.zero_point, &p.epilogue, int(pick(1, 3)));
+  expect("the forward pass on bytes failed", status == ADDERIZE_OK);
+  for (size_t i = 0; i < expected.size(); ++i)
+    if ((p.epilogue.float_output ? large[i] : float(small[i])) != expected[i]) return expect("the forward pass on bytes is wrong", false);
+  expect("", true);
+}
+
+// 100,000 taps of the largest distance.
+void check_longest() {
+  Problem p = random_problem();
+  p.s = {1, 100000, 1, 1, 3, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1};
+  p.x.assign(100000, 255);
+  p.w.assign(300000, 0);
+  p.residual.clear();
+  p.scale.assign(3, 1.0f);
+  p.shift.assign(3, 0.0f);
+  p.epilogue = {p.scale.data(), p.shift.data(), nullptr, nullptr, 0, -INFINITY, INFINITY, 1};
+  check(p);
+}
+
+void check_refusals() {
+  Problem p = random_problem();
+  const std::vector<uint8_t> packed = pack(p);
+  std::vector<float> y(p.outputs());
+  p.epilogue.output = y.data();
+  const auto refused = [&](const adderize_shape &s, int zero_point, const adderize_u8_epilogue &e, int threads) {
+    return adderize_forward_u8(&s, p.x.data(), packed.data(), zero_point, &e, threads) == ADDERIZE_BAD_ARGUMENT;
+  };
+  adderize_shape bad = p.s;
+  bad.oh += 1;
+  expect("a wrong output size is taken", refused(bad, 0, p.epilogue, 1));
+  expect("a zero point of 256 is taken", refused(p.s, 256, p.epilogue, 1));
+  expect("no threads are taken", refused(p.s, 0, p.epilogue, 0));
+  adderize_u8_epilogue e = p.epilogue;
+  e.low = 3, e.high = 2;
+  expect("empty bounds are taken", refused(p.s, 0, e, 1));
+  e = p.epilogue;
+  e.float_output = 0, e.high = 256;
+  expect("a byte of 256 is taken", refused(p.s, 0, e, 1));
+  e = p.epilogue;
+  e.output = nullptr;
+  expect("no output is taken", refused(p.s, 0, e, 1));
+  bad = p.s;
+  bad.n = 0;
+  expect("an empty batch failed", adderize_forward_u8(&bad, nullptr, nullptr, 0, &e, 1) == ADDERIZE_OK);
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 150;
+  std::string cpus = adderize_available_cpus();
+  for (size_t start = 0; start <= cpus.size();) {
+    const size_t end = std::min(cpus.find(',', start), cpus.size());
+    adderize_set_cpu(cpus.substr(start, end - start).c_str());
+    start = end + 1;
+    for (int i = 0; i < rounds; ++i) {
+      Problem p = random_problem();
+      check(p);
+    }
+    check_longest();
+    check_refusals();
+  }
+  std::printf("%d checks, %d failures\n", checks, failures);
+  return failures != 0;
+}
