@@ -13,13 +13,13 @@ constexpr int64_t flat_bytes = 32 * 1024;
 
 // How the taps of a filter lie in memory, which follows from its shape alone. Every tap's channels are padded to whole blocks, or,
 // where that would waste more than a quarter, those of a kernel row together ("unfolded").
-struct Taps8 {
+struct FilterTaps {
   bool unfolded;
   int64_t step;   // bytes of a tap, or of an unfolded kernel row
   int64_t total;  // of a filter
 };
 
-Taps8 taps_of(int64_t cg, int64_t kh, int64_t kw) {
+FilterTaps taps_of(int64_t cg, int64_t kh, int64_t kw) {
   const int64_t apart = kw * round_up(cg, block_taps), joined = round_up(kw * cg, block_taps);
   if (4 * joined <= 3 * apart) return {true, joined, kh * joined};
   return {false, round_up(cg, block_taps), kh * apart};
@@ -33,7 +33,7 @@ struct BytePlan {
   uint8_t zero_point;
   adderize_u8_epilogue epilogue;
   int64_t cg, og, blocks;
-  Taps8 taps;
+  FilterTaps taps;
   bool in_place;
   int64_t band_rows, band_columns, bands, chunk, chunks;
   int64_t pixel, row;  // bytes between neighbouring outputs' patches

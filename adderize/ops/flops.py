@@ -24,6 +24,12 @@ def _forward(input: Shape, weight: Shape, *arguments: Any, out_shape: Shape) -> 
     return formulas.adder(input, weight, out_shape).flops
 
 
+def _forward_packed(
+    input: Shape, packed: Shape, weight: Shape, *arguments: Any, out_shape: Shape
+) -> int:
+    return formulas.adder(input, weight, out_shape).flops
+
+
 def _input_gradient(grad: Shape, input: Shape, weight: Shape, *arguments: Any, **out: Any) -> int:
     return formulas.adder_input_gradient(input, weight, grad, arguments[-1]).flops
 
@@ -43,6 +49,8 @@ def _binary_gradient(grad: Shape, input: Shape, weight: Shape, *rest: Any, **out
 def _register(counter: ModuleType) -> None:
     ops = torch.ops.adderize
     counter.register_flop_formula(ops.adder_conv2d)(_forward)
+    counter.register_flop_formula(ops.adder_conv2d_u8)(_forward)
+    counter.register_flop_formula(ops.adder_conv2d_u8_packed)(_forward_packed)
     counter.register_flop_formula(ops.adder_conv2d_input_gradient)(_input_gradient)
     counter.register_flop_formula(ops.adder_conv2d_weight_gradient)(_weight_gradient)
     counter.register_flop_formula(ops.binary_conv2d)(_binary)

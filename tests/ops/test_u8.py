@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderizeError
 from adderize.ops import native
@@ -208,6 +209,24 @@ def test_errors(message: str) -> None:
     good = {"input": _bytes(1, 3, 5, 5), "weight": _bytes(4, 3, 3, 3), **_arguments(4)}
     with pytest.raises(AdderizeError, match=message):
         adder_conv2d_u8(**{**good, **BAD[message]})
+
+
+def test_flops_are_those_of_the_float_op() -> None:
+    x, w = _bytes(2, 6, 7, 7), _bytes(4, 3, 3, 3)
+    arguments = _arguments(4, groups=2, padding=(1, 1), stride=(2, 2))
+    calls = (
+        lambda: torch.ops.adderize.adder_conv2d(
+            x.float(), w.float(), (2, 2), (1, 1), (1, 1), 2, "full"
+        ),
+        lambda: adder_conv2d_u8(x, w, **arguments),
+        lambda: adder_conv2d_u8_packed(x, pack(w, 2), [*w.shape], **arguments),
+    )
+    totals = set()
+    for call in calls:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        totals.add(counter.get_total_flops())
+    assert len(totals) == 1 and min(totals) > 0
 
 
 def test_tracing() -> None:
