@@ -17,6 +17,7 @@ from adderize.surgery.engine import AdderConv2dSame
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
 _BATCH = 64
 _ROWS_FOR_CORRELATION = 4096
+_VALUES_AT_ONCE = 2**22
 
 
 class Measured:
@@ -33,6 +34,7 @@ class Measured:
         self.count = 0
         self.sums = torch.zeros(0, dtype=torch.float64)
         self.squares = torch.zeros(0, dtype=torch.float64)
+        self.shift = torch.zeros(0, dtype=torch.float64)
         self.highest = torch.zeros(0)
         self.correlation: float | None = None
 
@@ -45,17 +47,18 @@ class Measured:
 
     def add_output(self, y: Tensor) -> None:
         """y: (rows, C)."""
-        values = y.double()
+        channels = y.shape[1]
         if not self.count:
-            self.sums, self.squares = torch.zeros(2, y.shape[1], dtype=values.dtype).to(y.device)
-            self.highest = torch.full((y.shape[1],), -math.inf, device=y.device)
-            self.shift = values.mean(0)
-            self.correlation = _correlation(values)
-        values = values - self.shift
+            self.sums, self.squares = torch.zeros(2, channels, dtype=torch.float64, device=y.device)
+            self.highest = torch.full((channels,), -math.inf, device=y.device)
+            self.shift = y.mean(0, dtype=torch.float64)
+            self.correlation = _correlation(y)
         self.count += len(y)
-        self.sums += values.sum(0)
-        self.squares += values.square().sum(0)
         self.highest = torch.maximum(self.highest, y.amax(0))
+        for rows in y.split(max(_VALUES_AT_ONCE // channels, 1)):
+            values = rows.double() - self.shift
+            self.sums += values.sum(0)
+            self.squares += values.square().sum(0)
 
     @property
     def means(self) -> Tensor:
@@ -80,7 +83,7 @@ class Measured:
 def _correlation(values: Tensor) -> float | None:
     """The mean over all pairs of channels; None for one channel, or where one is constant."""
     rows, channels = values.shape
-    values = values[:: math.ceil(rows / _ROWS_FOR_CORRELATION)]
+    values = values[:: math.ceil(rows / _ROWS_FOR_CORRELATION)].double()
     deviations = values.std(0, correction=0)
     if channels < 2 or len(values) < 2 or not bool((deviations > 0).all()):
         return None
