@@ -79,6 +79,7 @@ def _check_grad(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) ->
 
 _implement("CompositeExplicitAutograd", lambda input: reference)
 _implement("CPU", lambda input: backends.choose("cpu", input.dtype).module)
+_implement("CUDA", lambda input: backends.choose("cuda", input.dtype).module)
 
 
 @torch.library.register_fake("adderize::adder_conv2d")

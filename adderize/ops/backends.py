@@ -7,7 +7,9 @@ With ADDERIZE_REQUIRE_NATIVE=1 a CPU call that would fall back to the reference 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import shutil
 import warnings
 from types import ModuleType
 from typing import NamedTuple
@@ -43,6 +45,8 @@ def choose(device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
         return Choice("reference", reference, "forced by ADDERIZE_BACKEND")
     if device_type == "cpu":
         return _choose_cpu(dtype, forced)
+    if device_type == "cuda" and forced != "native":
+        return _choose_cuda(dtype, forced)
     if forced != "auto":
         raise AdderizeError(f"ADDERIZE_BACKEND={forced} cannot serve the device {device_type!r}")
     return Choice("reference", reference, f"no kernels for the device {device_type!r}")
@@ -65,6 +69,40 @@ def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
         )
     _warn_of_slowness(reason)
     return Choice("reference", reference, reason)
+
+
+def _choose_cuda(dtype: torch.dtype, forced: str) -> Choice:
+    if dtype == torch.float64:
+        if forced == "triton":
+            raise AdderizeError("ADDERIZE_BACKEND=triton cannot serve torch.float64: use auto")
+        return Choice("reference", reference, "the Triton kernels take at most 32 bits")
+    if torch.version.hip and forced != "triton":
+        reason = "the Triton kernels are untested on ROCm; ADDERIZE_BACKEND=triton forces them"
+        _warn_of_slowness(reason)
+        return Choice("reference", reference, reason)
+    module, reason = _triton()
+    if module is not None:
+        return Choice("triton", module, reason)
+    if forced == "triton":
+        raise AdderizeError(f"ADDERIZE_BACKEND=triton is not usable: {reason}")
+    _warn_of_slowness(reason)
+    return Choice("reference", reference, reason)
+
+
+@functools.cache
+def _triton() -> tuple[ModuleType | None, str]:
+    """The module of the Triton kernels, or why there is none."""
+    if importlib.util.find_spec("triton") is None:
+        return None, "Triton is not installed (pip install triton)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return None, "Triton needs a C compiler at run time: install gcc or clang, or set CC"
+    try:
+        import triton
+
+        from adderize.ops import triton as kernels
+    except ImportError as error:
+        return None, f"Triton cannot be imported: {error}"
+    return kernels, f"Triton {triton.__version__}"
 
 
 @functools.cache

@@ -1,15 +1,7 @@
-"""The full-precision filter gradient: a convolution's weight gradient plus a rank-one term.
+"""The full-precision filter gradient on oneDNN; the centre is estimated from a sample.
 
-    dF[co,k] = sum_{n,p} g[n,co,p] * (x_p[k] - F[co,k]) = wgrad(X, g) - F * G,   G = sum_{n,p} g
-
-G is summed in float64: behind a norm g sums to almost nothing, and F * G must vanish with it. Where
-the inputs lie far from zero compared with their spread, wgrad(X, g) cancels. Then, c being the mean
-of each channel and V[co,tap] the sum of g over the positions whose tap is not in the padding,
-
-    dF = wgrad(X - c, g) + c * V - F * G,   V, G and the two products in float64.
-
-The means are estimated from a sample. What no constant per channel can centre (images at unlike
-offsets, each with gradients that sum to zero) keeps float32's error relative to the offsets.
+What no constant per channel can centre (images at unlike offsets, each with gradients that sum to
+zero) keeps float32's error relative to the offsets.
 """
 
 from __future__ import annotations
@@ -19,6 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from adderize.ops._filter_gradient import filter_gradient
 from adderize.ops._shapes import memory_format
 from adderize.ops.native.library import call
 
@@ -44,17 +37,8 @@ def full_filter_gradient(
     sizes = zip(stride, input.shape[2:], padding, strict=True)
     stride = [min(step, size + 2 * pad) for step, size, pad in sizes]
     geometry = (stride, padding, dilation, groups)
-    centre = _far_centre(input)
-    centred = input if centre is None else input - centre.view(1, -1, 1, 1)
-    result = _weight_gradient(grad, centred, weight, *geometry)
-    total = _totals(grad).view(-1, 1, 1, 1)
-    if centre is None:
-        result.addcmul_(weight, total.float(), value=-1)
-    else:
-        inside = _inside_sums(grad, input, weight, stride, padding, dilation)
-        per_group = centre.double().view(groups, 1, -1, 1, 1)
-        of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
-        result.add_(of_filter * inside.unsqueeze(1) - weight * total)
+    total, centre = _totals(grad), _far_centre(input)
+    result = filter_gradient(grad, input, weight, *geometry, total=total, centre=centre)
     return result.contiguous(memory_format=wanted)
 
 
@@ -92,48 +76,3 @@ def _sample(image: Tensor) -> Tensor:
     at = (steps.frac() * (n * h * w)).long()
     pixel = at % (h * w)
     return image[at // (h * w), :, pixel // w, pixel % w].contiguous()
-
-
-def _weight_gradient(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """The weight gradient of the convolution of this shape."""
-    result: Tensor = torch.ops.aten.convolution_backward(
-        grad,
-        input,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [False, True, False],
-    )[1]
-    return result
-
-
-def _inside_sums(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
-    """V: (Cout, kh, kw), float64; the sum of g where the tap falls inside the image."""
-    masks = []
-    for axis in (0, 1):
-        position = torch.arange(grad.shape[2 + axis], device="cpu") * stride[axis] - padding[axis]
-        tap = torch.arange(weight.shape[2 + axis], device="cpu") * dilation[axis]
-        at = position[:, None] + tap
-        masks.append(((at >= 0) & (at < input.shape[2 + axis])).double())
-    per_position = grad.sum(0, dtype=torch.float64)
-    return torch.einsum("cyx,ya,xb->cab", per_position, *masks)

@@ -1,0 +1,84 @@
+"""What the kernels share: where a tile's rows and columns lie, and how operands are spread."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The integers of a layer, in the order in which every kernel takes them. They are not specialised:
+# one compiled kernel serves all layers.
+GEOMETRY = (
+    "images",
+    "height",
+    "width",
+    "out_height",
+    "out_width",
+    "channels",
+    "filters",
+    "groups",
+    "kernel_height",
+    "kernel_width",
+    "stride_h",
+    "stride_w",
+    "padding_h",
+    "padding_w",
+    "dilation_h",
+    "dilation_w",
+)
+
+
+@triton.jit
+def locate(first, per_image, width, BLOCK: tl.constexpr):
+    """Image (int64), row and column of the positions first … first + BLOCK; `first` is int64."""
+    image = first // per_image
+    at = (first - image * per_image).to(tl.int32) + tl.arange(0, BLOCK)
+    pixel = at % per_image
+    return image + at // per_image, pixel // width, pixel % width
+
+
+@triton.jit
+def offsets(image, pixel, channel, pixels, channels, NHWC: tl.constexpr):
+    """Where the rows and columns of a tile lie in a dense image of `pixels` by `channels`."""
+    pixels = pixels.to(tl.int64)
+    if NHWC:
+        return (image * pixels + pixel) * channels, channel.to(tl.int64)
+    else:
+        return image * channels * pixels + pixel, channel * pixels
+
+
+@triton.jit
+def spread_rows(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
+    return tl.reshape(values, [REGISTERS, THREADS])[:, None, :, None]
+
+
+@triton.jit
+def spread_columns(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
+    return tl.reshape(values, [REGISTERS, THREADS])[None, :, None, :]
+
+
+@triton.jit
+def four_columns(tile, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
+    """The columns of a (REGISTERS * THREADS, 4) tile, each (REGISTERS, THREADS)."""
+    even, odd = tl.split(tl.reshape(tile, [REGISTERS, THREADS, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def first_tap(residue, stride, dilation, kernel):
+    """The smallest tap with tap * dilation = residue (mod stride), or at least `kernel` if none."""
+    tap = residue
+    if dilation != 1:
+        tap = residue * 0
+        while (tap < kernel) & ((tap * dilation) % stride != residue):
+            tap += 1
+    return tap
+
+
+@triton.jit
+def slope(difference, SIGN: tl.constexpr):
+    """sat(difference), or (sgn(difference) + 1) / 2, as one instruction each on the device."""
+    if SIGN:
+        difference = tl.fma(difference, 1.7014118346046923e38, 0.5)
+    return tl.clamp(difference, 0.0, 1.0)

@@ -1,0 +1,167 @@
+"""Filter gradient of gradient="sign": the sum of g * sgn(x - F) over the positions.
+
+Tiles of one tap's filters by channels; the loop runs over four positions at a time. As in the input
+gradient sgn(d) = 2 sat(2^127 d + 1/2) - 1, with minus the sum of g added at the end.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from adderize.ops.triton.kernels.indexing import (
+    GEOMETRY,
+    four_columns,
+    locate,
+    slope,
+    spread_columns,
+    spread_rows,
+)
+
+
+@triton.jit(do_not_specialize=[*GEOMETRY, "splits", "dw_split"])
+def dense(
+    g_ptr,
+    x_ptr,
+    w_ptr,
+    dw_ptr,
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    filters,
+    groups,
+    kernel_height,
+    kernel_width,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    splits,
+    dw_split,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROW_THREADS: tl.constexpr,
+    COLUMN_THREADS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dF of w (Cout, kh, kw, Cin/groups) as (splits, Cout, kh, kw, Cin/groups), float32."""
+    ROW_REGISTERS: tl.constexpr = ROWS // ROW_THREADS
+    COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
+    column_tiles, row_tiles = tl.cdiv(channels, COLUMNS), tl.cdiv(filters, ROWS)
+    taps = kernel_height * kernel_width
+    program = tl.program_id(0)
+    column_tile = program % column_tiles
+    program = program // column_tiles
+    row_tile = program % row_tiles
+    program = program // row_tiles
+    tap = program % taps
+    program = program // taps
+    group = program % groups
+    split = program // groups
+
+    filter = row_tile * ROWS + tl.arange(0, ROWS)
+    channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    w_row = ((group * filters + filter).to(tl.int64) * taps + tap) * channels
+    w_row = spread_rows(w_row, ROW_REGISTERS, ROW_THREADS)
+    at = w_row + spread_columns(channel, COLUMN_REGISTERS, COLUMN_THREADS)
+    mask = spread_rows(filter < filters, ROW_REGISTERS, ROW_THREADS)
+    mask &= spread_columns(channel < channels, COLUMN_REGISTERS, COLUMN_THREADS)
+    w = tl.load(w_ptr + at, mask=mask, other=0.0)
+
+    positions = out_height * out_width
+    steps = tl.cdiv(images.to(tl.int64) * positions, 4)
+    start, stop = steps * split // splits, steps * (split + 1) // splits
+    down = tap // kernel_width * dilation_h - padding_h
+    right = tap % kernel_width * dilation_w - padding_w
+    total = tl.zeros([ROW_REGISTERS, COLUMN_REGISTERS, ROW_THREADS, COLUMN_THREADS], tl.float32)
+    g_sum = tl.zeros([ROW_REGISTERS, ROW_THREADS], tl.float32)
+    for step in tl.range(start, stop, num_stages=STAGES):
+        image, out_row, out_column = locate(step * 4, positions, out_width, 4)
+        live = image < images
+        row, column = out_row * stride_h + down, out_column * stride_w + right
+        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        g_at = ((image * out_height + out_row) * out_width + out_column) * (filters * groups)
+        x_at = ((image * height + row) * width + column) * (channels * groups)
+        g_at = g_at[None, :] + (group * filters + filter)[:, None]
+        x_at = x_at[None, :] + (group * channels + channel)[:, None]
+        g = tl.load(g_ptr + g_at, mask=live[None, :] & (filter < filters)[:, None], other=0.0)
+        x_mask = inside[None, :] & (channel < channels)[:, None]
+        x = tl.load(x_ptr + x_at, mask=x_mask, other=0.0).to(tl.float32)
+        g0, g1, g2, g3 = four_columns(g, ROW_REGISTERS, ROW_THREADS)
+        x0, x1, x2, x3 = four_columns(x, COLUMN_REGISTERS, COLUMN_THREADS)
+        total = tl.fma(g0[:, None, :, None], slope(x0[None, :, None, :] - w, True), total)
+        total = tl.fma(g1[:, None, :, None], slope(x1[None, :, None, :] - w, True), total)
+        total = tl.fma(g2[:, None, :, None], slope(x2[None, :, None, :] - w, True), total)
+        total = tl.fma(g3[:, None, :, None], slope(x3[None, :, None, :] - w, True), total)
+        g_sum += (g0 + g1) + (g2 + g3)
+    result = total * 2 - g_sum[:, None, :, None]
+    tl.store(dw_ptr + split.to(tl.int64) * dw_split + at, result, mask=mask)
+
+
+@triton.jit(do_not_specialize=[*GEOMETRY, "splits", "dw_split"])
+def channelwise(
+    g_ptr,
+    x_ptr,
+    w_ptr,
+    dw_ptr,
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    filters,
+    groups,
+    kernel_height,
+    kernel_width,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    splits,
+    dw_split,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """dF of w (kh, kw, Cin/groups, Cout) as (splits, kh, kw, Cin/groups, Cout), float32."""
+    all_filters = groups * filters
+    column_tiles = tl.cdiv(all_filters, COLUMNS)
+    program = tl.program_id(0)
+    column_tile = program % column_tiles
+    program = program // column_tiles
+    w_row = program % (kernel_height * kernel_width * channels)
+    split = program // (kernel_height * kernel_width * channels)
+    tap = w_row // channels
+
+    filter = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    real = filter < all_filters
+    channel = filter // filters * channels + w_row % channels
+    at = w_row.to(tl.int64) * all_filters + filter
+    w = tl.load(w_ptr + at, mask=real, other=0.0)
+
+    positions = out_height * out_width
+    steps = tl.cdiv(images.to(tl.int64) * positions, ROWS)
+    start, stop = steps * split // splits, steps * (split + 1) // splits
+    down = tap // kernel_width * dilation_h - padding_h
+    right = tap % kernel_width * dilation_w - padding_w
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for step in range(start, stop):
+        image, out_row, out_column = locate(step * ROWS, positions, out_width, ROWS)
+        live = image < images
+        row, column = out_row * stride_h + down, out_column * stride_w + right
+        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        g_at = ((image * out_height + out_row) * out_width + out_column) * all_filters
+        x_at = ((image * height + row) * width + column) * (channels * groups)
+        g_mask, x_mask = live[:, None] & real[None, :], inside[:, None] & real[None, :]
+        g = tl.load(g_ptr + g_at[:, None] + filter[None, :], mask=g_mask, other=0.0)
+        x = tl.load(x_ptr + x_at[:, None] + channel[None, :], mask=x_mask, other=0.0)
+        difference = x.to(tl.float32) - w[None, :]
+        total += tl.where(difference > 0, g, 0.0) - tl.where(difference < 0, g, 0.0)
+    tl.store(dw_ptr + split.to(tl.int64) * dw_split + at, tl.sum(total, 0), mask=real)
