@@ -165,7 +165,8 @@ def _slope_operands(filters: Tensor, sign: bool) -> tuple[Tensor, Tensor]:
 
 def _group_sums(grad: Tensor, groups: int) -> Tensor:
     """The sum of g over each group's filters: (N, OH, OW, groups)."""
-    return grad.unflatten(1, (groups, -1)).sum(2).permute(0, 2, 3, 1).contiguous()
+    grouped: Tensor = grad.unflatten(1, (groups, -1))
+    return grouped.sum(2).permute(0, 2, 3, 1).contiguous()
 
 
 def _dense_input_gradient(

@@ -53,21 +53,21 @@ class Layer(NamedTuple):
                 f"beyond the GPU kernels' {_MOST_PIXELS} pixels: cut it into tiles"
             )
         # A stride beyond the padded image means the same as one of its size.
-        steps = (
-            min(step, extent + 2 * pad)
-            for step, extent, pad in zip(stride, (height, width), padding, strict=True)
-        )
+        sizes = zip(stride, (height, width), padding, strict=True)
+        stride_h, stride_w = (min(step, extent + 2 * pad) for step, extent, pad in sizes)
         return cls(
             images,
             height,
             width,
-            *size,
+            size[0],
+            size[1],
             channels,
             filters // groups,
             groups,
             kernel[0],
             kernel[1],
-            *steps,
+            stride_h,
+            stride_w,
             padding[0],
             padding[1],
             dilation[0],
@@ -122,4 +122,5 @@ def taps_by_filter(weight: Tensor) -> Tensor:
 
 def grouped_by_channel(weight: Tensor, groups: int) -> Tensor:
     """(groups, kh, kw, Cin/groups, Cout/groups), float32: what is summed over comes last."""
-    return weight.float().unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1)
+    grouped: Tensor = weight.float().unflatten(0, (groups, -1))
+    return grouped.permute(0, 3, 4, 2, 1)

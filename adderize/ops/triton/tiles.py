@@ -108,7 +108,7 @@ def fastest(
 
 def _milliseconds(launch: Callable[[Tile], object], tile: Tile, repeats: int = 3) -> float:
     launch(tile)
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -1,0 +1,217 @@
+"""The Triton kernels without a GPU: their results in the interpreter, and their machine code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adderize import AdderConv2d, AdderizeError
+from adderize.ops import backends, reference
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton_cases
+import triton_sass
+from triton_cases import CASES
+
+from adderize.ops import triton as kernels
+from adderize.ops.triton.kernels import forward, input_gradient
+from adderize.ops.triton.layer import Layer
+from adderize.ops.triton.tiles import FORWARD, INPUT_GRADIENT, Tile, fitting, splits
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What a process of its own found: the interpreter is chosen when kernels are imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, triton_cases.__file__], capture_output=True, text=True, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    report: dict[str, Any] = json.loads(process.stdout)
+    return report
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interpreted_kernels_against_the_formulas(name: str, interpreted: dict[str, Any]) -> None:
+    errors = interpreted[name]
+    assert isinstance(errors, list), errors
+    for what, error, limit in zip(
+        ("forward", "input gradient", "filter gradient"),
+        errors,
+        triton_cases.tolerances(CASES[name]),
+        strict=True,
+    ):
+        assert error < limit, f"{what}: error {error:.2g}"
+
+
+@pytest.mark.parametrize("what", ["tiles", "not a number"])
+def test_interpreted_kernels(what: str, interpreted: dict[str, Any]) -> None:
+    """No tile changes a bit; what is not finite stays visible."""
+    assert len(interpreted[what]) >= 8
+    assert [name for name, right in interpreted[what].items() if not right] == []
+
+
+# Patches of 8 by 8 values a thread; the others serve matrices too small for these.
+MAIN_TILES = [
+    *((forward.forward, tile, {}) for tile in FORWARD[:6]),
+    *((input_gradient.input_gradient, tile, {"SIGN": False}) for tile in INPUT_GRADIENT[:4]),
+]
+
+
+@pytest.mark.parametrize(("kernel", "tile", "flags"), MAIN_TILES)
+def test_machine_code_of_every_main_tile(kernel: Any, tile: Tile, flags: dict[str, Any]) -> None:
+    _check_code(kernel, triton_sass.compile_tile(kernel, tile, 90, **flags))
+
+
+@pytest.mark.parametrize("sm", [80, 100])
+@pytest.mark.parametrize(("kernel", "tile", "flags"), [MAIN_TILES[0], MAIN_TILES[6]])
+def test_machine_code_of_other_devices(
+    kernel: Any, tile: Tile, flags: dict[str, Any], sm: int
+) -> None:
+    _check_code(kernel, triton_sass.compile_tile(kernel, tile, sm, **flags))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_machine_code_for_half_precision(dtype: str) -> None:
+    kernel, tile, flags = MAIN_TILES[0]
+    _check_code(kernel, triton_sass.compile_tile(kernel, tile, 90, dtype, **flags))
+
+
+def _check_code(kernel: Any, code: triton_sass.Code) -> None:
+    assert code.spills == 0
+    assert code.registers <= 255
+    assert code.per_pair <= 2.5
+    if kernel is forward.forward:
+        # Two additions on sm_100 are one FADD2.
+        assert code.opcodes["FADD|"] + code.opcodes["FADD2|"] > 0
+    else:
+        assert code.opcodes["FADD.SAT"] == code.opcodes["FFMA"] > 0
+
+
+def test_disassembly_finds_the_innermost_loop() -> None:
+    listing = """
+.L_x_0:
+    /*0000*/                   IADD3 R1, R1, 0x1, RZ ;
+.L_x_1:
+    /*0010*/                   FADD R2, R3, -R4 ;
+    /*0020*/                   FADD R5, |R2|, R5 ;
+    /*0030*/              @!P0 FADD.FTZ.SAT R6, R3, -R4 ;
+    /*0040*/                   NOP ;
+    /*0050*/               @P1 BRA `(.L_x_1) ;
+    /*0060*/               @P0 BRA `(.L_x_0) ;
+"""
+    opcodes = triton_sass._longest_loop(*triton_sass._instructions(listing))
+    assert opcodes == {"FADD": 1, "FADD|": 1, "FADD.SAT": 1, "BRA": 1}
+
+
+def test_tiles_that_fit_waste_little() -> None:
+    assert fitting(FORWARD, 100_000, 64)[0] == FORWARD[0]
+    assert all(tile.columns == 16 for tile in fitting(FORWARD, 100_000, 16))
+    assert {tile.rows for tile in fitting(FORWARD, 30, 4096)} == {32}
+    assert fitting(INPUT_GRADIENT, 1, 1)
+
+
+def test_sums_are_split_where_tiles_are_few() -> None:
+    assert splits(blocks=1000, steps=1152) == 1
+    assert splits(blocks=64, steps=1152) == 4
+    assert splits(blocks=1, steps=1152) == 8
+    assert splits(blocks=1, steps=16) == 1
+    assert splits(blocks=1, steps=1) == 1
+
+
+def test_images_beyond_32_bits_are_refused() -> None:
+    input = torch.empty(1, 1, 2**16, 2**16, device="meta")
+    weight = torch.empty(1, 1, 3, 3, device="meta")
+    with pytest.raises(AdderizeError, match="cut it into tiles"):
+        Layer.of(input, weight, [1, 1], [0, 0], [1, 1], 1)
+
+
+def test_cuda_is_served_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
+    backends._triton.cache_clear()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        choice = backends.choose("cuda", dtype)
+        assert (choice.name, choice.module) == ("triton", kernels)
+        assert choice.reason.startswith("Triton ")
+    assert backends.choose("cuda", torch.float64).module is reference
+    monkeypatch.setenv("ADDERIZE_BACKEND", "triton")
+    assert backends.choose("cuda").name == "triton"
+    with pytest.raises(AdderizeError, match="float64"):
+        backends.choose("cuda", torch.float64)
+    monkeypatch.setenv("ADDERIZE_BACKEND", "native")
+    with pytest.raises(AdderizeError, match="native cannot serve the device 'cuda'"):
+        backends.choose("cuda")
+
+
+@pytest.fixture
+def _unknown_triton() -> Iterator[None]:
+    backends._triton.cache_clear()
+    backends._warn_of_slowness.cache_clear()
+    yield
+    backends._triton.cache_clear()
+    backends._warn_of_slowness.cache_clear()
+
+
+@pytest.mark.usefixtures("_unknown_triton")
+@pytest.mark.parametrize("missing", ["Triton is not installed", "Triton needs a C compiler"])
+def test_the_reference_serves_where_triton_cannot(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
+    if missing == "Triton is not installed":
+        monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match=f"slow reference: {missing}"):
+        assert backends.choose("cuda").name == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.choose("cuda").name == "reference"
+    monkeypatch.setenv("ADDERIZE_BACKEND", "triton")
+    with pytest.raises(AdderizeError, match=missing):
+        backends.choose("cuda")
+
+
+class _Operands(TorchDispatchMode):
+    """The dtypes that the op receives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.dtype, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.adderize.adder_conv2d.default:
+            self.seen.append(tuple(value.dtype for value in args if isinstance(value, Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_autocast_casts_the_operands_and_returns_float32(dtype: torch.dtype) -> None:
+    """On fake tensors: what would run on a device."""
+    before = torch.get_autocast_dtype("cuda")
+    with FakeTensorMode(), _Operands() as operands:
+        layer = AdderConv2d(8, 4, 3, device="cuda")
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        try:
+            output = layer(torch.empty(2, 8, 6, 6, device="cuda"))
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", before)
+    assert operands.seen == [(dtype, dtype)]
+    assert output.dtype == torch.float32

@@ -1,0 +1,183 @@
+"""Small layers through the Triton kernels, compared with the formulas in float64.
+
+On CUDA tensors the kernels run compiled. `python tests/ops/triton_cases.py`, with
+TRITON_INTERPRET=1 in the environment, runs them on CPU tensors in Triton's interpreter and prints
+what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import oracle
+
+
+class Case(NamedTuple):
+    input: tuple[int, int, int, int]
+    weight: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    gradient: str = "full"
+    dtype: torch.dtype = torch.float32
+    offset: float = 0.0
+    channels_last: bool = True
+
+    @property
+    def geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+
+CASES = {
+    "3x3, odd channels, NCHW": Case(
+        (2, 5, 9, 7), (6, 5, 3, 3), padding=(1, 1), channels_last=False
+    ),
+    "3x3, channels by four": Case((2, 8, 6, 7), (12, 8, 3, 3), padding=(1, 1)),
+    "1x1, stride 2": Case((2, 4, 7, 6), (8, 4, 1, 1), stride=(2, 2)),
+    "3x2, unequal": Case((2, 4, 9, 11), (8, 4, 3, 2), stride=(2, 1), padding=(1, 2)),
+    "strides and dilations": Case(
+        (1, 3, 12, 11), (5, 3, 3, 3), stride=(3, 2), padding=(2, 3), dilation=(2, 3)
+    ),
+    "pixels that no tap reaches": Case(
+        (1, 3, 11, 9), (5, 3, 3, 3), stride=(4, 2), padding=(2, 3), dilation=(2, 2)
+    ),
+    "padding beyond the image": Case((1, 2, 2, 2), (3, 2, 3, 3), padding=(3, 3)),
+    "stride beyond the image": Case((2, 3, 3, 4), (4, 3, 2, 2), stride=(10**6, 10**6)),
+    "few positions, long sums": Case((3, 68, 3, 3), (20, 68, 3, 3), padding=(1, 1)),
+    "groups of 17": Case((1, 34, 4, 3), (32, 17, 1, 3), padding=(0, 1), groups=2),
+    "groups of 2": Case((2, 6, 6, 6), (9, 2, 3, 3), padding=(1, 1), groups=3),
+    "depthwise": Case((2, 7, 8, 9), (7, 1, 3, 3), stride=(2, 1), padding=(1, 1), groups=7),
+    "depthwise, two filters each": Case((2, 5, 6, 7), (10, 1, 5, 3), groups=5),
+    "signs": Case((3, 5, 4, 5), (6, 5, 2, 1), stride=(1, 2), padding=(1, 0), gradient="sign"),
+    "signs, depthwise": Case((2, 7, 6, 5), (7, 1, 3, 3), padding=(1, 1), groups=7, gradient="sign"),
+    "far from zero": Case((2, 8, 5, 5), (8, 8, 3, 3), padding=(1, 1), offset=1000.0),
+    "bfloat16": Case((2, 8, 5, 6), (8, 8, 3, 3), padding=(1, 1), dtype=torch.bfloat16),
+    "float16, depthwise": Case(
+        (2, 8, 5, 6), (8, 1, 3, 3), padding=(1, 1), groups=8, dtype=torch.float16
+    ),
+    "no images": Case((0, 3, 6, 6), (4, 3, 3, 3)),
+}
+
+
+def operands(case: Case, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    input, weight = (
+        (torch.randn(shape, generator=generator) + case.offset).to(case.dtype)
+        for shape in (case.input, case.weight)
+    )
+    if case.channels_last:
+        input = input.to(memory_format=torch.channels_last)
+    return input.to(device), weight.to(device)
+
+
+def errors(case: Case, device: str) -> list[float]:
+    """Relative errors of the output, the input's gradient and the filters' gradient."""
+    from adderize.ops import triton as kernels
+
+    input, weight = operands(case, device)
+    output = kernels.forward(input, weight, *case.geometry)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    results = (
+        output,
+        kernels.input_gradient(grad, input, weight, *case.geometry, case.gradient),
+        kernels.weight_gradient(grad, input, weight, *case.geometry, case.gradient),
+    )
+    assert [r.dtype for r in results] == [torch.float32, case.dtype, case.dtype]
+    for image in results[:2]:
+        wanted = torch.channels_last if case.channels_last else torch.contiguous_format
+        assert image.is_contiguous(memory_format=wanted) or not image.numel()
+    expected = oracle.adder_conv2d(
+        input.cpu().float(),
+        weight.cpu().float(),
+        grad.cpu(),
+        stride=case.stride,
+        padding=case.padding,
+        dilation=case.dilation,
+        groups=case.groups,
+        gradient=case.gradient,
+    )
+    assert [r.shape for r in results] == [e.shape for e in expected]
+    return [
+        oracle.relative_error(result.cpu(), wanted)
+        for result, wanted in zip(results, expected, strict=True)
+    ]
+
+
+def tolerances(case: Case) -> list[float]:
+    """Sums are float32's; a gradient of half precision is rounded to it, after a rounded g."""
+    step = 0.0 if case.dtype == torch.float32 else torch.finfo(case.dtype).eps
+    return [1e-5, max(1e-5, step), max(1e-5, 2 * step)]
+
+
+def every_tile_gives_the_same_bits() -> dict[str, bool]:
+    """Forward and input gradient of one layer, with each of the tiles."""
+    from adderize.ops import triton as kernels
+
+    case = Case((1, 6, 4, 4), (10, 6, 2, 1), padding=(1, 0))
+    input, weight = operands(case, "cpu")
+    grad = torch.randn(1, 10, 5, 4, generator=torch.Generator().manual_seed(1))
+    calls = {
+        "forward": lambda: kernels.forward(input, weight, *case.geometry),
+        "input gradient": lambda: kernels.input_gradient(
+            grad, input, weight, *case.geometry, "full"
+        ),
+    }
+    choose, same = kernels.fastest, {}
+    for (name, call), tiles in zip(
+        calls.items(), (kernels.FORWARD, kernels.INPUT_GRADIENT), strict=True
+    ):
+        first = call()
+        for tile in tiles:
+            kernels.fastest = lambda *arguments, tile=tile: tile
+            same[f"{name} {tile[:4]}"] = torch.equal(call(), first)
+            kernels.fastest = choose
+    return same
+
+
+def not_a_number() -> dict[str, bool]:
+    """Where NaN and infinity among the operands arrive."""
+    from adderize.ops import triton as kernels
+
+    case, found = Case((2, 4, 4, 4), (5, 4, 3, 3), padding=(1, 1)), {}
+    for where in ("input", "weight"):
+        for value in (float("nan"), float("inf")):
+            input, weight = operands(case, "cpu")
+            (input if where == "input" else weight)[1, 2, 1, 1] = value
+            grad = torch.ones(2, 5, 4, 4)
+            expected = oracle.adder_conv2d(input, weight, grad, padding=(1, 1))
+            output = kernels.forward(input, weight, *case.geometry)
+            gradient = kernels.input_gradient(grad, input, weight, *case.geometry, "full")
+            found[f"{where} {value} forward"] = torch.equal(
+                output.isfinite(), expected.output.isfinite()
+            )
+            lost = gradient.isfinite() & ~expected.input_gradient.isfinite()
+            found[f"{where} {value} input gradient"] = not lost.any()
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    # Fills what torch.empty returns with NaN, so that nothing unwritten goes unnoticed.
+    torch.use_deterministic_algorithms(True)
+    report: dict[str, Any] = {}
+    for name, case in CASES.items():
+        try:
+            report[name] = errors(case, "cpu")
+        except Exception:
+            report[name] = traceback.format_exc()
+    report["tiles"] = every_tile_gives_the_same_bits()
+    report["not a number"] = not_a_number()
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
