@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from adderize.bench import gpu
 from adderize.bench.timing import side_by_side
 from adderize.ops.u8 import pack
 
@@ -59,7 +60,10 @@ LAYERS = (
     Layer("LeNet linear  120-84, b256", 256, 120, 1, 84, 1),
 )
 
-PASSES = ("forward", "input gradient", "filter gradient", "8 bits")
+TRAINING_PASSES = ("forward", "input gradient", "filter gradient")
+PASSES = (*TRAINING_PASSES, "8 bits")
+
+Calls = dict[str, Callable[[], object]]
 
 
 def measure(
@@ -67,50 +71,100 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row a layer: milliseconds of the convolution and of the adder, and their ratio.
 
+    On a CUDA device "convolution" and "adder" are float32 without TF32, and a row also has the
+    milliseconds of the convolution in TF32 and bfloat16 and of the adder in bfloat16, the adder's
+    pairs a second, their percentage of `gpu.pair_limit` (the filter gradient, a convolution, has
+    none), and the peak memory of both.
+
     Args:
         layers: what to measure; tensors are channels_last; float32, but those of "8 bits".
         device: where.
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
+    on_gpu = torch.device(device).type == "cuda"
     for layer in layers:
         row: dict[str, Any] = {"layer": layer.name, "pairs": layer.pairs}
-        for name, rivals in _calls(layer, device).items():
-            best = side_by_side(rivals, **timing)
-            row[name] = {
-                "convolution_ms": best["convolution"] * 1e3,
-                "adder_ms": best["adder"] * 1e3,
-                "ratio": best["adder"] / best["convolution"],
-            }
+        rivals = _rivals(layer, device, on_gpu)
+        for name in rivals["adder"]:
+            calls = {rival: passes[name] for rival, passes in rivals.items()}
+            best = side_by_side(calls, **timing)
+            row[name] = {f"{rival}_ms": seconds * 1e3 for rival, seconds in best.items()}
+            row[name]["ratio"] = best["adder"] / best["convolution"]
+            if on_gpu:
+                row[name].update(_gpu_figures(layer, name, calls, best["adder"], device))
         yield row
 
 
-def _calls(layer: Layer, device: str) -> dict[str, dict[str, Callable[[], object]]]:
-    x, w = _operands(layer, device)
-    pairs = [[value, value] for value in (layer.stride, layer.padding, layer.dilation)]
-    stride, padding, dilation = pairs
-    adder = (*pairs, layer.groups, "full")
-    grad = torch.randn_like(ops.adder_conv2d(x, w, *adder))
+def _gpu_figures(
+    layer: Layer, name: str, calls: Calls, seconds: float, device: str
+) -> dict[str, float]:
+    figures = {
+        f"{rival}_mb": gpu.peak_megabytes(calls[rival], device)
+        for rival in ("convolution", "adder")
+    }
+    if name != "filter gradient":
+        figures["pairs_per_second"] = layer.pairs / seconds
+        figures["percent_of_limit"] = 100 * layer.pairs / seconds / gpu.pair_limit(device)
+    return figures
 
-    def convolve() -> object:
+
+def _rivals(layer: Layer, device: str, on_gpu: bool) -> dict[str, Calls]:
+    """The passes of each rival: PASSES on the CPU, TRAINING_PASSES on a GPU."""
+    x, w = _operands(layer, device)
+    convolution, adder = _convolution(layer, x, w), _adder(layer, x, w)
+    if not on_gpu:
+        convolution["8 bits"] = convolution["forward"]
+        adder["8 bits"] = _call_on_bytes(layer, x, w)
+        return {"convolution": convolution, "adder": adder}
+    half = x.bfloat16(), w.bfloat16()
+    return {
+        "convolution": {name: gpu.in_precision("fp32", call) for name, call in convolution.items()},
+        "adder": {name: gpu.in_precision("fp32", call) for name, call in adder.items()},
+        "convolution_tf32": {
+            name: gpu.in_precision("tf32", call) for name, call in convolution.items()
+        },
+        "convolution_bf16": _convolution(layer, *half),
+        "adder_bf16": _adder(layer, *half),
+    }
+
+
+def _convolution(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
+    stride, padding, dilation = _geometry(layer)
+
+    def forward() -> torch.Tensor:
         return torch.conv2d(x, w, None, stride, padding, dilation, layer.groups)
 
-    def convolve_backward(*mask: bool) -> object:
+    grad = torch.randn_like(forward())
+
+    def backward(*mask: bool) -> object:
         return torch.ops.aten.convolution_backward(
             grad, x, w, None, stride, padding, dilation, False, [0, 0], layer.groups, mask
         )
 
-    return {
-        "forward": {"convolution": convolve, "adder": lambda: ops.adder_conv2d(x, w, *adder)},
-        "input gradient": {
-            "convolution": lambda: convolve_backward(True, False, False),
-            "adder": lambda: ops.adder_conv2d_input_gradient(grad, x, w, *adder),
-        },
-        "filter gradient": {
-            "convolution": lambda: convolve_backward(False, True, False),
-            "adder": lambda: ops.adder_conv2d_weight_gradient(grad, x, w, *adder),
-        },
-        "8 bits": {"convolution": convolve, "adder": _call_on_bytes(layer, x, w)},
-    }
+    calls = (
+        forward,
+        lambda: backward(True, False, False),
+        lambda: backward(False, True, False),
+    )
+    return dict(zip(TRAINING_PASSES, calls, strict=True))
+
+
+def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
+    arguments = (x, w, *_geometry(layer), layer.groups, "full")
+    grad = torch.randn_like(ops.adder_conv2d(*arguments))
+    calls = (
+        lambda: ops.adder_conv2d(*arguments),
+        lambda: ops.adder_conv2d_input_gradient(grad, *arguments),
+        lambda: ops.adder_conv2d_weight_gradient(grad, *arguments),
+    )
+    return dict(zip(TRAINING_PASSES, calls, strict=True))
+
+
+def _geometry(layer: Layer) -> tuple[list[int], list[int], list[int]]:
+    stride, padding, dilation = (
+        [value, value] for value in (layer.stride, layer.padding, layer.dilation)
+    )
+    return stride, padding, dilation
 
 
 def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
@@ -121,8 +175,8 @@ def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[
     packed, shape = pack(bytes_w, layer.groups), list(w.shape)
     scale = torch.full((layer.filters,), -1 / (grid * w[0].numel()), device=x.device)
     shift = torch.full((layer.filters,), 255.0, device=x.device)
-    pairs = ([value, value] for value in (layer.stride, layer.padding, layer.dilation))
-    arguments = (scale, shift, None, 0.0, zero_point, *pairs, layer.groups, 0.0, 255.0, False)
+    geometry = (*_geometry(layer), layer.groups)
+    arguments = (scale, shift, None, 0.0, zero_point, *geometry, 0.0, 255.0, False)
     return lambda: ops.adder_conv2d_u8_packed(bytes_x, packed, shape, *arguments)
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from adderize.adaptive_lr import scale_adder_gradients_
 from adderize.architectures import blank, build
+from adderize.bench import gpu
 from adderize.bench.timing import side_by_side
+from adderize.layers import AdderConv2d, AdderLinear
 from adderize.surgery import adderize
 
 _MEGABYTE = 2**20
@@ -66,6 +68,10 @@ def measure(
 ) -> dict[str, Any]:
     """Milliseconds and peak memory of both networks, and the ratios adder / cnn.
 
+    On a CUDA device these are float32 without TF32, and the row also has the milliseconds of both
+    in TF32 and under bfloat16 autocast, and the pairs a second of the adder layers (forward and
+    input gradient, over the time of everything) with their percentage of `gpu.pair_limit`.
+
     Args:
         task: ``"step"`` (training) or ``"inference"``.
         arch: a name that `adderize.architectures.build` takes.
@@ -75,10 +81,12 @@ def measure(
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
     images = _images(input_size, batch, device)
-    calls = {name: TASKS[task](name, twin(name, arch, device), images) for name in TWINS}
-    best = side_by_side(calls, **timing)
-    peak = {name: _peak_megabytes(task, name, arch, input_size, batch, device) for name in best}
-    return {
+    networks = {name: twin(name, arch, device) for name in TWINS}
+    calls = {name: TASKS[task](name, network, images) for name, network in networks.items()}
+    on_gpu = torch.device(device).type == "cuda"
+    best = side_by_side(_in_every_precision(calls) if on_gpu else calls, **timing)
+    peak = {name: _peak_megabytes(task, name, arch, input_size, batch, device) for name in TWINS}
+    row = {
         "arch": arch,
         "batch": batch,
         "input_size": list(input_size),
@@ -89,6 +97,43 @@ def measure(
         "adder_peak_mb": peak["adder"],
         "memory_ratio": peak["adder"] / peak["cnn"],
     }
+    if on_gpu:
+        passes = 2 if task == "step" else 1
+        rate = passes * adder_pairs(networks["adder"], images) / best["adder"]
+        row |= {f"{name}_ms": seconds * 1e3 for name, seconds in best.items()}
+        row["pairs_per_second"] = rate
+        row["percent_of_limit"] = 100 * rate / gpu.pair_limit(device)
+    return row
+
+
+def _in_every_precision(calls: dict[str, Callable[[], None]]) -> dict[str, Callable[[], object]]:
+    rivals = {name: gpu.in_precision("fp32", call) for name, call in calls.items()}
+    for precision in ("tf32", "bf16"):
+        for name, call in calls.items():
+            rivals[f"{name}_{precision}"] = gpu.in_precision(precision, call)
+    return rivals
+
+
+def adder_pairs(network: nn.Module, images: Tensor) -> int:
+    """Input-filter pairs of the adder layers in one forward pass."""
+    pairs = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal pairs
+        weight = module.get_parameter("weight")
+        pairs += output.numel() * weight[0].numel()
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (AdderConv2d, AdderLinear))]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    training = network.training
+    try:
+        with torch.inference_mode():
+            network.eval()(images)
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return pairs
 
 
 def _images(input_size: tuple[int, ...], batch: int, device: str) -> Tensor:

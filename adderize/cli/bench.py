@@ -80,19 +80,42 @@ def _write(file: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> Non
 
 
 def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.bench.layers import LAYERS, PASSES, measure
+    from adderize.bench.layers import LAYERS, PASSES, TRAINING_PASSES, measure
 
     layers = tuple(layer for layer in LAYERS if (arguments.only or "") in layer.name)
     if not layers:
         names = ", ".join(layer.name for layer in LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
-    print("adder milliseconds (times the convolution's)")
-    print(f"{'layer':34}" + "".join(f"{name:>22}" for name in PASSES))
     timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    if on_gpu:
+        print("adder milliseconds (times the convolution's in float32, TF32 and bfloat16)")
+    else:
+        print("adder milliseconds (times the convolution's)")
+        print(f"{'layer':34}" + "".join(f"{name:>22}" for name in PASSES))
     for row in measure(layers, arguments.device, **timing):
-        cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in PASSES)
-        print(f"{row['layer']:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+        if on_gpu:
+            print(row["layer"])
+            for name in TRAINING_PASSES:
+                print(_gpu_line(name, row[name]), flush=True)
+        else:
+            cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in PASSES)
+            print(f"{row['layer']:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
         yield row
+
+
+def _gpu_line(name: str, row: dict[str, float]) -> str:
+    ratios = ", ".join(
+        f"{row['adder_ms'] / row[f'{rival}_ms']:.2f}x"
+        for rival in ("convolution", "convolution_tf32", "convolution_bf16")
+    )
+    half = row["adder_bf16_ms"] / row["convolution_bf16_ms"]
+    line = f"  {name:16}{row['adder_ms']:>9.3f} ({ratios})"
+    line += f"; bfloat16 {row['adder_bf16_ms']:.3f} ({half:.2f}x)"
+    if "pairs_per_second" in row:
+        line += f"; {row['pairs_per_second'] / 1e12:.2f} Tpair/s"
+        line += f", {row['percent_of_limit']:.0f} % of the limit"
+    return f"{line}; {row['adder_mb']:.0f} MB (convolution {row['convolution_mb']:.0f} MB)"
 
 
 def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
@@ -111,4 +134,15 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             )
             ratios = f"{row['ratio']:>7.2f}x{row['memory_ratio']:>7.2f}x"
             print(f"{arch:24}{batch:>6}{cells}{ratios}", flush=True)
+            if "pairs_per_second" in row:
+                print(_gpu_networks_line(row), flush=True)
             yield row
+
+
+def _gpu_networks_line(row: dict[str, Any]) -> str:
+    text = ", ".join(
+        f"{name}: cnn {row[f'cnn_{key}_ms']:.1f} ms, adder {row[f'adder_{key}_ms']:.1f} ms"
+        for key, name in (("tf32", "TF32"), ("bf16", "bfloat16"))
+    )
+    rate, percent = row["pairs_per_second"] / 1e12, row["percent_of_limit"]
+    return f"  {text}; adder layers {rate:.2f} Tpair/s, {percent:.0f} % of the limit"

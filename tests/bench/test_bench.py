@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from adderize import AdderConv2d
-from adderize.bench import networks
+from adderize.bench import gpu, networks
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
 from adderize.bench.timing import side_by_side
-from adderize.cli import main
+from adderize.cli import bench, main
 
 FAST = ["--rounds", "1", "--seconds", "0.001"]
 
@@ -130,3 +132,67 @@ def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str
         main(["bench", "step", option, value])
     assert error.value.code == 2
     assert f"{option}: " in capsys.readouterr().err
+
+
+def test_the_limit_of_a_device_from_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132, clock_rate=1_755_000)
+    a100 = SimpleNamespace(major=8, minor=0, multi_processor_count=108, clock_rate=1_410_000)
+    for device, limit in ((h100, 14.83e12), (a100, 4.87e12)):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+        assert gpu.pair_limit("cuda") == pytest.approx(limit, rel=1e-3)
+
+
+def test_precisions_leave_the_switches_as_they_were() -> None:
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    seen = [
+        gpu.in_precision(name, lambda: [switch.allow_tf32 for switch in switches])()
+        for name in ("fp32", "tf32")
+    ]
+    assert seen == [[False, False], [True, True]]
+    with pytest.raises(ZeroDivisionError):
+        gpu.in_precision("tf32", lambda: 1 // 0)()
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_pairs_of_a_network_by_hand() -> None:
+    network = nn.Sequential(AdderConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
+    assert networks.adder_pairs(network, torch.randn(2, 3, 7, 7)) == 2 * 4 * 5 * 5 * 27
+    assert network.training
+
+
+@pytest.fixture
+def _pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA devices, on the CPU."""
+    real = torch.device
+    monkeypatch.setattr(gpu, "pair_limit", lambda device: 1e12)
+    monkeypatch.setattr(gpu, "peak_megabytes", lambda call, device: 1.0)
+    monkeypatch.setattr(gpu, "in_precision", lambda name, call: call)
+    monkeypatch.setattr(torch, "device", lambda name: SimpleNamespace(type="cuda", name=real(name)))
+
+
+def test_rows_of_a_gpu_have_rates_and_every_precision(_pretended_gpu: None) -> None:
+    layer = Layer("small", 2, 4, 6, 4, 3, padding=1)
+    (row,) = measure((layer,), rounds=1, seconds=0.001)
+    forward, filters = row["forward"], row["filter gradient"]
+    rate = layer.pairs / (forward["adder_ms"] / 1e3)
+    assert forward["pairs_per_second"] == pytest.approx(rate)
+    assert forward["percent_of_limit"] == pytest.approx(rate / 1e10)
+    assert {"convolution_tf32_ms", "convolution_bf16_ms", "adder_bf16_ms"} < set(filters)
+    assert "pairs_per_second" not in filters
+    text = bench._gpu_line("forward", forward)
+    assert "Tpair/s" in text and "% of the limit" in text and text.count("x") >= 4
+    assert "Tpair/s" not in bench._gpu_line("filter gradient", filters)
+
+
+def test_networks_on_a_gpu_in_every_precision(
+    _pretended_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "_peak_megabytes", lambda *arguments: 1.0)
+    network = ("step", "squeezenet1_1", (3, 64, 64), 2, "cpu")
+    row = networks.measure(*network, rounds=1, seconds=0.001)
+    for precision in ("tf32", "bf16"):
+        for name in networks.TWINS:
+            assert row[f"{name}_{precision}_ms"] > 0
+    assert row["pairs_per_second"] > 0
+    assert "TF32: cnn" in bench._gpu_networks_line(row)
