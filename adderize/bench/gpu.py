@@ -28,16 +28,14 @@ def pair_limit(device: str) -> float:
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """float32 as it is ("fp32"), on TF32 tensor cores ("tf32"), or bfloat16 autocast ("bf16")."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
     try:
-        for switch in switches:
-            switch.allow_tf32 = name == "tf32"
+        cudnn.allow_tf32 = matmul.allow_tf32 = name == "tf32"
         with torch.autocast("cuda", torch.bfloat16, enabled=name == "bf16"):
             yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def in_precision(name: str, call: Callable[[], object]) -> Callable[[], object]:

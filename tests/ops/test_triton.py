@@ -26,9 +26,21 @@ import triton_sass
 from triton_cases import CASES
 
 from adderize.ops import triton as kernels
-from adderize.ops.triton.kernels import forward, input_gradient
+from adderize.ops.triton.kernels import (
+    channelwise,
+    forward,
+    input_gradient,
+    sign_filter_gradient,
+)
 from adderize.ops.triton.layer import Layer
-from adderize.ops.triton.tiles import FORWARD, INPUT_GRADIENT, Tile, fitting, splits
+from adderize.ops.triton.tiles import (
+    FORWARD,
+    INPUT_GRADIENT,
+    SIGN_FILTER_GRADIENT,
+    Tile,
+    fitting,
+    splits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +99,38 @@ def test_machine_code_of_other_devices(
 def test_machine_code_for_half_precision(dtype: str) -> None:
     kernel, tile, flags = MAIN_TILES[0]
     _check_code(kernel, triton_sass.compile_tile(kernel, tile, 90, dtype, **flags))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flags"),
+    [
+        (channelwise.forward, {"OUT_NHWC": True}),
+        (channelwise.forward, {"OUT_NHWC": False}),
+        (channelwise.input_gradient, {"OUT_NHWC": True, "SIGN": False}),
+        (channelwise.input_gradient, {"OUT_NHWC": False, "SIGN": True}),
+        (sign_filter_gradient.channelwise, {}),
+    ],
+)
+def test_channelwise_kernels_compile(kernel: Any, flags: dict[str, Any]) -> None:
+    code = triton_sass.compile_channelwise(kernel, 90, "bf16", **flags)
+    assert code.opcodes["LDL"] + code.opcodes["STL"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tile", "flags"),
+    [
+        (forward.forward, FORWARD[0], {"even": False, "OUT_NHWC": False}),
+        (input_gradient.input_gradient, INPUT_GRADIENT[4], {"even": False, "OUT_NHWC": False}),
+        (input_gradient.input_gradient, INPUT_GRADIENT[0], {}),
+        (sign_filter_gradient.dense, SIGN_FILTER_GRADIENT, {}),
+    ],
+)
+def test_other_forms_compile_with_loops_in_registers(
+    kernel: Any, tile: Tile, flags: dict[str, Any]
+) -> None:
+    """Channels that are no multiple of four, contiguous results, signs: none inside the loop."""
+    code = triton_sass.compile_tile(kernel, tile, 90, **{"SIGN": True, **flags})
+    assert code.opcodes["LDL"] + code.opcodes["STL"] == 0
 
 
 def _check_code(kernel: Any, code: triton_sass.Code) -> None:

@@ -18,7 +18,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adderize.ops.triton.kernels import forward, input_gradient, sign_filter_gradient
-from adderize.ops.triton.tiles import FORWARD, INPUT_GRADIENT, SIGN_FILTER_GRADIENT, Tile
+from adderize.ops.triton.tiles import (
+    CHANNELWISE,
+    FORWARD,
+    INPUT_GRADIENT,
+    SIGN_FILTER_GRADIENT,
+    Tile,
+)
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -48,6 +54,13 @@ def compile_tile(
     return code._replace(
         per_pair=code.per_pair / (tile.rows * tile.columns * 4 / 32 / options["num_warps"])
     )
+
+
+def compile_channelwise(kernel: Any, sm: int, dtype: str = "fp32", **flags: Any) -> Code:
+    """A kernel without tiles; its loop is counted as it is."""
+    constants = {name: value for name, value in CHANNELWISE.items() if name.isupper()}
+    options = {name: value for name, value in CHANNELWISE.items() if name.islower()}
+    return _compile(kernel, {**constants, **flags}, options, sm, dtype)
 
 
 def _compile(

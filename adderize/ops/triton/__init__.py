@@ -31,6 +31,7 @@ from adderize.ops.triton.layer import (
     taps_by_filter,
 )
 from adderize.ops.triton.tiles import (
+    CHANNELWISE,
     FORWARD,
     INPUT_GRADIENT,
     SIGN_FILTER_GRADIENT,
@@ -41,7 +42,7 @@ from adderize.ops.triton.tiles import (
 
 __all__ = ["forward", "input_gradient", "weight_gradient"]
 
-_CHANNELWISE = {"ROWS": 64, "COLUMNS": 32, "num_warps": 4, "enable_fp_fusion": True}
+_CHANNELWISE_TILE = CHANNELWISE["ROWS"], CHANNELWISE["COLUMNS"]
 _LARGEST_CENTRE = 65504.0
 
 
@@ -85,9 +86,9 @@ def forward(
     with _on(input.device):
         image, out_nhwc = nhwc(input), wanted == torch.channels_last
         if layer.is_channelwise:
-            grid = (_blocks(layer.positions, weight.shape[0], (64, 32)),)
+            grid = (_blocks(layer.positions, weight.shape[0], _CHANNELWISE_TILE),)
             channelwise.forward[grid](
-                image, taps_by_filter(weight), output, *layer, OUT_NHWC=out_nhwc, **_CHANNELWISE
+                image, taps_by_filter(weight), output, *layer, OUT_NHWC=out_nhwc, **CHANNELWISE
             )
             return output
         return _dense_forward(image, filters_by_tap(weight), output, layer, out_nhwc)
@@ -139,10 +140,14 @@ def input_gradient(
         image, output_gradient = nhwc(input), nhwc(grad)
         flags = {"OUT_NHWC": wanted == torch.channels_last, "SIGN": sign}
         if layer.is_channelwise:
-            grid = (_blocks(layer.images * layer.height * layer.width, input.shape[1], (64, 32)),)
+            grid = (
+                _blocks(
+                    layer.images * layer.height * layer.width, input.shape[1], _CHANNELWISE_TILE
+                ),
+            )
             by_channel = grouped_by_channel(weight, groups).permute(1, 2, 4, 0, 3).contiguous()
             channelwise.input_gradient[grid](
-                output_gradient, image, by_channel, result, *layer, **flags, **_CHANNELWISE
+                output_gradient, image, by_channel, result, *layer, **flags, **CHANNELWISE
             )
             return result
         filters, centre = _slope_operands(grouped_by_channel(weight, groups), sign)
@@ -243,11 +248,11 @@ def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: La
 def _channelwise_sign_gradient(
     grad: Tensor, image: Tensor, filters: Tensor, layer: Layer
 ) -> Tensor:
-    rows, columns = _CHANNELWISE["ROWS"], _CHANNELWISE["COLUMNS"]
+    rows, columns = _CHANNELWISE_TILE
     blocks = layer.taps * layer.channels * -(-filters.shape[3] // columns)
     count = splits(blocks, layer.positions // rows, most=64)
     parts = _parts(count, filters)
     sign_filter_gradient.channelwise[(blocks * count,)](
-        grad, image, filters, parts, *layer, count, filters.numel(), **_CHANNELWISE
+        grad, image, filters, parts, *layer, count, filters.numel(), **CHANNELWISE
     )
     return _summed(parts, torch.empty_like(filters))

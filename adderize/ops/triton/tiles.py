@@ -58,6 +58,7 @@ INPUT_GRADIENT = (
     Tile(128, 16, 32, 2),
 )
 SIGN_FILTER_GRADIENT = Tile(64, 64, 16, 8)
+CHANNELWISE = {"ROWS": 32, "COLUMNS": 32, "num_warps": 4, "enable_fp_fusion": True}
 
 # Enough for two on each of an H100's multiprocessors. It does not follow the device, because the
 # parts of a sum change its rounding.
@@ -98,7 +99,8 @@ def fastest(
     candidates = fitting(tiles, size[0], size[1])
     if device.type != "cuda" or len(candidates) == 1:
         return candidates[0]
-    key = (device.index, *key, *(number.bit_length() for number in size))
+    rows, columns, summed = size
+    key = (device.index, *key, rows.bit_length(), columns, summed.bit_length())
     if key not in _fastest:
         if torch.cuda.is_current_stream_capturing():
             return candidates[0]
