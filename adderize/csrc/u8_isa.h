@@ -6,11 +6,11 @@
 
 namespace adderize {
 
-#define ADDERIZE_U8_KERNELS(name)                                                                                              \
-  int forward_u8_##name(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point,                  \
-                        const adderize_u8_epilogue &epilogue, int threads) {                                                   \
-    const bool depthwise = s.groups > 1 && s.c == s.groups;                                                                    \
-    return (depthwise ? forward_u8_depthwise : forward_u8_blocks)(s, input, packed, zero_point, epilogue, threads);                    \
+#define ADDERIZE_U8_KERNELS(name)                                                                                               \
+  int forward_u8_##name(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point,                   \
+                        const adderize_u8_epilogue &epilogue, int threads) {                                                    \
+    const bool depthwise = s.groups > 1 && s.c == s.groups;                                                                     \
+    return (depthwise ? forward_u8_depthwise : forward_u8_blocks)(s, input, packed, zero_point, epilogue, threads);             \
   }
 
 }  // namespace adderize
