@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t sampled_values = 65536;
+constexpr int64_t sampled_values = 16384;
 constexpr int64_t fewest_positions = 64;
 constexpr double far_deviations = 4;
 constexpr double golden = 0.6180339887498949;  // its multiples fall evenly into [0, 1), whatever the period of the rows

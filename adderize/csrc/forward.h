@@ -20,7 +20,8 @@ struct ForwardPlan {
   Filters filters;
   int form;
   int64_t cg, og, k, tiles, group_floats;
-  bool flat;  // 1x1, unit stride, no padding: positions of all images form one row, read in place
+  bool flat;      // 1x1, unit stride, no padding: positions of all images form one row, read in place
+  bool in_place;  // 1x1 of another stride: nothing is copied either
   int64_t band_rows, bands, chunk, chunks, band_columns, buffer_floats;
   bool shared;  // every band is copied once for all chunks
   Cut cut;
@@ -36,7 +37,7 @@ struct BandView {
 };
 
 int64_t band_positions(const ForwardPlan &p, int64_t band_rows) {
-  if (p.flat) return p.band_columns;
+  if (p.flat || p.in_place) return band_rows * p.band_columns;
   return ((band_rows - 1) * p.s.stride_h + (p.s.kh - 1) * p.s.dilation_h + 1) * p.band_columns;
 }
 
@@ -52,7 +53,7 @@ BandView band_view(const ForwardPlan &p, int64_t index) {
 int64_t band_view_floats(const ForwardPlan &p, int64_t band_rows) {
   const int64_t positions = band_positions(p, band_rows);
   const int64_t sums = round_up(positions, V) + round_up(p.band_columns, V) + 5 * V + round_up(band_rows * p.s.ow, V);
-  return round_up(sums + (p.flat ? 0 : positions * p.cg), 16);
+  return round_up(sums + (p.flat || p.in_place ? 0 : positions * p.cg), 16);
 }
 
 // patch[y][x] = sum over taps of channel[...]: down the columns first, then along the row.
@@ -85,14 +86,29 @@ void patch_sums(const ForwardPlan &p, const BandView &view, int64_t rows_out) {
 
 int64_t rows_of_band(const ForwardPlan &p, int64_t band) { return least(p.band_rows, p.s.oh - band * p.band_rows); }
 
+// The first input of a band that is read in place.
+Grid band_in_place(const ForwardPlan &p, int64_t n, int64_t group, int64_t band) {
+  const adderize_shape &s = p.s;
+  const int64_t row = s.stride_h * s.w * s.c;
+  return {p.input + n * s.h * s.w * s.c + band * p.band_rows * row + group * p.cg, s.stride_w * s.c, row};
+}
+
 void fill_band(const ForwardPlan &p, int64_t n, int64_t group, int64_t band, const BandView &view) {
   const adderize_shape &s = p.s;
   const int64_t rows_out = rows_of_band(p, band);
+  *view.magnitude = 0;
+  if (p.in_place) {
+    const Grid at = band_in_place(p, n, group, band);
+    for (int64_t y = 0; y < rows_out && p.form != ADDERIZE_FORM_EXACT; ++y) {
+      const float size = channel_sums(at.base + y * at.row, s.ow, at.pixel, p.cg, view.patch + y * s.ow);
+      *view.magnitude = size > *view.magnitude ? size : *view.magnitude;
+    }
+    return;
+  }
   const Image image = {p.input + n * s.h * s.w * s.c + group * p.cg, s.h, s.w, p.cg, s.c};
   const Window window = {band * p.band_rows * s.stride_h - s.padding_h, (rows_out - 1) * s.stride_h + (s.kh - 1) * s.dilation_h + 1,
                          -s.padding_w, p.band_columns};
   copy_window(image, window, view.copy);
-  *view.magnitude = 0;
   if (p.form == ADDERIZE_FORM_EXACT) return;
   *view.magnitude = channel_sums(view.copy, window.rows * window.columns, p.cg, p.cg, view.channel);
   patch_sums(p, view, rows_out);
@@ -132,7 +148,7 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
   return total(trouble) == 0 && lowest(low) <= -floor;
 }
 
-// The outputs are on their way from memory while the tile is computed.
+// Outputs are on their way from memory while their tile is computed, inputs while the one before is.
 template <int N>
 void prefetch(const float *out, int64_t pixel, int64_t row, int64_t q_count, int64_t r_count) {
   for (int64_t r = 0; r < r_count; ++r)
@@ -208,7 +224,8 @@ void forward_task(const void *context, int64_t task, int worker) {
   const int64_t rows = rows_of_band(p, band);
   const BandView view = band_view(p, p.shared ? (group * s.n + n) * p.bands + band : worker);
   if (!p.shared) fill_band(p, n, group, band, view);
-  const Grid at = {view.copy, s.stride_w * p.cg, s.stride_h * p.band_columns * p.cg};
+  const Grid at = p.in_place ? band_in_place(p, n, group, band)
+                             : Grid{view.copy, s.stride_w * p.cg, s.stride_h * p.band_columns * p.cg};
   float *out = p.output + ((n * s.oh + band * p.band_rows) * s.ow) * s.cout + group * p.og;
   forward_tiles(p, group, chunk, at, {out, s.cout, s.ow * s.cout, 0, view.patch, s.ow}, rows, s.ow, p.cut, *view.magnitude);
 }
@@ -251,9 +268,10 @@ void divide(ForwardPlan &p) {
     p.band_columns = least(flat_positions, round_up(ceil_div(s.ow, 4), sum_widest[p.og > V]));
     p.bands = ceil_div(s.ow, p.band_columns);
   } else {
-    p.band_columns = (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
+    p.band_columns = p.in_place ? s.ow : (s.ow - 1) * s.stride_w + (s.kw - 1) * s.dilation_w + 1;
     p.band_rows = s.oh;
-    while (p.band_rows > 1 && band_view_floats(p, p.band_rows) > band_floats) --p.band_rows;
+    while (p.band_rows > 1 && band_view_floats(p, p.band_rows) + (p.in_place ? p.band_rows * s.ow * p.cg : 0) > band_floats)
+      --p.band_rows;
     p.bands = ceil_div(s.oh, p.band_rows);
     if (images * p.bands * p.tiles < wanted_tasks)  // few channels: shorter bands, down to four rows
       p.bands = most(p.bands, least(ceil_div(wanted_tasks, images * p.tiles), ceil_div(s.oh, 4)));
@@ -289,6 +307,7 @@ int forward_wide(const adderize_shape &shape, const float *input, const Filters 
   p.form = form;
   const int64_t taps = shape.kh * shape.kw;
   p.flat = flatten(p.s);
+  p.in_place = !p.flat && taps == 1 && shape.padding_h == 0 && shape.padding_w == 0;
   p.cg = p.s.c / p.s.groups;
   p.og = p.s.cout / p.s.groups;
   p.k = shape.c / shape.groups * taps;
@@ -308,7 +327,7 @@ int forward_wide(const adderize_shape &shape, const float *input, const Filters 
   p.buffers = p.packed + round_up(p.magnitudes + lanes - p.packed, 16);
 
   const bool joined = p.s.dilation_w == 1 || p.s.kw == 1;
-  if (p.flat) {
+  if (p.flat || p.in_place) {
     p.offsets[0] = 0;
     p.runs = {1, p.k, p.offsets};
   } else {

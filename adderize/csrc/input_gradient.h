@@ -164,6 +164,10 @@ void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const R
       const Grid at = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
       const Tile tile = {plane.in + corner, plane.out + corner, plane.pixel, plane.row};
       prefetch<N>(tile.out, tile.pixel, tile.row, q_count, r_count);
+      if (i + 1 < cut.columns)
+        prefetch<N>(tile.in + q_count * tile.pixel, tile.pixel, tile.row, q_count, r_count);
+      else if (top + r_count < plane.rows)
+        prefetch<N>(plane.in + (top + r_count) * plane.row, tile.pixel, tile.row, q_count, 1);
       const Tile copy = {padded.in, padded.out, N * V, q_count * N * V};
       if (!whole)
         padded.each(plane, tile, r_count, q_count,

@@ -15,7 +15,7 @@ from adderize.ops._filter_gradient import filter_gradient
 from adderize.ops._shapes import memory_format
 from adderize.ops.native.library import call
 
-_SAMPLED_VALUES = 65536
+_SAMPLED_VALUES = 16384
 _FEWEST_POSITIONS = 64
 _GOLDEN = 0.6180339887498949
 
