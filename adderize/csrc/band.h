@@ -72,7 +72,7 @@ ADDERIZE_INLINE vec totals(vec *v) {
 // The same for one to three channels: vectors along the positions.
 template <int C>
 float few_channel_sums(const float *x, int64_t positions, int64_t stride, float *sums) {
-  vec high = {};
+  vec high = {}, negative = {};
   for (int64_t i = 0; i < positions; i += V) {
     vec sum = {}, size = {};
     if (i + V <= positions) {
@@ -95,10 +95,11 @@ float few_channel_sums(const float *x, int64_t positions, int64_t stride, float 
       store(sums + i, sum, positions - i);
     }
     high = maximum(high, size);
+    negative += size - sum;
   }
   float largest = 0;
   for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
-  return largest;
+  return total(negative) == 0 ? 0 : largest;
 }
 
 struct Sums {
@@ -131,37 +132,39 @@ ADDERIZE_INLINE Sums lane_sums(const float *p, int64_t count) {
   return count <= short_sum ? short_lane_sums(p, count) : long_lane_sums(p, count);
 }
 
-// sums[i] = sum of the channels at position i. Returns the largest sum of magnitudes of any position.
+// sums[i] = sum of the channels at position i. Returns the largest sum of magnitudes of any position, or 0 where no number is
+// negative: the two sums are one.
 float channel_sums(const float *x, int64_t positions, int64_t stride, int64_t channels, float *sums) {
   if (channels == 1) return few_channel_sums<1>(x, positions, stride, sums);
   if (channels == 2) return few_channel_sums<2>(x, positions, stride, sums);
   if (channels == 3) return few_channel_sums<3>(x, positions, stride, sums);
-  float largest = 0;
+  vec high = {};
+  bool negative = false;
   int64_t i = 0;
-  {
-    vec high = {};
-    for (; i + V <= positions; i += V) {
-      vec plain[V], magnitude[V], negative = {};
-      for (int j = 0; j < V; ++j) {
-        const Sums s = lane_sums(x + (i + j) * stride, channels);
-        plain[j] = s.plain;
-        magnitude[j] = s.magnitude;
-        negative += s.magnitude - s.plain;
-      }
-      const vec sum = totals(plain);
-      store(sums + i, sum);
-      // After a ReLU the two sums are one.
-      high = maximum(high, total(negative) == 0 ? sum : totals(magnitude));
+  for (; i + V <= positions; i += V) {
+    vec plain[V], magnitude[V], difference = {};
+    for (int j = 0; j < V; ++j) {
+      const Sums s = lane_sums(x + (i + j) * stride, channels);
+      plain[j] = s.plain;
+      magnitude[j] = s.magnitude;
+      difference += s.magnitude - s.plain;
     }
-    for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
+    const vec sum = totals(plain);
+    store(sums + i, sum);
+    const bool same = total(difference) == 0;
+    negative = negative || !same;
+    high = maximum(high, same ? sum : totals(magnitude));
   }
+  float largest = 0;
+  for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
   for (; i < positions; ++i) {
     const Sums s = lane_sums(x + i * stride, channels);
     const float size = total(s.magnitude);
     sums[i] = total(s.plain);
+    negative = negative || !(total(s.magnitude - s.plain) == 0);
     largest = size > largest ? size : largest;
   }
-  return largest;
+  return negative ? largest : 0;
 }
 
 }  // namespace
