@@ -194,7 +194,8 @@ def train(
             AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
         )
     folder = run.prepare_folder(arguments, recipe)
-    trainer = run.make_trainer(arguments, device, folder, callbacks, len(data.training_loader()))
+    batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
+    trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
     run.fit(trainer, module, data, arguments.resume)
     return finish(arguments, folder, trainer, module, data, backend.name)
 

@@ -47,7 +47,12 @@ class ImageData(LightningDataModule, ABC):
         """Batches as :meth:`train_dataloader` gives them to one of some processes."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(*self._process())
+        loader = self.training_loader(*self._process())
+        if self.trainer is not None and isinstance(loader.sampler, EpochShuffle):
+            # On a resume Lightning sets the epoch only after worker processes got their first work.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.sampler.set_epoch(progress.processed)
+        return loader
 
     def _process(self) -> tuple[int, int]:
         if self.trainer is None:

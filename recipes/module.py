@@ -135,7 +135,9 @@ class ImageClassifier(LightningModule):
         if sharded or not isinstance(strategy, ModelParallelStrategy):
             return
         mesh = strategy.device_mesh["data_parallel"]
-        blocks = [child for child in self.model.children() if any(child.parameters())]
+        # FSDP2 takes contiguous filters only.
+        self.model.to(memory_format=torch.contiguous_format)
+        blocks = [child for child in self.model.children() if [*child.parameters()]]
         for module in (*blocks, self.model):
             fully_shard(module, mesh=mesh)
 
@@ -213,13 +215,22 @@ class ImageClassifier(LightningModule):
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
-        steps = int(min(self.trainer.estimated_stepping_batches, options.max_steps or math.inf))
+        per_epoch = self._steps_per_epoch()
+        steps = per_epoch * (self.trainer.max_epochs or 1)
         shape = {"kind": "cosine", "warmup_epochs": 0, **(options.schedule or {})}
-        epochs = self.trainer.max_epochs or 1
-        per_epoch = self.trainer.estimated_stepping_batches / epochs
-        warmup_steps = round(shape.pop("warmup_epochs") * per_epoch)
-        scheduler = schedule(optimizer, steps=steps, warmup_steps=warmup_steps, **shape)
+        scheduler = schedule(
+            optimizer,
+            steps=min(steps, options.max_steps or steps),
+            warmup_steps=round(shape.pop("warmup_epochs") * per_epoch),
+            **shape,
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _steps_per_epoch(self) -> int:
+        # Not estimated_stepping_batches: it starts the loader's worker processes, which then fetch
+        # the first batches before a resumed run knows its epoch.
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return math.ceil(len(data.train_dataloader()) / self.trainer.accumulate_grad_batches)

@@ -162,4 +162,6 @@ def _summary(metrics: dict[str, Any], data: ImageData, folder: Path) -> str:
         "checkpoints": f"{folder / CHECKPOINTS}",
         "metrics": f"{folder / METRICS}, logs in {folder / 'logs'}",
     }
+    if not (folder / CHECKPOINTS).exists():
+        del rows["checkpoints"]
     return "\n".join(f"{label:<16} {text}" for label, text in rows.items())

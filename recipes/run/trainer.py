@@ -73,7 +73,7 @@ def make_trainer(
         device: as Lightning names accelerators.
         folder: of the run.
         callbacks: of the recipe.
-        batches: in one epoch.
+        batches: in one epoch of one process.
     """
     if arguments.ema is not None and arguments.strategy == "fsdp":
         raise AdderizeError("--ema cannot average sharded weights: use --strategy ddp")
@@ -136,7 +136,9 @@ def _quieten() -> None:
 def _strategy(arguments: argparse.Namespace) -> Strategy | str:
     if arguments.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=arguments.devices * arguments.nodes, tensor_parallel_size=1
+            data_parallel_size=arguments.devices * arguments.nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
         )
     name: str = arguments.strategy
     return name
