@@ -1,9 +1,10 @@
 """Convert every classification model of torchvision and timm on the meta device.
 
 For each model: plan, convert, forward where the untouched model manages one, restore, the same
-state-dict keys as before. One JSON line a model goes to a file; a second run continues it.
+classes of modules and the same state dict as before. One JSON line a model goes to a file; a second
+run continues it and takes the failed ones again.
 
-    python -m tests.zoo.sweep --output build/zoo.jsonl [--only 'timm:res*']
+    python -m tests.zoo.sweep --output build/zoo.jsonl [--only 'timm:res*'] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ def _build(name: str) -> nn.Module:
 
 def _examine(model: nn.Module) -> dict[str, Any]:
     model.eval()
-    keys = list(model.state_dict())
+    before = _fingerprint(model)
     shape = _output_shape(model)
     rows = plan(model)
     figures = {
@@ -81,8 +84,14 @@ def _examine(model: nn.Module) -> dict[str, Any]:
     assert adders == rows.converted, "converted other layers than planned"
     assert _output_shape(model) == shape, "the converted model's forward differs"
     restore(model)
-    assert list(model.state_dict()) == keys, "restore left other state-dict keys"
+    assert _fingerprint(model) == before, "restore left another model"
     return {"outcome": "converted", "layers": len(adders), **figures}
+
+
+def _fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """Names and classes of the modules, and names and shapes of the state dict."""
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    return modules, [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()]
 
 
 def _output_shape(model: nn.Module) -> Any:
@@ -114,29 +123,39 @@ def summary(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def sweep(output: Path, only: str = "*") -> list[dict[str, Any]]:
+def sweep(output: Path, only: str = "*", jobs: int = 1) -> list[dict[str, Any]]:
     """Examine what the file does not hold yet; the records of all matching models."""
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = output.read_text().splitlines() if output.exists() else []
     done = {record["name"]: record for record in map(json.loads, lines)}
     chosen = [name for name in names() if fnmatch.fnmatchcase(name, only)]
+    todo = [name for name in chosen if done.get(name, {}).get("outcome") in (None, "failed")]
     with output.open("a") as file:
-        for name in chosen:
-            if name not in done:
-                done[name] = examine(name)
-                print(f"{name}: {done[name]['outcome']}", file=sys.stderr)
-                file.write(json.dumps(done[name]) + "\n")
-                file.flush()
+        for record in _examined(todo, jobs):
+            done[record["name"]] = record
+            print(f"{record['name']}: {record['outcome']}", file=sys.stderr)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
     return [done[name] for name in chosen]
+
+
+def _examined(names: list[str], jobs: int) -> Iterable[dict[str, Any]]:
+    if jobs == 1:
+        yield from map(examine, names)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(examine, names)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/zoo.jsonl"))
     parser.add_argument("--only", default="*", help="shell-style pattern of model names")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    records = sweep(arguments.output, arguments.only)
+    records = sweep(arguments.output, arguments.only, arguments.jobs)
     print(summary(records))
     return int(any(record["outcome"] == "failed" for record in records))
 
