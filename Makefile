@@ -4,11 +4,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/*)
 
-.PHONY: help install mnist test sanitize format clean
+.PHONY: help install mnist test zoo sanitize format clean
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
 	@echo "make test      ruff, mypy and pytest"
+	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make format    let ruff format the code"
 
@@ -30,6 +31,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+zoo: $(INSTALLED)
+	$(BIN)/python -m tests.zoo.sweep --output build/zoo.jsonl --jobs $$(nproc)
 
 sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON

@@ -1,4 +1,4 @@
-"""The sweep over torchvision and timm, and thirty families on real photographs."""
+"""The sweep over torchvision and timm, families on photographs, vgg11 with and without norms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.zoo import families, sweep
+from tests.zoo import families, norms_matter, sweep
 
 FEW = ["resnet18", "googlenet", "timm:tf_efficientnet_b0", "timm:vit_tiny_patch16_224"]
 
@@ -40,9 +40,21 @@ def test_a_second_sweep_continues_the_first(tmp_path, monkeypatch):
     assert [json.loads(line)["name"] for line in output.read_text().splitlines()] == ["alexnet"]
 
 
+def test_a_second_sweep_takes_failed_models_again(tmp_path, monkeypatch):
+    output = tmp_path / "zoo.jsonl"
+    output.write_text(json.dumps({"name": "alexnet", "outcome": "failed", "reason": "?"}) + "\n")
+    monkeypatch.setattr(sweep, "names", lambda: ["alexnet"])
+    assert sweep.sweep(output)[0]["outcome"] == "converted"
+
+
+def test_a_model_that_is_not_restored_fails(monkeypatch):
+    monkeypatch.setattr(sweep, "restore", lambda model: model)
+    assert sweep.examine("alexnet")["reason"] == "AssertionError: restore left another model"
+
+
 @pytest.mark.slow
 def test_every_classification_model(tmp_path):
-    records = sweep.sweep(tmp_path / "zoo.jsonl")
+    records = sweep.sweep(tmp_path / "zoo.jsonl", jobs=2)
     assert not [record for record in records if record["outcome"] == "failed"]
 
 
@@ -52,3 +64,11 @@ def test_every_classification_model(tmp_path):
 def test_a_family_learns_on_photographs(name, data_folder):
     outcome = families.examine(name, data_folder / "imagenet-sample")
     assert outcome.problem() is None, outcome
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_vgg_learns_with_norms_and_not_without(data_folder):
+    accuracies = {v: norms_matter.examine(v, str(data_folder)) for v in ("insert", "ignore")}
+    assert accuracies["insert"] > 0.9
+    assert accuracies["ignore"] < 0.2
