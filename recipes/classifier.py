@@ -123,10 +123,10 @@ def _add_distillation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kd-mean",
         type=float,
-        nargs="+",
+        nargs=3,
         help="of the pixels as the teacher was trained (default: as the student)",
     )
-    group.add_argument("--kd-std", type=run.positive_float, nargs="+")
+    group.add_argument("--kd-std", type=run.positive_float, nargs=3)
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, Any]:
@@ -162,6 +162,10 @@ def train(
     device, backend = run.choose_device(arguments)
     data = load(arguments)
     seed_everything(arguments.seed, verbose=False)
+    if arguments.pretrained and arguments.layers == "adder" and arguments.init == "normal":
+        raise AdderizeError(
+            "--init normal would draw new filters over those of --pretrained: use --init rescale"
+        )
     conversion = {"init": arguments.init, "gradient": arguments.gradient}
     module = ImageClassifier(
         arguments.arch,
