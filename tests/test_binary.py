@@ -239,6 +239,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "same with stride": ((X, W), {"padding": "same", "stride": 2}, "cannot have the input's size"),
     "too small": ((X[:, :, :2], W), {}, "smaller"),
     "dimensions": ((X[0, 0], W), {}, "expected"),
+    "dimensions of filters": ((X, W[0]), {}, "expected"),
     "bias": ((X, W, torch.ones(5)), {}, "bias has shape"),
     "half filters": ((X.half(), W.half()), {}, "autocast"),
     "integers": ((X.long(), W), {}, "floating-point"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adderize.ops._registration import register_autocast, register_gradients
-from adderize.ops._shapes import check
+from adderize.ops._shapes import check, check_geometry
 
 _ARGUMENTS = (
     "Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups"
@@ -50,6 +50,7 @@ def _forward(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
+    check_geometry(input.shape, weight.shape, stride, padding, dilation, groups)
     filters = _filters_for(input, weight)
     check(input, filters, stride, padding, dilation, groups)
     output: Tensor = torch.ops.aten.convolution(
