@@ -66,6 +66,9 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
+        if device.type == "cuda" and device.index is not None:
+            # Timers wait for the current device only.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise AdderizeError(f"--device {name} cannot be used: {reason}") from error

@@ -125,6 +125,17 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
+def test_the_device_that_is_measured_is_the_one_that_timers_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        assert bench._device(name) == torch.device(name)
+    assert current == [torch.device("cuda:1")]
+
+
 @pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5"])
 def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
