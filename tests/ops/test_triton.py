@@ -26,6 +26,7 @@ import triton_sass
 from triton_cases import CASES
 
 from adderize.ops import triton as kernels
+from adderize.ops.triton import tiles
 from adderize.ops.triton.kernels import (
     channelwise,
     forward,
@@ -173,6 +174,40 @@ def test_sums_are_split_where_tiles_are_few() -> None:
     assert splits(blocks=1, steps=1152) == 8
     assert splits(blocks=1, steps=16) == 1
     assert splits(blocks=1, steps=1) == 1
+
+
+def test_tiles_are_timed_once_for_sizes_alike_and_never_in_a_captured_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[Tile] = []
+    capturing = True
+
+    def milliseconds(launch: Any, tile: Tile) -> float:
+        timed.append(tile)
+        return -float(len(timed))
+
+    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
+    monkeypatch.setattr(tiles, "_fastest", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+
+    def chosen(rows: int, device: str, kernel: str = "forward") -> Tile:
+        size = (rows, 128, 576)
+        return tiles.fastest(print, FORWARD, size, torch.device(device), (kernel, torch.float32))
+
+    candidates = fitting(FORWARD, 100_000, 128)
+    assert len(candidates) > 1
+    assert chosen(100_000, "cpu") == chosen(100_000, "cuda:0") == candidates[0] and not timed
+    capturing = False
+    assert chosen(100_000, "cuda:0") == candidates[-1] and timed == candidates
+    assert chosen(110_000, "cuda:0") == candidates[-1] and timed == candidates
+    capturing = True
+    assert chosen(100_000, "cuda:0") == candidates[-1]
+    capturing = False
+    for count, other in enumerate(((200_000, "cuda:0"), (100_000, "cuda:1")), 2):
+        chosen(*other)
+        assert len(timed) == count * len(candidates)
+    chosen(100_000, "cuda:0", "input gradient")
+    assert len(timed) == 4 * len(candidates)
 
 
 def test_images_beyond_32_bits_are_refused() -> None:
