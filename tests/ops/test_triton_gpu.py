@@ -26,9 +26,10 @@ adder_conv2d = torch.ops.adderize.adder_conv2d
 
 
 @pytest.fixture(autouse=True)
-def _full_precision_convolutions() -> None:
+def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN computes the filter gradient: TF32 would round it."""
-    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,7 +99,6 @@ def _train(network: nn.Module, images: Tensor, targets: Tensor, steps: int) -> l
 
 
 def test_training_steps_equal_those_on_the_cpu() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     on_cpu = _network()
     on_gpu = copy.deepcopy(on_cpu).cuda()
     images, targets = torch.randn(16, 3, 20, 20), torch.randint(10, (16,))
@@ -186,17 +186,23 @@ def test_another_than_the_current_device() -> None:
 
 def test_tensors_beyond_31_bits() -> None:
     """More than 2**31 inputs: only the last images are looked at."""
-    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
-        pytest.skip("less than 16 GB of free device memory")
+    if torch.cuda.mem_get_info()[0] < 32 * 2**30:
+        pytest.skip("less than 32 GB of free device memory")
     weight = torch.randn(4, 8, 1, 1, device="cuda")
     input = torch.zeros(2**13 + 8, 8, 181, 182, device="cuda", dtype=torch.bfloat16)
     input = input.to(memory_format=torch.channels_last)
     assert input.numel() > 2**31
     input[-2:] = torch.randn(2, 8, 181, 182, device="cuda", dtype=torch.bfloat16)
     weight = weight.bfloat16()
-    output = adder_conv2d(input, weight, [1, 1], [0, 0], [1, 1], 1, "full")
-    expected = adder_conv2d(input[-2:].cpu(), weight.cpu(), [1, 1], [0, 0], [1, 1], 1, "full")
-    torch.testing.assert_close(output[-2:].cpu(), expected, rtol=1e-5, atol=1e-4)
+    arguments = ([1, 1], [0, 0], [1, 1], 1, "full")
+    last = input[-2:].cpu(), weight.cpu(), *arguments
+    output = adder_conv2d(input, weight, *arguments)
+    torch.testing.assert_close(output[-2:].cpu(), adder_conv2d(*last), rtol=1e-5, atol=1e-4)
+    grad = output.zero_()
+    grad[-2:] = torch.randn(2, 4, 181, 182, device="cuda")
+    gradient = torch.ops.adderize.adder_conv2d_input_gradient
+    actual = gradient(grad, input, weight, *arguments)[-2:].cpu()
+    torch.testing.assert_close(actual, gradient(grad[-2:].cpu(), *last), rtol=1e-2, atol=1e-3)
 
 
 def test_converted_networks_run_on_triton() -> None:
