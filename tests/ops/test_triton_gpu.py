@@ -123,6 +123,11 @@ def test_results_repeat_bit_for_bit() -> None:
         assert torch.equal(gradient(grad, input, weight, *arguments), first[1])
 
 
+def test_no_tile_changes_a_bit() -> None:
+    same = triton_cases.every_tile_gives_the_same_bits("cuda")
+    assert same and [name for name, equal in same.items() if not equal] == []
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_returns_float32_and_float32_gradients(dtype: torch.dtype) -> None:
     layer, input = AdderConv2d(16, 8, 3, device="cuda"), torch.randn(2, 16, 8, 8, device="cuda")
