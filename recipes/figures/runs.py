@@ -35,7 +35,7 @@ class Wanted:
         return [*options, "--output", str(runs / self.folder)]
 
     def matches(self, run: Run) -> bool:
-        return all(run.arguments.get(key) == value for key, value in self.arguments.items())
+        return all(str(run.arguments.get(key)) == value for key, value in self.arguments.items())
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Run:
         return load_model(fresh, self.folder / "model").eval()
 
 
-def network(arch: str, layers: str) -> Wanted:
-    """A CNN or an adder network by the paper's protocol."""
+def network(arch: str, layers: str, **options: str) -> Wanted:
+    """A CNN or an adder network by the paper's protocol, less the options given."""
     kind = {"layers": "cnn"} if layers == "cnn" else _ADDER
-    return Wanted(f"{arch}-{layers}", {"arch": arch, **kind})
+    return Wanted(f"{arch}-{layers}", {"arch": arch, **kind, **options})
 
 
 def _cell(gradient: str, rate: str) -> Wanted:

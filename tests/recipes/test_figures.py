@@ -191,7 +191,7 @@ def test_the_command(
     assert command.main(options) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "pass --train" in captured.err
-    assert "--arch lenet_plus_plus --layers cnn --output" in captured.err
+    assert "--arch lenet_plus_plus --layers cnn --lr 0.01 --output" in captured.err
 
     train, short = mnist.train, ["--batch-size", "96", "--max-steps", "1"]
     monkeypatch.setattr(mnist, "train", lambda argv: train([*argv, *short]))
