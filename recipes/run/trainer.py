@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from adderize.errors import AdderizeError
 from adderize.ops import backends
 from recipes.callbacks import AveragedWeights, History, SeedEpochs, StopOnBrokenLoss, Throughput
+from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.folder import CHECKPOINTS
 
 
@@ -99,8 +100,8 @@ def make_trainer(
         *([TQDMProgressBar()] if interactive else []),
     ]
     if not arguments.fast_dev_run:
-        everything.append(checkpoint(filename="best", monitor="val/top1", mode="max"))
         everything.append(checkpoint(filename="last"))
+        everything.append(checkpoint(filename="best", monitor="val/top1", mode="max"))
     return Trainer(
         accelerator=device,
         devices=arguments.devices,
@@ -120,6 +121,7 @@ def make_trainer(
         enable_progress_bar=interactive,
         enable_checkpointing=not arguments.fast_dev_run,
         callbacks=everything,
+        plugins=WholeCheckpoints(),
     )
 
 
