@@ -6,6 +6,7 @@ word, so the weights alone do not say what they belong to.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 from pathlib import Path
@@ -43,12 +44,14 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         model: a model with or without adders or binary layers, not wrapped.
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
             ``adderize.json`` (converted layers, their kind, gradient and own norm, shared tensors,
-            library versions).
+            library versions; for a quantised model the grids of its tensors).
 
     Raises:
         AdderizeError: a wrapped model, parameters on the meta device, a converted layer whose
             ``norm`` is no plain batch norm, or a folder that cannot be written.
     """
+    from adderize.quantize.record import quantization_of
+
     _check_unwrapped(model)
     state = model.state_dict()
     empty = [name for name, tensor in state.items() if tensor.is_meta]
@@ -62,6 +65,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         "layers": converted_entries(model),
         "shared": aliases,
     }
+    if (record := quantization_of(model)) is not None:
+        manifest |= {"layers": record.layers(), "quantized": record.to_dict()}
     folder = Path(folder)
     tensors = {
         name: tensor.detach().cpu().contiguous()
@@ -85,7 +90,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: what :func:`save_model` wrote.
 
     Returns:
-        the model itself.
+        the model itself; a new one, in evaluation mode, where the saved one was quantised.
 
     Raises:
         AdderizeError: files missing or damaged, a wrapped model, buffers on the meta device that no
@@ -96,6 +101,8 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     _check_buffers(model)
     folder = Path(folder)
     manifest, state = _read(folder)
+    if "quantized" in manifest:
+        return _load_quantized(copy.deepcopy(model), manifest, state, folder)
     saved = manifest["layers"]
     present = converted_entries(model)
     strangers = [name for name in present if name not in saved]
@@ -126,6 +133,26 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
             become_original(layer, kind)
         raise
     return model
+
+
+def _load_quantized(
+    model: nn.Module, manifest: dict[str, Any], state: dict[str, Tensor], folder: Path
+) -> nn.Module:
+    from adderize.quantize.record import Quantization, rebuild
+
+    record = Quantization.from_dict(manifest["quantized"], manifest["layers"])
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        model.to_empty(device="cpu")
+    present = converted_entries(model)
+    convert_like(model, {n: entry for n, entry in manifest["layers"].items() if n not in present})
+    if converted_entries(model) != manifest["layers"]:
+        raise AdderizeError(f"the model's converted layers are not those of {folder}")
+    quantized = rebuild(model, record)
+    _check_ties(quantized, manifest["shared"], folder)
+    for alias, name in manifest["shared"].items():
+        state[alias] = state[name].clone()
+    load_weights(quantized, state, folder)
+    return quantized
 
 
 def _check_unwrapped(model: nn.Module) -> None:

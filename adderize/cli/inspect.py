@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from torch import Tensor, nn
-
-from adderize.architectures import FORMS, input_size
-from adderize.cli.options import add_conversion_options, conversion_options, numbers, size
-from adderize.images import SOURCES, Statistics, load_images, usual_statistics
+from adderize.architectures import FORMS
+from adderize.cli.options import (
+    add_conversion_options,
+    add_image_options,
+    conversion_options,
+    images,
+    note,
+)
+from adderize.images import SOURCES
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 
@@ -25,14 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="PATH",
         help=f"images to measure on: {SOURCES}; without it only filters and norms are shown",
     )  # fmt: skip
-    parser.add_argument("--limit", type=int, default=256, metavar="N", help="images at most")
-    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
-    parser.add_argument(
-        "--mean", type=numbers, metavar="M,...",
-        help="that pixels in [0, 1] are normalised with (default: the model's own; else MNIST's "
-        "for one channel, CIFAR-10's for 3x32x32, or ImageNet's)",
-    )  # fmt: skip
-    parser.add_argument("--std", type=numbers, metavar="S,...", help="likewise")
+    add_image_options(parser, limit=256)
     parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
     add_conversion_options(parser)
 
@@ -43,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = checkpoints.load(arguments.model, arguments.arch, **conversion_options(arguments))
     if loaded.note:
-        _note(loaded.note)
-    images = _images(arguments, loaded.arch, loaded.model) if arguments.data else None
-    found = inspect(loaded.model, images, name=arguments.model)
+        note(loaded.note)
+    batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
+    found = inspect(loaded.model, batch, name=arguments.model)
     forms = {
         "table": found.__str__,
         "json": found.to_json,
@@ -54,21 +50,3 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(forms[arguments.format]())
     return 0
-
-
-def _images(arguments: argparse.Namespace, arch: str, model: nn.Module) -> Tensor:
-    shape = arguments.input or input_size(arch, model)
-    mean, std = arguments.mean, arguments.std
-    if mean is None or std is None:
-        usual = usual_statistics(model, shape)
-        mean, std = mean or usual.mean, std or usual.std
-        _note(f"images normalised with mean {_listed(mean)} and deviation {_listed(std)}")
-    return load_images(arguments.data, shape, Statistics(mean, std), limit=arguments.limit)
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
-
-
-def _note(text: str) -> None:
-    print(f"adderize: {text}", file=sys.stderr)

@@ -1,9 +1,15 @@
-"""Command-line options that several commands share: those of `adderize()`, and sizes."""
+"""Command-line options that several commands share: those of `adderize()`, images, sizes."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
+
+from torch import Tensor, nn
+
+from adderize.architectures import input_size
+from adderize.images import Statistics, load_images, usual_statistics
 
 _FLAGS = {
     "stem": "convert the layers that read the input too",
@@ -39,6 +45,43 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 def conversion_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, as keyword arguments of `adderize()`."""
     return {name: value for name, value in vars(arguments).items() if name in _NAMES}
+
+
+def add_image_options(parser: argparse.ArgumentParser, *, limit: int) -> None:
+    """How the images of `--data` are read; their number is at most `limit` by default."""
+    parser.add_argument(
+        "--limit", type=int, default=limit, metavar="N", help=f"images at most ({limit})"
+    )
+    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    parser.add_argument(
+        "--mean", type=numbers, metavar="M,...",
+        help="that pixels in [0, 1] are normalised with (default: the model's own; else MNIST's "
+        "for one channel, CIFAR-10's for 3x32x32, or ImageNet's)",
+    )  # fmt: skip
+    parser.add_argument("--std", type=numbers, metavar="S,...", help="likewise")
+
+
+def images(
+    arguments: argparse.Namespace, arch: str, model: nn.Module, split: str = "test"
+) -> Tensor:
+    """The images of `--data`, in the form that a network takes."""
+    shape = arguments.input or input_size(arch, model)
+    mean, std = arguments.mean, arguments.std
+    if mean is None or std is None:
+        usual = usual_statistics(model, shape)
+        mean, std = mean or usual.mean, std or usual.std
+        note(f"images normalised with mean {_listed(mean)} and deviation {_listed(std)}")
+    return load_images(
+        arguments.data, shape, Statistics(mean, std), limit=arguments.limit, split=split
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def note(text: str) -> None:
+    print(f"adderize: {text}", file=sys.stderr)
 
 
 def size(text: str) -> tuple[int, ...]:

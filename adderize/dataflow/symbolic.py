@@ -17,7 +17,7 @@ def trace_symbolically(model: nn.Module) -> Flow:
     if is_leaf(model):
         flow.end([flow.add(type(model).__name__, [flow.add("input")], model)])
         return flow
-    graph = _LayerTracer().trace(model)
+    graph = LayerTracer().trace(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[fx.Node, Node | None] = {}
     for node in graph.nodes:
@@ -30,7 +30,7 @@ def trace_symbolically(model: nn.Module) -> Flow:
             module = modules[node.target]
             made[node] = flow.add(type(module).__name__, tensors, module)
         # Sizes, parameters and what is computed from them alone carry nothing of the input.
-        elif node.op == "get_attr" or _is_query(node) or not tensors:
+        elif node.op == "get_attr" or is_query(node) or not tensors:
             made[node] = None
         else:
             leaves = pytree.tree_leaves((node.args, node.kwargs))
@@ -39,12 +39,12 @@ def trace_symbolically(model: nn.Module) -> Flow:
     return flow
 
 
-class _LayerTracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _is_query(node: fx.Node) -> bool:
+def is_query(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] not in _TENSOR_ATTRIBUTES
     return node.op == "call_method" and node.target in _QUERIES

@@ -6,7 +6,7 @@ refers to it (a parent, several parents, a plain list) need no care, and shared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,20 @@ class AdderConv2dSame(AdderConv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        pads: list[int] = []
-        for size, kernel, stride, dilation in zip(
-            input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
-        ):
-            outputs = -(-size // stride)
-            total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            pads = [total // 2, total - total // 2, *pads]
+        pads = same_padding(input.shape[-2:], self.kernel_size, self.stride, self.dilation)
         return super().forward(F.pad(input, pads))
+
+
+def same_padding(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """TensorFlow's "SAME" padding as ``F.pad`` takes it: left, right, top, bottom."""
+    pads: list[int] = []
+    for pixels, taps, step, spread in zip(size, kernel, stride, dilation, strict=True):
+        outputs = -(-pixels // step)
+        total = max((outputs - 1) * step + (taps - 1) * spread + 1 - pixels, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    return pads
 
 
 def adder_kind(layer: nn.Module) -> type[nn.Module] | None:

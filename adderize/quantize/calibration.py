@@ -1,0 +1,144 @@
+"""Ranges of activations, seen on calibration data, and the grids that they give."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+from adderize.quantize.grid import Grid
+
+METHODS = ("minmax", "percentile", "mse")
+_PERCENTILE = 99.99
+_SAMPLES = 2**20
+_BINS = 4096
+
+
+class ValueRange:
+    """The smallest and largest value of a tensor, and an even sample of all the values."""
+
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
+        self._sample: list[Tensor] = []
+        self._step = 1
+
+    def update(self, values: Tensor, name: str) -> None:
+        """Take in the values of one batch.
+
+        Raises:
+            AdderizeError: NaN or infinity among them.
+        """
+        if not values.numel():
+            return
+        flat = values.detach().reshape(-1)
+        low, high = (float(extreme) for extreme in flat.aminmax())
+        if not abs(low) + abs(high) < float("inf"):
+            raise AdderizeError(
+                f"the calibration data gives NaN or infinity at {name}; expected finite inputs, "
+                "prepared as for the float model"
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._sample.append(flat[:: self._step].float().cpu())
+        while sum(map(len, self._sample)) > _SAMPLES:
+            self._sample = [torch.cat(self._sample)[::2].clone()]
+            self._step *= 2
+
+    @classmethod
+    def union(cls, parts: Iterable[ValueRange]) -> ValueRange:
+        """The range of several tensors that share one grid."""
+        merged = cls()
+        for part in parts:
+            merged.low, merged.high = min(merged.low, part.low), max(merged.high, part.high)
+            merged._sample += part._sample
+        return merged
+
+    @property
+    def sample(self) -> Tensor:
+        return torch.cat(self._sample)
+
+    def grid(self, method: str, bits: int, *, with_zero: bool) -> Grid:
+        """The grid for these values.
+
+        Args:
+            method: ``"minmax"``: from the smallest to the largest value; ``"percentile"``: leaves
+                out 0.01 % of the values at each end; ``"mse"``: cuts the ends where that rounds the
+                values with a smaller mean squared error.
+            bits: 2 to 8.
+            with_zero: see :meth:`Grid.covering`.
+        """
+
+        def covering(low: float, high: float) -> Grid:
+            return Grid.covering(low, high, bits, with_zero=with_zero)
+
+        return _METHODS[method](self, covering)
+
+
+_Covering = Callable[[float, float], Grid]
+
+
+def _minmax(seen: ValueRange, covering: _Covering) -> Grid:
+    return covering(seen.low, seen.high)
+
+
+def _percentile(seen: ValueRange, covering: _Covering) -> Grid:
+    values = seen.sample.sort().values
+    outside = int(len(values) * (1 - _PERCENTILE / 100))
+    return covering(float(values[outside]), float(values[len(values) - 1 - outside]))
+
+
+def _mse(seen: ValueRange, covering: _Covering) -> Grid:
+    width = seen.high - seen.low
+    counts = torch.histc(seen.sample, _BINS, seen.low, seen.high)
+    centres = seen.low + width * (torch.arange(_BINS) + 0.5) / _BINS
+    cuts = [part / 64 for part in range(0, 52, 2)]
+    candidates = [
+        covering(seen.low + width * below, seen.high - width * above)
+        for below in cuts
+        for above in cuts
+        if below + above < 0.9
+    ]
+    errors = [
+        float((counts * (grid.to_float(grid.to_bytes(centres)) - centres).square()).sum())
+        for grid in candidates
+    ]
+    return candidates[errors.index(min(errors))]
+
+
+_METHODS: dict[str, Callable[[ValueRange, _Covering], Grid]] = dict(
+    zip(METHODS, (_minmax, _percentile, _mse), strict=True)
+)
+
+
+def calibration_inputs(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
+    """The inputs of calibration batches: tensors, or tuples and lists that start with one.
+
+    Raises:
+        AdderizeError: no batches, or something else in them.
+    """
+    try:
+        iterator = iter([batches] if isinstance(batches, Tensor) else batches)
+    except TypeError as error:
+        raise AdderizeError(
+            f"calibration is a {type(batches).__name__}; expected an iterable of batches, such as "
+            "a DataLoader or [images]"
+        ) from error
+    first = next(iterator, None)
+    if first is None:
+        raise AdderizeError("calibration holds no batches; expected at least one")
+    for batch in itertools.chain([first], iterator):
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or not inputs.numel():
+            found = type(inputs).__name__
+            if isinstance(inputs, Tensor):
+                found = f"tensor of shape {tuple(inputs.shape)} and {inputs.dtype}"
+            raise AdderizeError(
+                f"a calibration batch is a {found}; expected a floating-point tensor, or a tuple "
+                "that starts with one"
+            )
+        if not bool(inputs.isfinite().all()):
+            raise AdderizeError("a calibration batch holds NaN or infinity; expected finite inputs")
+        yield inputs.to(device)

@@ -1,0 +1,209 @@
+"""The traced network in the form that the rewriting reads: plain calls, no changes in place."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from adderize.dataflow.graph import function_name
+from adderize.dataflow.symbolic import LayerTracer, is_query
+from adderize.errors import AdderizeError
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.engine import AdderConv2dSame
+
+_IN_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: torch.add,
+    operator.isub: torch.sub,
+    operator.imul: torch.mul,
+    operator.itruediv: torch.div,
+    torch.relu_: torch.relu,
+}
+# What a model says about its inputs.
+_STATEMENTS = {"default_cfg", "example_input_array", "image_size", "input_size", "pretrained_cfg"}
+_PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model in evaluation mode as a graph; raises whatever tracing it raises.
+
+    What does nothing in evaluation is left out, kept convolutions take their batch norms in, and
+    changes in place become values of their own. The model's modules are used, not copied.
+    """
+    _split_norm_activations(model)
+    traced = fx.GraphModule(model, LayerTracer().trace(model))
+    _make_functional(traced)
+    for node in traced.graph.nodes:
+        if _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+        # A channels_last tensor has the same values in another order of memory.
+        elif (node.op, node.target) == ("call_method", "view"):
+            is_cast = any(isinstance(argument, torch.dtype) for argument in node.args)
+            node.target = "view" if is_cast else "reshape"
+    _fold_into_convolutions(traced)
+    traced.graph.lint()
+    traced.recompile()
+    for name in _STATEMENTS & vars(model).keys() | _STATEMENTS & vars(type(model)).keys():
+        setattr(traced, name, getattr(model, name))
+    return traced
+
+
+def module_of(node: Node) -> nn.Module | None:
+    """The module that a node calls."""
+    owner = node.graph.owning_module
+    return owner.get_submodule(str(node.target)) if owner and node.op == "call_module" else None
+
+
+def adder_of(node: Node) -> AdderConv2d | AdderLinear | None:
+    """The adder that a node calls, if the layer can be put into integers."""
+    module = module_of(node)
+    if isinstance(module, (AdderConv2d, AdderLinear)) and why_float(module) is None:
+        return module
+    return None
+
+
+def why_float(layer: AdderConv2d | AdderLinear) -> str | None:
+    """Why an adder cannot be put into integers; None where it can."""
+    if type(layer) not in (AdderConv2d, AdderLinear, AdderConv2dSame):
+        return f"a class of its own, {type(layer).__name__}"
+    if layer.norm is not None and not is_foldable(layer.norm):
+        return f"its norm, {type(layer.norm).__name__}, has no fixed statistics"
+    return None
+
+
+def is_foldable(norm: nn.Module | None) -> bool:
+    """Whether a norm is one affine map whatever the input: a batch norm with statistics."""
+    if not isinstance(norm, _BatchNorm) or type(norm).forward not in _PLAIN_NORMS:
+        return False
+    return norm.running_mean is not None
+
+
+def operation(node: Node) -> str:
+    """What a node does: a module's class, or the name of a function or method."""
+    module = module_of(node)
+    if module is not None:
+        return type(module).__name__
+    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
+
+
+def carriers(graph: fx.Graph) -> set[Node]:
+    """The nodes that hold values computed from the input; sizes and parameters do not."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or (
+            not is_query(node) and not found.isdisjoint(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def clamp_bounds(node: Node) -> tuple[float, float] | None:
+    """(low, high) of a ReLU, ReLU6, hard tanh or clamp between numbers; None for all else."""
+    module = module_of(node)
+    if module is not None:
+        if type(module) is nn.ReLU:
+            return 0.0, math.inf
+        if type(module) in (nn.ReLU6, nn.Hardtanh):
+            return float(module.min_val), float(module.max_val)  # type: ignore[arg-type]
+        return None
+    name = operation(node)
+    if name == "relu":
+        return 0.0, math.inf
+    if name == "relu6":
+        return 0.0, 6.0
+    names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+    if name not in ("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"):
+        return None
+    given = dict(zip(names[1:] if name == "clamp_max" else names, node.args[1:3], strict=False))
+    given.update(node.kwargs)
+    defaults = (-1.0, 1.0) if name == "hardtanh" else (-math.inf, math.inf)
+    bounds = [given.get(key) for key in names]
+    bounds = [end if value is None else value for value, end in zip(bounds, defaults, strict=True)]
+    low, high = bounds
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        return float(low), float(high)
+    return None
+
+
+def _split_norm_activations(model: nn.Module) -> None:
+    """timm's batch norms with an activation inside become a batch norm and the activation."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if f"{type(child).__module__}.{type(child).__name__}" != _NORM_ACTIVATION:
+                continue
+            norm = nn.BatchNorm2d(0, device="meta").eval()
+            for table in ("_parameters", "_buffers"):
+                norm.__dict__[table] = child.__dict__[table]
+            for key in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+                setattr(norm, key, getattr(child, key))
+            setattr(parent, name, nn.Sequential(norm, child.drop, child.act))  # type: ignore[arg-type]
+
+
+_NORM_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
+
+
+def _make_functional(traced: fx.GraphModule) -> None:
+    """What reads a tensor after it was changed in place reads the result of the change."""
+    order = {node: position for position, node in enumerate(traced.graph.nodes)}
+    if any(node.target is operator.setitem for node in order):
+        raise AdderizeError("it assigns parts of a tensor (x[...] = y)")
+    for node, position in order.items():
+        changed = _changed(node, traced)
+        if changed is not None:
+            later = {user for user in changed.users if order[user] > position}
+            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _changed(node: Node, traced: fx.GraphModule) -> Node | None:
+    """The tensor that a node changes in place, None if none; the node then no longer does."""
+    module = module_of(node)
+    changes = bool(getattr(module, "inplace", False))
+    if changes:
+        functional = copy.copy(module)
+        functional.inplace = False  # type: ignore[union-attr]
+        traced.set_submodule(str(node.target), functional)  # type: ignore[arg-type]
+    elif node.kwargs.get("inplace"):
+        changes, node.kwargs = True, {**node.kwargs, "inplace": False}
+    elif node.op == "call_function" and node.target in _IN_PLACE:
+        changes, node.target = True, _IN_PLACE[node.target]
+    elif node.op == "call_method" and str(node.target).endswith("_"):
+        changes, plain = True, str(node.target).rstrip("_")
+        if hasattr(torch.Tensor, plain):
+            node.target = plain
+    first = node.args[0] if node.args else None
+    return first if changes and isinstance(first, Node) else None
+
+
+def _is_identity(node: Node) -> bool:
+    module = module_of(node)
+    if module is not None:
+        return isinstance(module, (nn.Identity, _DropoutNd))
+    name = operation(node)
+    if "dropout" in name or name == "stochastic_depth":
+        return node.kwargs.get("training") is False or False in node.args[1:]
+    return False
+
+
+def _fold_into_convolutions(traced: fx.GraphModule) -> None:
+    calls = [module_of(node) for node in traced.graph.nodes]
+    for node in list(traced.graph.nodes):
+        norm = module_of(node)
+        if not isinstance(norm, nn.BatchNorm2d) or not is_foldable(norm):
+            continue
+        (source,) = node.all_input_nodes
+        convolution = module_of(source)
+        once = len(source.users) == 1 and calls.count(convolution) == 1
+        if type(convolution) is nn.Conv2d and once:
+            traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(source)
+            traced.graph.erase_node(node)

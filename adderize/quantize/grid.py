@@ -1,0 +1,134 @@
+"""Unsigned integer grids, and filters that are clamped to one without changing any distance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values ``scale * (q - zero_point)`` for q in 0 .. 2^bits - 1.
+
+    Zero lies on the grid whatever the range. The zero point of a range that leaves zero out is no
+    value of q itself: below 0 or above 2^bits - 1.
+    """
+
+    scale: float
+    zero_point: int
+    bits: int
+
+    @property
+    def levels(self) -> int:
+        """The largest q."""
+        return int(2**self.bits - 1)
+
+    @property
+    def low(self) -> float:
+        return -self.zero_point * self.scale
+
+    @property
+    def high(self) -> float:
+        return (self.levels - self.zero_point) * self.scale
+
+    @classmethod
+    def covering(cls, low: float, high: float, bits: int, *, with_zero: bool) -> Grid:
+        """The finest grid from low to high; its ends may move by half a step.
+
+        Args:
+            low, high: the range, finite. A range of one value gets the width of that value, or 1.
+            bits: 2 to 8.
+            with_zero: extend the range so that zero is a value of q: what zero padding needs.
+        """
+        if with_zero:
+            low, high = min(low, 0.0), max(high, 0.0)
+        levels = 2**bits - 1
+        width = high - low
+        if width <= 1e-6 * max(abs(low), abs(high)):
+            width = max(abs(low), abs(high)) or 1.0
+        scale = width / levels
+        return cls(scale, round(-low / scale), bits)
+
+    def nearest(self, value: float) -> int:
+        """The q nearest to a value; infinities and values outside give the ends."""
+        if math.isinf(value):
+            return 0 if value < 0 else self.levels
+        return min(max(round(value / self.scale) + self.zero_point, 0), self.levels)
+
+    def to_bytes(self, values: Tensor) -> Tensor:
+        """The nearest q of every value, uint8."""
+        return quantize_bytes(values, self.scale, self.zero_point, self.levels)
+
+    def to_float(self, q: Tensor) -> Tensor:
+        """The values of bytes, float32."""
+        return dequantize_bytes(q, self.scale, self.zero_point)
+
+
+def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
+    """``clamp(round(values / scale) + zero_point, 0, levels)`` as uint8, halves to even.
+
+    Args:
+        values: any shape, float32 or float64 (half precision is read as float32).
+
+    Raises:
+        AdderizeError: values of another dtype.
+    """
+    if not values.is_floating_point():
+        raise AdderizeError(
+            f"the input of a quantised layer has dtype {values.dtype}; expected the floating-point "
+            "values that the float model takes"
+        )
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    # A NaN would become an arbitrary byte: 0 is at least the same everywhere.
+    steps = torch.nan_to_num(values / scale, nan=-math.inf).round_().add_(zero_point)
+    return steps.clamp_(0, levels).to(torch.uint8)
+
+
+def dequantize_bytes(q: Tensor, scale: float, zero_point: int) -> Tensor:
+    """``scale * (q - zero_point)`` as float32."""
+    return (q.to(torch.float32) - zero_point) * scale
+
+
+class ByteFilters(NamedTuple):
+    """Filters on a grid.
+
+    Attributes:
+        weight: uint8, the filters' shape.
+        constant: float64 (Cout,), what clamping took from each filter's distances.
+        clamped: share of the values that lay outside the grid's range.
+        scale: the grid's step.
+    """
+
+    weight: Tensor
+    constant: Tensor
+    clamped: float
+    scale: float
+
+
+def filters_on_grid(weight: Tensor, grid: Grid) -> ByteFilters:
+    """Clamp filters to a grid's range, exactly, and round them to it.
+
+    For every x in [low, high], ``|x - w| = (w - high) + |x - high|`` where w > high, and likewise
+    below (lossless clamping for AdderNet, NeurIPS 2022): with the clamped filter v,
+    ``sum |x - w| = sum |x - v| + constant`` with ``constant = sum |w - v|``. Padded taps too, where
+    zero lies in the range.
+
+    Args:
+        weight: (Cout, ...), finite floats.
+    """
+    w = weight.detach().double()
+    v = w.clamp(grid.low, grid.high)
+    q = (v / grid.scale).round_().add_(grid.zero_point).clamp_(0, grid.levels)
+    return ByteFilters(
+        q.to(torch.uint8),
+        (w - v).abs().flatten(1).sum(1),
+        float((w != v).double().mean()),
+        grid.scale,
+    )

@@ -1,0 +1,254 @@
+"""Adder layers on bytes, and max pooling of bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.ops.u8 import pack, unpack
+from adderize.quantize.grid import Grid, filters_on_grid
+from adderize.surgery.engine import AdderConv2dSame, same_padding
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a layer's distances before they leave the kernel.
+
+    ``clamp(gain * y + offset + residual, low, high)``, on the output's grid where there is one.
+
+    Attributes:
+        gain, offset: float64 (Cout,): the batch norms; the layer's bias is added before.
+        low, high: the activation.
+        residual: the grid of the bytes that are added, or None.
+        output: the grid of the result, or None for float32.
+    """
+
+    gain: Tensor
+    offset: Tensor
+    low: float = -math.inf
+    high: float = math.inf
+    residual: Grid | None = None
+    output: Grid | None = None
+
+
+class _QuantAdder(nn.Module):
+    """The filters and the epilogue that both kinds of layer have."""
+
+    packed: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, groups: int, grid: Grid, epilogue: Epilogue
+    ) -> None:
+        super().__init__()
+        filters = filters_on_grid(weight, grid)
+        output = epilogue.output or Grid(1.0, 0, 8)
+        offset = -filters.constant if bias is None else bias.detach().double() - filters.constant
+        shift = (epilogue.gain * offset + epilogue.offset) / output.scale + output.zero_point
+        residual = epilogue.residual
+        self.residual_scale = residual.scale / output.scale if residual else 0.0
+        if residual:
+            shift = shift - self.residual_scale * residual.zero_point
+        self.weight_shape, self.groups = list(weight.shape), groups
+        self.register_buffer("packed", pack(filters.weight, groups))
+        self.register_buffer("scale", (epilogue.gain * (-grid.scale / output.scale)).float())
+        self.register_buffer("shift", shift.float())
+        self.grid, self.output_grid, self.residual_grid = grid, epilogue.output, residual
+        self.clamped = filters.clamped
+        # Where nothing is padded, a zero point may lie outside the bytes, and nobody reads it.
+        self.zero_point = min(max(grid.zero_point, 0), grid.levels)
+        self.low, self.high = epilogue.low, epilogue.high
+        if epilogue.output:
+            self.low, self.high = (float(output.nearest(end)) for end in (self.low, self.high))
+
+    @property
+    def weight(self) -> Tensor:
+        """The filters, uint8 (Cout, Cin/groups, kh, kw)."""
+        return unpack(self.packed, self.weight_shape, self.groups)
+
+    # Saved as plain filters: the kernels' order is no file format.
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "packed"]
+        destination[prefix + "weight"] = self.weight
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        weight = state_dict.get(prefix + "weight", self.scale)
+        if weight.dtype == torch.uint8 and list(weight.shape) == self.weight_shape:
+            del state_dict[prefix + "weight"]
+            state_dict[prefix + "packed"] = pack(weight, self.groups)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _bytes(self, input: Tensor) -> Tensor:
+        return input if input.dtype == torch.uint8 else self.grid.to_bytes(input)
+
+    def _grids(self) -> str:
+        texts = [f"zero_point={self.grid.zero_point}, step={self.grid.scale:.3g}"]
+        if self.residual_grid:
+            texts.append("residual")
+        texts.append("to bytes" if self.output_grid else "to float32")
+        return ", ".join(texts)
+
+
+class QuantAdderConv2d(_QuantAdder):
+    """An :class:`AdderConv2d` in integers, with what follows it.
+
+    Input and filters are bytes on one grid, ``x = s * (q - zero_point)``; their distance is exact
+    in 32-bit integers. Bias, batch norms, residual addition, activation and the output's grid are
+    one affine map of it per channel. Made by :func:`adderize.quantize.quantize`.
+
+    Attributes:
+        weight: uint8 (Cout, Cin/groups, kh, kw).
+        scale, shift: float32 (Cout,), the affine map.
+
+    Shape:
+        (N, Cin, H, W) or (Cin, H, W), uint8 on the layer's grid, or floats, which are put on it
+        -> (N, Cout, OH, OW) or (Cout, OH, OW), uint8 on the output's grid, or float32.
+    """
+
+    def __init__(self, layer: AdderConv2d, grid: Grid, epilogue: Epilogue) -> None:
+        super().__init__(layer.weight, layer.bias, layer.groups, grid, epilogue)
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.kernel_size = layer.kernel_size
+        self.stride, self.dilation = list(layer.stride), list(layer.dilation)
+        self.padding_mode = layer.padding_mode
+        self.same = isinstance(layer, AdderConv2dSame)
+        around = [int(pad) for pad in layer._reversed_padding_repeated_twice]
+        symmetric = around[0::2] == around[1::2] and self.padding_mode == "zeros"
+        self.padding = around[2::-2] if symmetric else [0, 0]
+        self.around = [] if symmetric else around
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if input.dim() == 3:
+            batch = None if residual is None else residual.unsqueeze(0)
+            return self.forward(input.unsqueeze(0), batch).squeeze(0)
+        output: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
+            self._padded(self._bytes(input)),
+            self.packed,
+            self.weight_shape,
+            self.scale,
+            self.shift,
+            residual,
+            self.residual_scale,
+            self.zero_point,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.low,
+            self.high,
+            self.output_grid is None,
+        )
+        return output
+
+    def _padded(self, q: Tensor) -> Tensor:
+        around = self.around
+        if self.same:
+            around = same_padding(q.shape[-2:], self.kernel_size, self.stride, self.dilation)
+        if not any(around):
+            return q
+        if self.padding_mode == "zeros":
+            return F.pad(q, around, value=self.zero_point)
+        return F.pad(q, around, mode=self.padding_mode)
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={tuple(self.stride)}"
+        )
+        return f"{text}, groups={self.groups}, {self._grids()}"
+
+
+class QuantAdderLinear(_QuantAdder):
+    """An :class:`AdderLinear` in integers, with what follows it; see :class:`QuantAdderConv2d`.
+
+    Shape:
+        (..., in_features), uint8 or floats -> (..., out_features), uint8 or float32.
+    """
+
+    def __init__(self, layer: AdderLinear, grid: Grid, epilogue: Epilogue) -> None:
+        super().__init__(layer.weight[:, :, None, None], layer.bias, 1, grid, epilogue)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows = self._bytes(input).reshape(-1, self.in_features, 1, 1)
+        if residual is not None:
+            residual = residual.reshape(-1, self.out_features, 1, 1)
+        output: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
+            rows,
+            self.packed,
+            self.weight_shape,
+            self.scale,
+            self.shift,
+            residual,
+            self.residual_scale,
+            self.zero_point,
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            1,
+            self.low,
+            self.high,
+            self.output_grid is None,
+        )
+        return output.reshape(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self._grids()}"
+
+
+def quantized_layer(
+    layer: AdderConv2d | AdderLinear, grid: Grid, epilogue: Epilogue
+) -> QuantAdderConv2d | QuantAdderLinear:
+    """The integer form of an adder layer; its own norm is the epilogue's business."""
+    if isinstance(layer, AdderLinear):
+        return QuantAdderLinear(layer, grid, epilogue)
+    return QuantAdderConv2d(layer, grid, epilogue)
+
+
+def max_pool2d_bytes(
+    q: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> Tensor:
+    """``torch.nn.functional.max_pool2d`` of bytes (..., H, W), first down the rows, then across.
+
+    torch's own takes no bytes; maxima of shifted slices are several times faster besides.
+    """
+    for axis in (0, 1):
+        dim = q.dim() - 2 + axis
+        size, reach = q.shape[dim], (kernel[axis] - 1) * dilation[axis]
+        span = size + 2 * padding[axis] - reach - 1
+        count = (-(-span // stride[axis]) if ceil_mode else span // stride[axis]) + 1
+        # torch leaves out a window that would start beyond the image.
+        if ceil_mode and (count - 1) * stride[axis] >= size + padding[axis]:
+            count -= 1
+        after = max((count - 1) * stride[axis] + reach + 1 - size - padding[axis], 0)
+        if padding[axis] or after:
+            pads = (padding[axis], after)
+            q = F.pad(q, (0, 0, *pads) if axis == 0 else pads)
+        windows = [
+            _every(q, dim, tap * dilation[axis], count, stride[axis]) for tap in range(kernel[axis])
+        ]
+        q = windows[0]
+        for window in windows[1:]:
+            q = torch.maximum(q, window)
+    return q
+
+
+def _every(q: Tensor, dim: int, start: int, count: int, step: int) -> Tensor:
+    stop = start + (count - 1) * step + 1
+    return q[..., start:stop:step, :] if dim == q.dim() - 2 else q[..., start:stop:step]

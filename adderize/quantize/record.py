@@ -1,0 +1,120 @@
+"""How a network was quantised: what it carries along, and what its manifest keeps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from adderize.errors import AdderizeError
+from adderize.quantize import layerwise
+from adderize.quantize.grid import Grid
+from adderize.quantize.network import TracedNetwork
+from adderize.quantize.report import QuantizationReport
+
+_KEY = "adderize_quantization"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Everything about a quantised network that its state dict does not hold.
+
+    Attributes:
+        report: for people.
+        grids: of each group of byte tensors, or of each layer's input, by name.
+        absorbed: the nodes that each adder call took in; None for layer by layer.
+        converted: the manifest's entries of the float network's adders; None where it had some that
+            no manifest describes.
+    """
+
+    report: QuantizationReport
+    grids: dict[str, Grid]
+    absorbed: dict[str, list[str]] | None
+    converted: dict[str, dict[str, Any]] | None
+
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries; AdderizeError where there are none."""
+        if self.converted is None:
+            raise AdderizeError(
+                "the model had adders with norms of other kinds than batch norm: put those norms "
+                "after the layers in the model itself, then quantise and save"
+            )
+        return self.converted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, without the entries of the adders."""
+        return {
+            "grids": {name: asdict(grid) for name, grid in self.grids.items()},
+            "absorbed": self.absorbed,
+            "report": self.report.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any, converted: dict[str, dict[str, Any]]) -> Quantization:
+        """Raises AdderizeError where the content is damaged."""
+        try:
+            grids = {name: Grid(**grid) for name, grid in content["grids"].items()}
+            if not all(_is_grid(grid) for grid in grids.values()):
+                raise TypeError("a grid is a scale, a zero point and bits")
+            report = QuantizationReport.from_dict(content["report"])
+            absorbed = content["absorbed"]
+            if absorbed is not None:
+                absorbed = {name: list(followers) for name, followers in absorbed.items()}
+            return cls(report, grids, absorbed, converted)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
+
+
+def _is_grid(grid: Grid) -> bool:
+    kinds = [type(value) for value in (grid.scale, grid.zero_point, grid.bits)]
+    return kinds == [float, int, int] and grid.scale > 0 and 2 <= grid.bits <= 8
+
+
+def finished(model: nn.Module, record: Quantization) -> nn.Module:
+    """The quantised network ready for use, with its record."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    model.eval().requires_grad_(False)
+    _attributes(model)[_KEY] = record
+    return model
+
+
+def quantization_of(model: nn.Module) -> Quantization | None:
+    """The record of a quantised network; None for any other."""
+    record = _attributes(model).get(_KEY)
+    return record if isinstance(record, Quantization) else None
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    # Copies of a GraphModule keep no attributes but these.
+    return model.meta if isinstance(model, fx.GraphModule) else vars(model)
+
+
+def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
+    """A float network in the form that a record describes; filters and scales are still to load.
+
+    Args:
+        model: with the adders of the float network; its modules are used, not copied.
+
+    Raises:
+        AdderizeError: the network is built otherwise than the recorded one.
+    """
+    if record.absorbed is None:
+        return finished(layerwise.replace(model, record.grids), record)
+    try:
+        network = TracedNetwork(model.eval())
+    except Exception as error:
+        raise AdderizeError(f"the model cannot be traced as the saved one was: {error}") from error
+    names = {name for followers in record.absorbed.values() for name in followers}
+    network.plan(lambda node: node.name in names)
+    groups = {group.name for group in network.flow.groups.values()}
+    if network.absorbed() != record.absorbed or groups != set(record.grids):
+        raise AdderizeError(
+            "the model is built otherwise than the quantised one that was saved: its layers follow "
+            "each other in another way"
+        )
+    network.rewrite(record.grids)
+    return finished(network.traced, record)

@@ -1,0 +1,102 @@
+"""What quantisation did to each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from adderize.errors import AdderizeError
+from adderize.quantize.layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.surgery.report import _aligned
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One adder layer in integers.
+
+    Attributes:
+        layer: qualified name in the quantised network.
+        low, high: what its input's grid covers; inputs outside saturate.
+        zero_point: the q of zero.
+        clamped: share of the filters' values that lay outside, and were clamped exactly.
+        fused: the operations in its epilogue.
+        output: ``"bytes"`` or ``"float32"``.
+        error: root mean square deviation from the float network at the layer's output, over the
+            standard deviation there, on calibration data; what earlier layers deviate included.
+    """
+
+    layer: str
+    low: float
+    high: float
+    zero_point: int
+    clamped: float
+    fused: tuple[str, ...]
+    output: str
+    error: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """The layers in order of execution, and remarks on what stayed float; prints as a table."""
+
+    method: str
+    bits: int
+    layers: tuple[LayerReport, ...]
+    remarks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> QuantizationReport:
+        try:
+            layers = tuple(
+                LayerReport(**{**row, "fused": tuple(row["fused"])}) for row in content["layers"]
+            )
+            remarks = tuple(content["remarks"])
+            return cls(content["method"], content["bits"], layers, remarks)
+        except (KeyError, TypeError) as error:
+            raise AdderizeError(f"the report of the quantisation is damaged: {error}") from error
+
+    def __str__(self) -> str:
+        table = _aligned([_HEADER, *map(_cells, self.layers)])
+        summary = f"{len(self.layers)} adders in {self.bits}-bit integers, ranges by {self.method}"
+        return "\n".join([*table, "", summary, *self.remarks])
+
+
+_HEADER = ["layer", "range", "zero", "clamped", "error", "output", "fused"]
+
+
+def _cells(row: LayerReport) -> Sequence[str]:
+    return [
+        row.layer or "(root)",
+        f"{row.low:.3g} .. {row.high:.3g}",
+        str(row.zero_point),
+        f"{row.clamped:.1%}",
+        f"{row.error:.2%}",
+        row.output,
+        ", ".join(row.fused),
+    ]
+
+
+def layer_report(
+    name: str, layer: nn.Module, fused: tuple[str, ...], given: Tensor, expected: Tensor
+) -> LayerReport:
+    """A line on one layer, from what it gives and what the float network gave there."""
+    assert isinstance(layer, (QuantAdderConv2d, QuantAdderLinear))
+    values = layer.output_grid.to_float(given) if layer.output_grid else given
+    deviation = float((values - expected).double().square().mean().sqrt())
+    spread = float(expected.double().std(correction=0))
+    return LayerReport(
+        name,
+        layer.grid.low,
+        layer.grid.high,
+        layer.grid.zero_point,
+        layer.clamped,
+        fused,
+        "bytes" if layer.output_grid else "float32",
+        deviation / spread if spread else float(deviation > 0),
+    )

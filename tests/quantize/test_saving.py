@@ -1,0 +1,93 @@
+"""Quantised networks saved and loaded: the same outputs to the bit, or an error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from networks import Branches, Residual, Untraceable, trained
+from torch import nn
+
+from adderize import AdderizeError, adderize, load_model, save_model
+from adderize.quantize import quantize, quantize_report
+
+X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("network", [Residual, Branches, Untraceable])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_fresh_network_becomes_the_saved_one(tmp_path, network, device):
+    quantized = quantize(trained(network()), [X])
+    save_model(quantized, tmp_path)
+    with torch.device(device):
+        fresh = network()
+    loaded = load_model(fresh, tmp_path)
+    assert torch.equal(loaded(X), quantized(X))
+    assert str(quantize_report(loaded)) == str(quantize_report(quantized))
+    assert not any(type(layer).__name__.startswith("Quant") for layer in fresh.modules())
+
+
+def test_what_is_loaded_is_saved_as_it_was(tmp_path):
+    save_model(quantize(trained(Residual()), [X], bits=6), tmp_path / "a")
+    save_model(load_model(Residual(), tmp_path / "a"), tmp_path / "b")
+    for name in ("adderize.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_filters_are_saved_as_bytes(tmp_path):
+    model = trained(Residual())
+    save_model(model, tmp_path / "float")
+    save_model(quantize(model, [X]), tmp_path / "bytes")
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("float", "bytes")]
+    filters = sum(
+        p.numel() for n, p in model.named_parameters() if p.dim() == 4 and "stem" not in n
+    )
+    assert sizes[0] - sizes[1] > 2.5 * filters
+    state = quantize(model, [X]).state_dict()
+    assert state["block.conv1.weight"].dtype == torch.uint8
+    assert state["block.conv1.weight"].shape == model.block.conv1.weight.shape
+
+
+def test_a_network_of_another_structure_is_refused(tmp_path):
+    save_model(quantize(trained(Residual()), [X]), tmp_path)
+    other = Residual()
+    other.block.act = nn.Sigmoid()
+    with pytest.raises(AdderizeError, match="built otherwise"):
+        load_model(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("grids", {}), ("grids", {"conv1": 3}), ("absorbed", 5), ("report", {}), ("grids", None)],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, key, value):
+    save_model(quantize(trained(Residual()), [X]), tmp_path)
+    file = tmp_path / "adderize.json"
+    manifest = json.loads(file.read_text())
+    manifest["quantized"][key] = value
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(AdderizeError):
+        load_model(Residual(), tmp_path)
+
+
+def test_float_filters_do_not_load_into_integers():
+    quantized = quantize(trained(Residual()), [X])
+    state = quantized.state_dict()
+    state["block.conv1.weight"] = state["block.conv1.weight"].float()
+    with pytest.raises(RuntimeError, match=r"block\.conv1"):
+        quantized.load_state_dict(state)
+
+
+def test_norms_that_no_manifest_describes(tmp_path):
+    model = trained(Residual())
+    model.block.conv1.norm = nn.GroupNorm(2, 8)
+    quantized = quantize(model, [X])
+    assert "block.conv1 stays float32" in str(quantize_report(quantized))
+    with pytest.raises(AdderizeError, match="norm"):
+        save_model(quantized, tmp_path)
+
+
+def test_a_quantised_network_is_not_converted_again():
+    with pytest.raises(AdderizeError):
+        adderize(quantize(trained(Residual()), [X]))
