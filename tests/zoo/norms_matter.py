@@ -20,7 +20,7 @@ from adderize import adderize, recalibrate, scale_adder_gradients_
 from recipes.datasets import ImageSet, load_mnist
 
 VARIANTS = ("insert", "ignore", "cnn")
-IMAGES, TEST_IMAGES, BATCH, LEARNING_RATE, WARM_UP = 10_000, 2_000, 128, 0.02, 20
+IMAGES, TEST_IMAGES, BATCH, LEARNING_RATE, WARM_UP = 10_000, 2_000, 64, 0.05, 20
 
 
 def network(variant: str) -> nn.Module:

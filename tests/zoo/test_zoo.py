@@ -70,5 +70,5 @@ def test_a_family_learns_on_photographs(name, data_folder):
 @pytest.mark.shared
 def test_vgg_learns_with_norms_and_not_without(data_folder):
     accuracies = {v: norms_matter.examine(v, str(data_folder)) for v in ("insert", "ignore")}
-    assert accuracies["insert"] > 0.9
+    assert accuracies["insert"] > 0.8
     assert accuracies["ignore"] < 0.2
