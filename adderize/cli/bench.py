@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from adderize.cli.options import size
+from adderize.cli.options import images, size
 from adderize.errors import AdderizeError
+from adderize.images import SOURCES
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 
@@ -27,6 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         network.add_argument("--batch", nargs="+", type=_positive, default=[8], metavar="N")
         network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
         network.set_defaults(measure=_networks, task=task)
+        if task == "inference":
+            _configure_int8(network)
     for command in what.choices.values():
         command.add_argument("--device", default="cpu")
         command.add_argument("--threads", type=_positive, metavar="N", help="default: torch's")
@@ -37,6 +40,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (0.2)"
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+
+
+def _configure_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--int8", action="store_true",
+        help="8 bits beside float32: the adder network, and the CNN in onnxruntime (optional)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help="with --int8: images to estimate norms and ranges on, which decide how much of a "
+        f"fresh network is alive: {SOURCES} (default: noise)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=_positive, default=64, metavar="N", help="images at most (64)"
+    )
+    parser.set_defaults(mean=None, std=None)
 
 
 def _positive(text: str) -> int:
@@ -125,6 +144,9 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     from adderize.architectures import build, input_size
     from adderize.bench.networks import measure
 
+    if getattr(arguments, "int8", False):
+        yield from _integers(arguments)
+        return
     print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
     timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     for arch in arguments.arch:
@@ -149,3 +171,32 @@ def _gpu_networks_line(row: dict[str, Any]) -> str:
     )
     rate, percent = row["pairs_per_second"] / 1e12, row["percent_of_limit"]
     return f"  {text}; adder layers {rate:.2f} Tpair/s, {percent:.0f} % of the limit"
+
+
+def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    from adderize.architectures import build, input_size
+    from adderize.bench.integers import CNN, ORDER, measure
+    from adderize.bench.rivals import onnxruntime_missing
+
+    if arguments.device != "cpu":
+        raise AdderizeError(f"--int8 measures the CPU; --device is {arguments.device}")
+    missing = onnxruntime_missing()
+    if missing:
+        print(f"onnxruntime is left out ({missing})")
+    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    for arch in arguments.arch:
+        model = build(arch)
+        if arguments.data:
+            batch = images(arguments, arch, model)
+        else:
+            size = arguments.input or input_size(arch, model)
+            batch = torch.randn(32, *size, generator=torch.Generator().manual_seed(0))
+        for row in measure(arch, batch, arguments.batch, **timing):
+            print(f"{arch}, batch {row['batch']}, {row['threads']} threads", end="")
+            print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
+            print(f"(least of an image {row['cosine_least']:.4f})")
+            for name in ORDER:
+                if name in row["ms"]:
+                    ratio = row["ms"][CNN] / row["ms"][name]
+                    print(f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x", flush=True)
+            yield row

@@ -1,0 +1,69 @@
+"""Inference in 8 bits: the quantised adder network beside its float form and the CNN's forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderize.bench import rivals
+from adderize.bench.networks import inference, twin
+from adderize.bench.timing import side_by_side
+from adderize.norms import recalibrate
+from adderize.quantize import quantize
+
+CNN, ADDER, ADDER_INT8 = "cnn, torch", "adder", "adder int8"
+ORDER = (CNN, rivals.CNN, rivals.CNN_INT8, ADDER, ADDER_INT8)
+_PART = 8
+
+
+def measure(
+    arch: str, images: Tensor, batches: Sequence[int], **timing: Any
+) -> Iterator[dict[str, Any]]:
+    """One row a batch size: milliseconds of each network, and how well the outputs agree.
+
+    The batch norms of the fresh networks are estimated on the images first: with the initial
+    statistics every activation of an adder network is dead, and there is nothing to compare.
+
+    Args:
+        arch: a name that `adderize.architectures.build` takes.
+        images: (N, C, H, W) float32, N at least 2: to calibrate on and to measure with.
+        batches: images a call.
+        timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    parts = images.split(_PART)
+    cnn, adder = (recalibrate(twin(name, arch, "cpu"), parts).eval() for name in ("cnn", "adder"))
+    integers = quantize(adder, parts)
+    cosines = _centred_cosines(adder, integers, parts)
+    for batch in batches:
+        inputs = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        calls: dict[str, Callable[[], object]] = {
+            CNN: inference("cnn", cnn, inputs),
+            ADDER: inference("adder", adder, inputs),
+            ADDER_INT8: inference("adder", integers, inputs),
+        }
+        if rivals.onnxruntime_missing() is None:
+            calls |= rivals.onnxruntime_calls(cnn, inputs, images)
+        best = side_by_side(calls, **timing)
+        yield {
+            "arch": arch,
+            "batch": batch,
+            "threads": torch.get_num_threads(),
+            "input_size": list(images.shape[1:]),
+            "ms": {name: best[name] * 1e3 for name in ORDER if name in best},
+            "cosine_mean": float(cosines.mean()),
+            "cosine_least": float(cosines.min()),
+        }
+
+
+@torch.inference_mode()
+def _centred_cosines(model: nn.Module, other: nn.Module, parts: Sequence[Tensor]) -> Tensor:
+    """Per image, of the outputs less the mean output of all images."""
+    outputs = [torch.cat([net(part).flatten(1) for part in parts]) for net in (model, other)]
+    mean = outputs[0].mean(0)
+    return F.cosine_similarity(outputs[0] - mean, outputs[1] - mean)
