@@ -87,6 +87,18 @@ def test_network_commands_print_time_and_memory(
     assert row.startswith("squeezenet1_1") and row.count("MB") == 2 and row.endswith("1.50x")
 
 
+def test_8_bit_inference_stands_beside_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "inference", "--arch", "recipes.models:resnet20", "--batch", "2", "--int8"]
+    assert main([*command, *FAST]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()[-6:]
+    assert header.startswith("recipes.models:resnet20, batch 2")
+    assert float(header.split("cosine ")[1].split()[0]) > 0.9
+    names = ("cnn, torch", "cnn, onnxruntime", "cnn int8, onnxruntime", "adder ", "adder int8")
+    for row, name in zip(rows, names, strict=True):
+        assert row.strip().startswith(name) and " ms" in row
+        assert float(row.rstrip("x").split()[-1]) > 0
+
+
 def test_peak_memory_grows_with_the_batch() -> None:
     """The activations of one 3x64x64 image take more than 2 MB in SqueezeNet."""
     one, many = (
