@@ -6,6 +6,9 @@
 namespace adderize {
 namespace {
 
+constexpr int64_t band_floats = 48 * 1024;  // 192 KiB: a band stays in the second-level cache beside the filters
+constexpr int64_t wanted_tasks = 48;
+
 // One image's channels [0, channels) of `stride` a position, H x W.
 struct Image {
   const float *data;

@@ -1,8 +1,8 @@
 // Groups of a few channels that depthwise.h does not take: vectors along the channels of all groups, from a padded copy.
 #pragma once
 
-#include "band.h"
-#include "input_gradient.h"
+#include "phases.h"
+#include "tile.h"
 
 namespace adderize {
 namespace {
@@ -193,16 +193,6 @@ void lane_strip(const LanePlan &p, const Strip &strip, int64_t n, int64_t y, int
   clip_strips[p.gradient][q](strip, p.input + at, p.out + at, pixel, lanes);
 }
 
-Window lane_window(const LanePlan &p, int64_t y, int64_t rows) {
-  GradientPlan g = {};
-  g.s = p.s;
-  Window window = gradient_window(g, y, rows);
-  const auto floor_div = [](int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); };
-  window.column = floor_div(p.s.padding_w - (p.s.kw - 1) * p.s.dilation_w, p.s.stride_w);
-  window.columns = p.columns;
-  return window;
-}
-
 void lane_gradient_task(const void *context, int64_t task, int worker) {
   const LanePlan &p = *static_cast<const LanePlan *>(context);
   const adderize_shape &s = p.s;
@@ -210,7 +200,7 @@ void lane_gradient_task(const void *context, int64_t task, int worker) {
   const int64_t first = chunk * chunk_lanes, lanes = least(chunk_lanes, p.lanes - first), width = round_up(lanes, V);
   const int64_t y0 = band * p.band_rows, y1 = least(y0 + p.band_rows, s.h);
   float *buffer = p.buffers + worker * p.buffer_floats;
-  const Window window = lane_window(p, y0, y1 - y0);
+  const Window window = gradient_window(s, y0, y1 - y0);
   copy_lanes(p, n, s.oh, s.ow, window, first, lanes, buffer);
 
   const int64_t position = p.partners * width;
@@ -334,12 +324,9 @@ int lane_gradient(const adderize_shape &shape, const float *grad, const float *i
   p.channels = s.cout;
   p.padded = round_up(p.lanes, V);
   p.terms = s.kh * s.kw * p.partners;
-  const auto floor_div = [](int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); };
-  p.columns = floor_div(s.w - 1 + s.padding_w, s.stride_w) - floor_div(s.padding_w - (s.kw - 1) * s.dilation_w, s.stride_w) + 1;
+  p.columns = gradient_window(s, 0, 1).columns;
   divide_lanes(p, s.h, [&](int64_t rows) {
-    int64_t largest = 0;
-    for (int64_t y = 0; y < s.stride_h; ++y) largest = most(largest, lane_window(p, y, rows).rows);
-    return largest * p.columns * p.partners * least(chunk_lanes, p.padded);
+    return tallest_gradient_window(s, rows) * p.columns * p.partners * least(chunk_lanes, p.padded);
   });
   if (!lane_memory(p, threads)) return ADDERIZE_OUT_OF_MEMORY;
   pack_lanes_gradient(p);

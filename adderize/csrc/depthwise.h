@@ -3,8 +3,8 @@
 #pragma once
 
 #include "depthwise_line.h"
-#include "input_gradient.h"
 #include "pack.h"
+#include "phases.h"
 
 namespace adderize {
 namespace {

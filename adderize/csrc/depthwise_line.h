@@ -28,18 +28,6 @@ struct Line {
   const float *w;
 };
 
-template <int K>
-struct Constant {
-  static constexpr int value = K;
-};
-template <int P, int K = 0, class Body>
-ADDERIZE_INLINE void each(Body body) {
-  if constexpr (K < P) {
-    body(Constant<K>{});
-    each<P, K + 1>(body);
-  }
-}
-
 // Lane l becomes channel k of lane l's group of P.
 template <int P, int K>
 ADDERIZE_INLINE vec spread(vec v) {
@@ -141,7 +129,7 @@ void distance_line(const LineTaps &line_taps, const Line &line) {
       LineWalk<Q> walk(line.source + lane + y * taps.row + taps.x.first * taps.column, taps);
       const float *filters = w + (y * taps.columns + taps.x.first) * P * V;
       for (int64_t left = taps.x.count(); left > 0; --left, walk.advance(), filters += P * V) {
-        each<P>([&](auto k) __attribute__((always_inline)) {
+        each<P>(ADDERIZE_EACH(k) {
           constexpr int K = decltype(k)::value;
           const vec filter = load(filters + K * V);
 #pragma GCC unroll 8
@@ -177,7 +165,7 @@ bool clip_line(const LineTaps &line_taps, const Line &line) {
       LineWalk<Q> walk(line.source + lane + y * taps.row + taps.x.first * taps.column, taps);
       const float *filters = w + (y * taps.columns + taps.x.first) * P * V;
       for (int64_t left = taps.x.count(); left > 0; --left, walk.advance(), filters += P * V) {
-        each<P>([&](auto k) __attribute__((always_inline)) {
+        each<P>(ADDERIZE_EACH(k) {
           constexpr int K = decltype(k)::value;
           const vec filter = load(filters + K * V);
 #pragma GCC unroll 8

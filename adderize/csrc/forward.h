@@ -8,10 +8,6 @@
 namespace adderize {
 namespace {
 
-constexpr int64_t band_floats = 48 * 1024;  // 192 KiB: a band stays in the second-level cache beside the filters
-constexpr int64_t wanted_tasks = 48;
-constexpr int64_t flat_positions = 168;  // positions of a task where nothing is copied: a multiple of every tile
-
 // A task: an image of a group, a band of output rows, a chunk of channel tiles.
 struct ForwardPlan {
   adderize_shape s;
@@ -153,14 +149,6 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
       }
     }
   return total(trouble) == 0 && lowest(low) <= -(largest[0] + floor.filter) * floor.share;
-}
-
-// Outputs are on their way from memory while their tile is computed, inputs while the one before is.
-template <int N>
-void prefetch(const float *out, int64_t pixel, int64_t row, int64_t q_count, int64_t r_count) {
-  for (int64_t r = 0; r < r_count; ++r)
-    for (int64_t q = 0; q < q_count; ++q)
-      for (int n = 0; n < N; ++n) __builtin_prefetch(out + r * row + q * pixel + n * V, 1);
 }
 
 // One channel tile over a plane of rows x columns positions.

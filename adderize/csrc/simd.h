@@ -27,6 +27,20 @@ ADDERIZE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 ADDERIZE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 ADDERIZE_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// body(Constant<0>{}), ..., body(Constant<P - 1>{}): an array indexed by constants alone stays in registers.
+template <int K>
+struct Constant {
+  static constexpr int value = K;
+};
+template <int P, int K = 0, class Body>
+ADDERIZE_INLINE void each(Body body) {
+  if constexpr (K < P) {
+    body(Constant<K>{});
+    each<P, K + 1>(body);
+  }
+}
+#define ADDERIZE_EACH(k) [&](auto k) __attribute__((always_inline))
+
 ADDERIZE_INLINE vec all(float x) { return vec{} + x; }
 ADDERIZE_INLINE vec load(const float *p) {
   vec v;
@@ -94,6 +108,31 @@ ADDERIZE_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
 
 #endif
 
+// The same with one operand broadcast from memory. AVX-512 has it in the instruction, which saves a slot of the decoder, the
+// bottleneck of the inner loops; GCC has no pattern for the maximum and undoes the fma where a neighbour reads the same number.
+ADDERIZE_INLINE vec maximum(vec a, const float *b) {
+#if defined(ADDERIZE_AVX512)
+  vec out;
+  asm("vmaxps %2%{1to16%}, %1, %0" : "=v"(out) : "v"(a), "m"(*b));
+  return out;
+#else
+  return maximum(a, broadcast(b));
+#endif
+}
+ADDERIZE_INLINE vec fma(const float *a, vec b, vec c) {
+#if defined(ADDERIZE_AVX512)
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+  return c;
+#else
+  return fma(broadcast(a), b, c);
+#endif
+}
+
+#if defined(ADDERIZE_AVX512)
+constexpr bool clip_is_one_instruction = true;
+#else
+constexpr bool clip_is_one_instruction = false;
+#endif
 // A NaN may come out as -1 or 1.
 ADDERIZE_INLINE vec clip(vec d, vec one) {
 #if defined(ADDERIZE_AVX512)

@@ -34,15 +34,32 @@ struct Walk {
         base[r * per_row + i] = reinterpret_cast<const char *>(at.base + offset + r * at.row + i * 4 * at.pixel);
     asm("" : "+r"(pixel), "+r"(three));
   }
-  ADDERIZE_INLINE vec value(int q, int r) const {
+  // What position (q, r) sees, `ahead` terms from here.
+  ADDERIZE_INLINE const float *at(int q, int r, int ahead) const {
     const int64_t shift = q % 4 == 0 ? 0 : q % 4 == 1 ? pixel : q % 4 == 2 ? pixel * 2 : three;
-    return broadcast(reinterpret_cast<const float *>(base[r * per_row + q / 4] + shift));
+    return reinterpret_cast<const float *>(base[r * per_row + q / 4] + shift) + ahead;
   }
-  ADDERIZE_INLINE void advance() {
+  ADDERIZE_INLINE void advance(int terms) {
 #pragma GCC unroll 8
     for (int i = 0; i < R * per_row; ++i) {
-      base[i] += sizeof(float);
+      base[i] += terms * sizeof(float);
       asm("" : "+r"(base[i]));
+    }
+  }
+
+  // Calls term(ahead) for `count` terms and moves past them: few steps of the pointers, they take slots from the arithmetic.
+  template <class Term>
+  ADDERIZE_INLINE void terms(int64_t count, const float *&w, int64_t filter, Term term) {
+    constexpr int together = 2;
+    for (; count >= together; count -= together) {
+      each<together>(term);
+      w += together * filter;
+      advance(together);
+    }
+    for (; count > 0; --count) {
+      term(Constant<0>{});
+      w += filter;
+      advance(1);
     }
   }
 };
@@ -61,29 +78,19 @@ enum class Sum { maxima, distances };
 // sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; w is [k][N * V]. `sums` has room for twice as many.
 template <Sum kind, int Q, int R, int N>
 __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, float *sums) {
-  vec acc[R][Q][N];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[r][q][n] = vec{};
+  constexpr int vectors = R * Q * N;
+  constexpr int64_t floats = vectors * V;
   const vec one = hidden_one();
-  constexpr int64_t floats = R * Q * N * V;
+  vec acc[vectors];
+  each<vectors>(ADDERIZE_EACH(i) { acc[i.value] = vec{}; });
   int64_t room = flush_every, flushes = 0;
-  const auto flush = [&] {
+  const auto flush = [&]() __attribute__((always_inline)) {
     const bool fresh = flushes % carry_every == 0;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) {
-          float *to = sums + ((r * Q + q) * N + n) * V;
-          if (!fresh) acc[r][q][n] += load(to);
-          store(to, acc[r][q][n]);
-          acc[r][q][n] = vec{};
-        }
+    each<vectors>(ADDERIZE_EACH(i) {
+      float *to = sums + i.value * V;
+      store(to, fresh ? acc[i.value] : acc[i.value] + load(to));
+      acc[i.value] = vec{};
+    });
     room = flush_every;
     if (++flushes % carry_every == 0) carry(sums, sums + floats, floats, flushes == carry_every);
   };
@@ -91,23 +98,22 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
     Walk<Q, R> x(at, runs.offset[i]);
     for (int64_t left = runs.length; left > 0;) {
       const int64_t step = least(left, room);
-      for (int64_t k = 0; k < step; ++k, x.advance()) {
+      x.terms(step, w, N * V, ADDERIZE_EACH(ahead) {
         vec filter[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
-        w += N * V;
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-          for (int q = 0; q < Q; ++q) {
-            const vec value = x.value(q, r);
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-              const vec term = kind == Sum::maxima ? maximum(filter[n], value) : absolute(filter[n] - value);
-              acc[r][q][n] = add(acc[r][q][n], term, one);
-            }
-          }
-      }
+        each<N>(ADDERIZE_EACH(n) { filter[n.value] = load(w + (ahead.value * N + n.value) * V); });
+        each<Q * R>(ADDERIZE_EACH(p) {
+          const float *position = x.at(p.value % Q, p.value / Q, ahead.value);
+          // For two vectors a broadcast of its own saves a load: half of each balances decoding and loading.
+          constexpr bool from_memory = kind == Sum::maxima && (N == 1 || p.value % 2 == 0);
+          const vec value = from_memory ? vec{} : broadcast(position);
+          each<N>(ADDERIZE_EACH(n) {
+            const vec term = from_memory                ? maximum(filter[n.value], position)
+                             : kind == Sum::maxima ? maximum(filter[n.value], value)
+                                                        : absolute(filter[n.value] - value);
+            acc[p.value * N + n.value] = add(acc[p.value * N + n.value], term, one);
+          });
+        });
+      });
       left -= step;
       if ((room -= step) == 0) flush();
     }
@@ -126,37 +132,28 @@ struct Tile {
   int64_t pixel, row;
 };
 
-// out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); w is [k][N * V], `at` and `runs` say where each position's g lie.
+// out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); w is [k][V], `at` and `runs` say where each position's g lie.
 // False where an input is not finite: the clip loses NaN.
-template <Clip kind, int Q, int R, int N>
+template <Clip kind, int Q, int R>
 __attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, const Tile &tile) {
-  vec acc[R][Q][N], input[R][Q][N], trouble = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) {
-        acc[r][q][n] = vec{};
-        input[r][q][n] = load(tile.in + r * tile.row + q * tile.pixel + n * V);
-        trouble = fma(input[r][q][n], vec{}, trouble);
-      }
-  const float sum_of_trouble = total(trouble);
+  constexpr int positions = R * Q;
   const vec one = hidden_one();
+  const auto place = [&](int p) __attribute__((always_inline)) { return p / Q * tile.row + p % Q * tile.pixel; };
+  vec acc[positions], input[positions], trouble = {};
+  each<positions>(ADDERIZE_EACH(p) {
+    acc[p.value] = vec{};
+    input[p.value] = load(tile.in + place(p.value));
+    trouble = fma(input[p.value], vec{}, trouble);
+  });
+  const float sum_of_trouble = total(trouble);
   bool flushed = false;
   int64_t room = flush_clip_every;
-  const auto flush = [&] {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-      for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) {
-          float *to = tile.out + r * tile.row + q * tile.pixel + n * V;
-          if (flushed) acc[r][q][n] += load(to);
-          store(to, acc[r][q][n]);
-          acc[r][q][n] = vec{};
-        }
+  const auto flush = [&]() __attribute__((always_inline)) {
+    each<positions>(ADDERIZE_EACH(p) {
+      float *to = tile.out + place(p.value);
+      store(to, flushed ? acc[p.value] + load(to) : acc[p.value]);
+      acc[p.value] = vec{};
+    });
     flushed = true;
     room = flush_clip_every;
   };
@@ -164,33 +161,15 @@ __attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, con
     Walk<Q, R> g(at, runs.offset[i]);
     for (int64_t left = runs.length; left > 0;) {
       const int64_t step = least(left, room);
-      for (int64_t k = 0; k < step; ++k, g.advance()) {
-        vec filter[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) filter[n] = load(w + n * V);
-        w += N * V;
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-          for (int q = 0; q < Q; ++q) {
-            const vec weight = g.value(q, r);
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-              vec &sum = acc[r][q][n];
-              // Some subtractions go to the multipliers: as many as balance the clip, which is one instruction or two.
-#if defined(ADDERIZE_AVX512)
-              const bool multiply = N == 1 ? (r * Q + q) % 3 == 0 : (q + n) % 2 == 0;
-#else
-              const bool multiply = true;
-#endif
-              const vec d = multiply ? subtract(filter[n], input[r][q][n], one) : filter[n] - input[r][q][n];
-              if (kind == Clip::full)
-                sum = fma(weight, clip(d, one), sum);
-              else
-                sum = fma(weight, sign(d), sum);
-            }
-          }
-      }
+      g.terms(step, w, V, ADDERIZE_EACH(ahead) {
+        const vec filter = load(w + ahead.value * V);
+        each<positions>(ADDERIZE_EACH(p) {
+          // Half of the subtractions balance a clip of one instruction, all of them one of two.
+          constexpr bool multiply = !clip_is_one_instruction || (p.value + ahead.value) % 2 == 0;
+          const vec d = multiply ? subtract(filter, input[p.value], one) : filter - input[p.value];
+          acc[p.value] = fma(g.at(p.value % Q, p.value / Q, ahead.value), kind == Clip::full ? clip(d, one) : sign(d), acc[p.value]);
+        });
+      });
       left -= step;
       if ((room -= step) == 0) flush();
     }

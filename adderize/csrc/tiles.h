@@ -10,11 +10,12 @@ using SumTile = void (*)(Grid, Runs, const float *w, float *sums);
 using ClipTile = bool (*)(Grid, Runs, const float *w, const Tile &);
 
 #if defined(ADDERIZE_AVX512)
-constexpr int sum_widest[2] = {16, 14}, clip_widest[2] = {14, 7};  // positions in one row, for 1 and 2 vectors
+constexpr int sum_widest[2] = {16, 13}, clip_widest = 14;  // positions in one row; sums of 1 and 2 vectors
 #else
-constexpr int sum_widest[2] = {12, 5}, clip_widest[2] = {6, 3};
+constexpr int sum_widest[2] = {12, 5}, clip_widest = 6;
 #endif
 constexpr int most_positions = 16, most_rows = 4;
+constexpr int64_t flat_positions = 168;  // of a task where the image is one row, read in place
 
 // Tiles of several rows, for narrow planes. A tile never holds more positions than the registers do.
 constexpr bool exists(int q, int r, int widest) { return r == 1 ? q <= widest : q * r <= widest && q <= 7; }
@@ -26,10 +27,10 @@ constexpr SumTile sum_entry() {
   else
     return nullptr;
 }
-template <Clip kind, int N, int Q, int R>
+template <Clip kind, int, int Q, int R>
 constexpr ClipTile clip_entry() {
-  if constexpr (exists(Q, R, clip_widest[N - 1]))
-    return clip_tile<kind, Q, R, N>;
+  if constexpr (exists(Q, R, clip_widest))
+    return clip_tile<kind, Q, R>;
   else
     return nullptr;
 }
@@ -49,8 +50,9 @@ constexpr ClipTile clip_entry() {
 // [vectors - 1][rows - 1][positions in a row]
 constexpr SumTile maxima_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TABLE(sum_entry, Sum::maxima);
 constexpr SumTile distance_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TABLE(sum_entry, Sum::distances);
-constexpr ClipTile full_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TABLE(clip_entry, Clip::full);
-constexpr ClipTile sign_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TABLE(clip_entry, Clip::sign);
+// [rows - 1][positions in a row]
+constexpr ClipTile full_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::full, 1);
+constexpr ClipTile sign_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::sign, 1);
 
 // A plane of `width` columns is cut into `columns` strips of nearly equal width, and its rows taken `rows` at a time.
 struct Cut {
@@ -73,6 +75,14 @@ Cut cut(int64_t width, int64_t height, int widest) {
     }
   }
   return best;
+}
+
+// Outputs are on their way from memory while their tile is computed, inputs while the one before is.
+template <int N>
+void prefetch(const float *out, int64_t pixel, int64_t row, int64_t q_count, int64_t r_count) {
+  for (int64_t r = 0; r < r_count; ++r)
+    for (int64_t q = 0; q < q_count; ++q)
+      for (int n = 0; n < N; ++n) __builtin_prefetch(out + r * row + q * pixel + n * V, 1);
 }
 
 }  // namespace
