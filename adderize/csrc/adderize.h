@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised whenever a function below changes its meaning or its arguments, or disappears. */
-#define ADDERIZE_ABI_VERSION 5
+#define ADDERIZE_ABI_VERSION 6
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -105,6 +105,15 @@ typedef struct adderize_u8_epilogue {
  * c >= 1, and cg * kh * kw * 255 fits an int32. */
 ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                                      const adderize_u8_epilogue *epilogue, int threads);
+
+/* output[i] = input[i] / scale rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. scale is
+ * positive, zero_point a finite integer, levels in 1..255. */
+ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output,
+                                   int threads);
+
+/* Maxima over windows of kh x kw taps; those outside the image count as 0. cout = c and groups = 1; oh and ow may be any numbers of
+ * windows of which the last starts before the image's end. */
+ADDERIZE_API int adderize_max_pool_u8(const adderize_shape *shape, const uint8_t *input, uint8_t *output, int threads);
 
 #ifdef __cplusplus
 }

@@ -19,10 +19,14 @@ bool small(int64_t a, int64_t b, int64_t c, int64_t d) {
   return true;
 }
 
-bool extent_matches(int64_t in, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t out) {
+bool in_range(int64_t in, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t out) {
   constexpr int64_t most = int64_t(1) << 30;
   if (in < 1 || k < 1 || stride < 1 || padding < 0 || dilation < 1 || out < 1) return false;
-  if (in > most || k > most || stride > most || padding > most || dilation > most) return false;
+  return in <= most && k <= most && stride <= most && padding <= most && dilation <= most && out <= most;
+}
+
+bool extent_matches(int64_t in, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t out) {
+  if (!in_range(in, k, stride, padding, dilation, out)) return false;
   const int64_t room = in + 2 * padding - dilation * (k - 1) - 1;
   return room >= 0 && room / stride + 1 == out;
 }
@@ -33,6 +37,14 @@ bool valid(const adderize_shape *s) {
   return extent_matches(s->h, s->kh, s->stride_h, s->padding_h, s->dilation_h, s->oh) &&
          extent_matches(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow) && small(s->n, s->c, s->h + 2 * s->padding_h, s->w + 2 * s->padding_w) &&
          small(s->n, s->cout, s->oh, s->ow) && small(s->cout, s->c / s->groups, s->kh, s->kw);
+}
+
+bool valid_pool(const adderize_shape *s) {
+  if (!s || s->n < 0 || s->c < 0 || s->cout != s->c || s->groups != 1) return false;
+  if (!in_range(s->h, s->kh, s->stride_h, s->padding_h, s->dilation_h, s->oh)) return false;
+  if (!in_range(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow)) return false;
+  return (s->oh - 1) * s->stride_h - s->padding_h < s->h && (s->ow - 1) * s->stride_w - s->padding_w < s->w &&
+         small(s->n, s->c, s->h, s->w) && small(s->n, s->c, s->oh, s->ow);
 }
 
 bool valid(const adderize_u8_epilogue *e) {
@@ -117,7 +129,21 @@ int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const
   if (shape->c / shape->groups * shape->kh * shape->kw > INT32_MAX / 255) return ADDERIZE_BAD_ARGUMENT;
   if (outputs(*shape) == 0) return ADDERIZE_OK;
   if (!input || !packed || !epilogue->output || !epilogue->scale || !epilogue->shift) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().forward_u8(*shape, input, packed, zero_point, *epilogue, threads); });
+  return guarded([&] { return active().bytes->forward(*shape, input, packed, zero_point, *epilogue, threads); });
+}
+
+int adderize_to_bytes(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output, int threads) {
+  if (count < 0 || threads < 1 || !(scale > 0) || !std::isfinite(zero_point) || levels < 1 || levels > 255) return ADDERIZE_BAD_ARGUMENT;
+  if (count == 0) return ADDERIZE_OK;
+  if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().bytes->to_bytes(count, input, scale, zero_point, levels, output, threads); });
+}
+
+int adderize_max_pool_u8(const adderize_shape *shape, const uint8_t *input, uint8_t *output, int threads) {
+  if (!valid_pool(shape) || threads < 1) return ADDERIZE_BAD_ARGUMENT;
+  if (outputs(*shape) == 0) return ADDERIZE_OK;
+  if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().bytes->max_pool(*shape, input, output, threads); });
 }
 
 int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads) {

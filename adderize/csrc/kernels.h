@@ -19,9 +19,17 @@ float *scratch(int64_t floats);
 using Task = void (*)(const void *context, int64_t task, int worker);
 void parallel(int64_t tasks, int threads, const void *context, Task run);
 
-using ForwardU8 = int(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point,
-                      const adderize_u8_epilogue &, int threads);
-ForwardU8 forward_u8_portable, forward_u8_avx2, forward_u8_avx512;
+// Compiled apart from the rest, without contraction.
+struct ByteKernels {
+  int (*forward)(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point, const adderize_u8_epilogue &,
+                 int threads);
+  int (*to_bytes)(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output, int threads);
+  int (*max_pool)(const adderize_shape &, const uint8_t *input, uint8_t *output, int threads);
+};
+
+extern const ByteKernels byte_kernels_portable;
+extern const ByteKernels byte_kernels_avx2;
+extern const ByteKernels byte_kernels_avx512;
 
 struct Kernels {
   const char *name;
@@ -31,7 +39,7 @@ struct Kernels {
   int (*sign_filter_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &,
                               float *grad_weight, int threads);
   int (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
-  ForwardU8 *forward_u8;
+  const ByteKernels *bytes;
 };
 
 extern const Kernels kernels_portable;

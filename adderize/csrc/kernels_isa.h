@@ -29,6 +29,6 @@ int input_gradient(const adderize_shape &s, const float *grad, const float *inpu
 }  // namespace
 
 #define ADDERIZE_KERNELS(name) \
-  extern const Kernels kernels_##name = {#name, forward, input_gradient, sign_filter_gradient, transpose_all, forward_u8_##name};
+  extern const Kernels kernels_##name = {#name, forward, input_gradient, sign_filter_gradient, transpose_all, &byte_kernels_##name};
 
 }  // namespace adderize

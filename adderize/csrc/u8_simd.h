@@ -166,6 +166,18 @@ ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
 }
 #endif
 
+// Halves to even.
+ADDERIZE_INLINE vec nearest_integers(vec v) {
+#if defined(ADDERIZE_AVX512)
+  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(ADDERIZE_AVX2)
+  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  for (int i = 0; i < V; ++i) v[i] = __builtin_rintf(v[i]);
+  return v;
+#endif
+}
+
 // Between bytes and the lanes of a float vector; `count` <= V lanes take part.
 #if defined(ADDERIZE_AVX512)
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {

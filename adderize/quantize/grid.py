@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
+from adderize.ops.u8 import to_bytes
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -
         )
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
-    # A NaN would become an arbitrary byte: 0 is at least the same everywhere.
-    steps = torch.nan_to_num(values / scale, nan=-math.inf).round_().add_(zero_point)
-    return steps.clamp_(0, levels).to(torch.uint8)
+    return to_bytes(values, scale, zero_point, levels)
 
 
 def dequantize_bytes(q: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adder layers on bytes, and max pooling of bytes."""
+"""Adder layers on bytes."""
 
 from __future__ import annotations
 
@@ -214,41 +214,3 @@ def quantized_layer(
     if isinstance(layer, AdderLinear):
         return QuantAdderLinear(layer, grid, epilogue)
     return QuantAdderConv2d(layer, grid, epilogue)
-
-
-def max_pool2d_bytes(
-    q: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    ceil_mode: bool,
-) -> Tensor:
-    """``torch.nn.functional.max_pool2d`` of bytes (..., H, W), first down the rows, then across.
-
-    torch's own takes no bytes; maxima of shifted slices are several times faster besides.
-    """
-    for axis in (0, 1):
-        dim = q.dim() - 2 + axis
-        size, reach = q.shape[dim], (kernel[axis] - 1) * dilation[axis]
-        span = size + 2 * padding[axis] - reach - 1
-        count = (-(-span // stride[axis]) if ceil_mode else span // stride[axis]) + 1
-        # torch leaves out a window that would start beyond the image.
-        if ceil_mode and (count - 1) * stride[axis] >= size + padding[axis]:
-            count -= 1
-        after = max((count - 1) * stride[axis] + reach + 1 - size - padding[axis], 0)
-        if padding[axis] or after:
-            pads = (padding[axis], after)
-            q = F.pad(q, (0, 0, *pads) if axis == 0 else pads)
-        windows = [
-            _every(q, dim, tap * dilation[axis], count, stride[axis]) for tap in range(kernel[axis])
-        ]
-        q = windows[0]
-        for window in windows[1:]:
-            q = torch.maximum(q, window)
-    return q
-
-
-def _every(q: Tensor, dim: int, start: int, count: int, step: int) -> Tensor:
-    stop = start + (count - 1) * step + 1
-    return q[..., start:stop:step, :] if dim == q.dim() - 2 else q[..., start:stop:step]

@@ -10,11 +10,12 @@ from torch.fx import Node
 from torch.nn.modules.utils import _pair
 
 from adderize.dataflow.symbolic import is_query
+from adderize.ops.u8 import max_pool2d_bytes
 from adderize.quantize.chains import Chain, norm_affine
 from adderize.quantize.flow import ByteFlow, is_max_pool
 from adderize.quantize.graph import clamp_bounds, module_of
 from adderize.quantize.grid import Grid, dequantize_bytes, quantize_bytes
-from adderize.quantize.layers import Epilogue, max_pool2d_bytes, quantized_layer
+from adderize.quantize.layers import Epilogue, quantized_layer
 
 
 class Rewriting:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderLinear
+from adderize.ops.u8 import max_pool2d_bytes
 from adderize.quantize.grid import Grid
-from adderize.quantize.layers import Epilogue, QuantAdderConv2d, max_pool2d_bytes, quantized_layer
+from adderize.quantize.layers import Epilogue, QuantAdderConv2d, quantized_layer
 from adderize.surgery.engine import AdderConv2dSame
 
 

@@ -7,14 +7,14 @@ import functools
 import importlib.resources
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_int, c_int64
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64
 from pathlib import Path
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
 
 from adderize.errors import AdderizeError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -36,7 +36,7 @@ class Epilogue(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("scale", "shift", "residual", "output")),
-        *((name, ctypes.c_float) for name in ("residual_scale", "low", "high")),
+        *((name, c_float) for name in ("residual_scale", "low", "high")),
         ("float_output", c_int),
     ]
 
@@ -56,6 +56,8 @@ _SIGNATURES: dict[str, list[object]] = {
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
     "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(Epilogue), c_int],
+    "adderize_to_bytes": [c_int64, _FLOATS, c_float, c_float, c_int, _BYTES, c_int],
+    "adderize_max_pool_u8": [_SHAPE, _BYTES, _BYTES, c_int],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
     "adderize_centre": [c_int64, c_int64, _FLOATS, _FLOATS, POINTER(c_int)],
     "adderize_channel_totals": [c_int64, c_int64, _FLOATS, _DOUBLES, c_int],

@@ -37,9 +37,11 @@ from torch import Tensor
 from adderize.ops import backends
 from adderize.ops.u8 import native, reference
 from adderize.ops.u8.check import Arguments, check
+from adderize.ops.u8.max_pool import max_pool2d_bytes
 from adderize.ops.u8.packing import check_packed, pack, unpack
+from adderize.ops.u8.to_bytes import to_bytes
 
-__all__ = ["pack", "unpack"]
+__all__ = ["max_pool2d_bytes", "pack", "to_bytes", "unpack"]
 
 _ARGUMENTS = (
     "Tensor scale, Tensor shift, Tensor? residual, float residual_scale, int zero_point, "
