@@ -106,9 +106,9 @@ typedef struct adderize_u8_epilogue {
 ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                                      const adderize_u8_epilogue *epilogue, int threads);
 
-/* output[i] = input[i] / scale rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. scale is
+/* output[i] = input[i] * steps rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. steps is
  * positive, zero_point a finite integer, levels in 1..255. */
-ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output,
+ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output,
                                    int threads);
 
 /* Maxima over windows of kh x kw taps; those outside the image count as 0. cout = c and groups = 1; oh and ow may be any numbers of

@@ -132,11 +132,11 @@ int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const
   return guarded([&] { return active().bytes->forward(*shape, input, packed, zero_point, *epilogue, threads); });
 }
 
-int adderize_to_bytes(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output, int threads) {
-  if (count < 0 || threads < 1 || !(scale > 0) || !std::isfinite(zero_point) || levels < 1 || levels > 255) return ADDERIZE_BAD_ARGUMENT;
+int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output, int threads) {
+  if (count < 0 || threads < 1 || !(steps > 0) || !std::isfinite(zero_point) || levels < 1 || levels > 255) return ADDERIZE_BAD_ARGUMENT;
   if (count == 0) return ADDERIZE_OK;
   if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().bytes->to_bytes(count, input, scale, zero_point, levels, output, threads); });
+  return guarded([&] { return active().bytes->to_bytes(count, input, steps, zero_point, levels, output, threads); });
 }
 
 int adderize_max_pool_u8(const adderize_shape *shape, const uint8_t *input, uint8_t *output, int threads) {

@@ -23,7 +23,7 @@ void parallel(int64_t tasks, int threads, const void *context, Task run);
 struct ByteKernels {
   int (*forward)(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point, const adderize_u8_epilogue &,
                  int threads);
-  int (*to_bytes)(int64_t count, const float *input, float scale, float zero_point, int levels, uint8_t *output, int threads);
+  int (*to_bytes)(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output, int threads);
   int (*max_pool)(const adderize_shape &, const uint8_t *input, uint8_t *output, int threads);
 };
 

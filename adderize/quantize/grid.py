@@ -72,7 +72,7 @@ class Grid:
 
 
 def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
-    """``clamp(round(values / scale) + zero_point, 0, levels)`` as uint8, halves to even.
+    """``clamp(round(values / scale) + zero_point, 0, levels)`` as uint8, halves to even, NaN to 0.
 
     Args:
         values: any shape, float32 or float64 (half precision is read as float32).

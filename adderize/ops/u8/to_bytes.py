@@ -2,8 +2,8 @@
 
     adderize::to_bytes(Tensor input, float scale, int zero_point, int levels) -> Tensor
 
-uint8 of the input's shape and strides: input / scale rounded half to even, plus zero_point, within
-[0, levels]; 0 for a NaN. Each operation is one in the input's dtype, float32 or float64.
+uint8 of the input's shape and strides: input * (1 / scale) rounded half to even, plus zero_point,
+within [0, levels]; 0 for a NaN. Each operation is one in the input's dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def _to_bytes(input: Tensor, scale: float, zero_point: int, levels: int) -> Tens
     if on_cpu and backends.choose("cpu", torch.uint8).name == "native":
         image = input if _is_dense(input) else input.contiguous()
         output = torch.empty_like(image, dtype=torch.uint8)
-        numbers = (scale, zero_point, levels)
+        numbers = (1 / scale, zero_point, levels)
         threads = torch.get_num_threads()
         pointers = image.data_ptr(), output.data_ptr()
         call("adderize_to_bytes", image.numel(), pointers[0], *numbers, pointers[1], threads)
         return output
-    steps = torch.nan_to_num(input / scale, nan=-math.inf).round_().add_(zero_point)
+    steps = torch.nan_to_num(input * (1 / scale), nan=-math.inf).round_().add_(zero_point)
     return steps.clamp_(0, levels).to(torch.uint8)
 
 
