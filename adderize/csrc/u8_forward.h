@@ -93,11 +93,18 @@ void prefetch(const BytePlan &p, const uint8_t *base, int64_t columns) {
     for (int64_t i = 0; i < p.runs.length; i += 64) __builtin_prefetch(base + i);
 }
 
+// Part `index` of `parts` of the filters that come next, into the second-level cache.
+ADDERIZE_INLINE void prefetch_filters(const uint8_t *w, int64_t bytes, int64_t index, int64_t parts) {
+  const int64_t end = (index + 1) * bytes / parts;
+  for (int64_t i = round_up(index * bytes / parts, 64); i < end; i += 64) __builtin_prefetch(w + i, 0, 2);
+}
+
 // One tile of channel blocks over all positions of a band.
 template <int B>
-void byte_plane(const BytePlan &p, const uint8_t *base, const ByteBand &band, int64_t n, const uint8_t *w, Distances to, bool ahead) {
+void byte_plane(const BytePlan &p, const uint8_t *base, const ByteBand &band, int64_t n, const uint8_t *w, Distances to, bool ahead, int64_t next_bytes) {
   alignas(64) int32_t sums[widest_tile * sum_step(B)];
   const int64_t strips = ceil_div(band.columns, widest_tile), cout = p.s.cout;
+  const uint8_t *next = w + B * p.taps.total * block_channels;
   to.sums = sums;
   to.step = sum_step(B);
   for (int64_t y = 0; y < band.rows; ++y)
@@ -105,6 +112,7 @@ void byte_plane(const BytePlan &p, const uint8_t *base, const ByteBand &band, in
       const int64_t x = i * band.columns / strips;
       to.positions = (i + 1) * band.columns / strips - x;
       to.out = ((n * p.s.oh + band.y + y) * p.s.ow + band.x + x) * cout + to.channel;
+      if (y * strips + i > 0) prefetch_filters(next, next_bytes, y * strips + i - 1, band.rows * strips - 1);
       if (ahead && i + 1 < strips) prefetch(p, base + y * p.row + (x + to.positions) * p.pixel, to.positions);
       distance_tile_table[B - 1][to.positions](base + y * p.row + x * p.pixel, p.pixel, p.runs, w, p.taps.total * block_channels, sums);
       finish(p.epilogue, cout, to);
@@ -132,10 +140,11 @@ void byte_task(const void *context, int64_t task, int worker) {
     const uint8_t *w = p.packed + (group * p.blocks + block) * p.taps.total * block_channels;
     const Distances to = {nullptr, 0, 0, group * p.og + first, least(here * block_channels, p.og - first), 0};
     const bool ahead = p.in_place && block == chunk * p.chunk;
+    const int64_t next_bytes = least(most_blocks, end - block - here) * p.taps.total * block_channels;
     if (here == 1)
-      byte_plane<1>(p, base, band, n, w, to, ahead);
+      byte_plane<1>(p, base, band, n, w, to, ahead, next_bytes);
     else
-      byte_plane<most_blocks>(p, base, band, n, w, to, ahead);
+      byte_plane<most_blocks>(p, base, band, n, w, to, ahead, next_bytes);
   }
 }
 
