@@ -175,6 +175,37 @@ def test_untraceable_networks_say_so():
     assert all(row.output == "float32" and row.error < 0.1 for row in report.layers)
 
 
+class Amplified(Residual):
+    """Folding a norm into the stem's convolution changes last digits, and thereby the outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x) * 1e6).sin()
+
+
+class Forgetful(Residual):
+    """The second call, which is the traced one, leaves the first block out."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.pool(self.stem(x))
+        x = self.wide(self.block(x) if self.calls != 2 else x)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_amplified_rounding_is_no_reason_not_to_trace():
+    quantized = quantize(trained(Amplified()), [X])
+    assert isinstance(quantized, fx.GraphModule) and not quantize_report(quantized).remarks
+
+
+def test_a_wrong_trace_is_not_used():
+    model = trained(Forgetful())
+    model.calls = 0
+    report = quantize_report(quantize(model, [X]))
+    assert "the traced network computes something else" in str(report)
+
+
 def test_inputs_beyond_the_calibrated_range_saturate():
     layer = AdderConv2d(1, 1, 1, bias=False)
     quantized = quantize(layer, [torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)])
