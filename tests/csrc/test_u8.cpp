@@ -158,6 +158,64 @@ void check_longest() {
   check(p);
 }
 
+void check_to_bytes() {
+  const int64_t count = pick(0, 3) ? pick(0, 200) : 70000;
+  const float steps = float(pick(1, 300)) / 7, zero_point = float(pick(-300, 300));
+  const int levels = int(pick(1, 255));
+  std::vector<float> x(static_cast<size_t>(count));
+  std::normal_distribution<float> normal;
+  const float strange[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 0.5f / steps};
+  for (float &v : x) v = pick(0, 9) ? 5 * normal(generator) : strange[pick(0, 5)];
+  std::vector<uint8_t> q(x.size(), 7);
+  expect("floats to bytes failed", adderize_to_bytes(count, x.data(), steps, zero_point, levels, q.data(), int(pick(1, 3))) == ADDERIZE_OK);
+  for (size_t i = 0; i < x.size(); ++i) {
+    volatile float scaled = x[i] * steps;
+    volatile float place = std::nearbyint(scaled);
+    place = place + zero_point;
+    const float inside = place > 0 ? std::fmin(place, float(levels)) : 0;  // a NaN is not above 0
+    if (float(q[i]) != inside) return expect("floats to bytes is wrong", false);
+  }
+}
+
+void check_max_pool() {
+  Problem p = random_problem();
+  adderize_shape &s = p.s;
+  s.c = s.cout = pick(1, 150), s.groups = 1;
+  s.padding_h = pick(0, s.kh / 2), s.padding_w = pick(0, s.kw / 2);
+  s.oh = (s.h + 2 * s.padding_h - s.dilation_h * (s.kh - 1) - 1) / s.stride_h + 1;
+  s.ow = (s.w + 2 * s.padding_w - s.dilation_w * (s.kw - 1) - 1) / s.stride_w + 1;
+  if (pick(0, 1) && (s.oh * s.stride_h) - s.padding_h < s.h) ++s.oh;  // a window that hangs over the edge
+  p.x = noise(s.n * s.h * s.w * s.c);
+  p.zero_point = 0;
+  std::vector<uint8_t> q(p.outputs(), 7);
+  expect("max pooling failed", adderize_max_pool_u8(&s, p.x.data(), q.data(), int(pick(1, 3))) == ADDERIZE_OK);
+  for (size_t i = 0; i < q.size(); ++i) {
+    const int64_t c = int64_t(i) % s.c, ox = int64_t(i) / s.c % s.ow, oy = int64_t(i) / (s.c * s.ow) % s.oh, n = int64_t(i) / (s.c * s.ow * s.oh);
+    int64_t top = 0;
+    for (int64_t ky = 0; ky < s.kh; ++ky)
+      for (int64_t kx = 0; kx < s.kw; ++kx)
+        top = std::max(top, p.at_x(n, c, oy * s.stride_h - s.padding_h + ky * s.dilation_h, ox * s.stride_w - s.padding_w + kx * s.dilation_w));
+    if (q[i] != top) return expect("max pooling is wrong", false);
+  }
+}
+
+void check_refusals_of_images() {
+  const float x = 1;
+  const uint8_t q = 1;
+  uint8_t out;
+  expect("no steps are taken", adderize_to_bytes(1, &x, 0, 0, 255, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+  expect("256 levels are taken", adderize_to_bytes(1, &x, 1, 0, 256, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+  expect("an infinite zero point is taken", adderize_to_bytes(1, &x, 1, INFINITY, 255, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+  expect("no floats are taken", adderize_to_bytes(1, nullptr, 1, 0, 255, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+  adderize_shape s = {1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1};
+  expect("one value failed", adderize_max_pool_u8(&s, &q, &out, 1) == ADDERIZE_OK);
+  expect("no output is taken", adderize_max_pool_u8(&s, &q, nullptr, 1) == ADDERIZE_BAD_ARGUMENT);
+  s.oh = 2;
+  expect("a window beyond the image is taken", adderize_max_pool_u8(&s, &q, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+  s.oh = 1, s.groups = 2;
+  expect("groups are taken", adderize_max_pool_u8(&s, &q, &out, 1) == ADDERIZE_BAD_ARGUMENT);
+}
+
 void check_refusals() {
   Problem p = random_problem();
   const std::vector<uint8_t> packed = pack(p);
@@ -197,6 +255,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < rounds; ++i) {
       Problem p = random_problem();
       check(p);
+      check_to_bytes();
+      check_max_pool();
     }
     check_longest();
     check_refusals();

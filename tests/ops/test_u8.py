@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,24 +11,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderizeError
-from adderize.ops import native
 from adderize.ops.u8 import pack, unpack
 
 adder_conv2d_u8 = torch.ops.adderize.adder_conv2d_u8
 adder_conv2d_u8_packed = torch.ops.adderize.adder_conv2d_u8_packed
-
-
-@pytest.fixture(params=[*native.info().get("cpus", []), "reference"])
-def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every instruction set of this machine, and plain PyTorch."""
-    if request.param == "reference":
-        monkeypatch.setenv("ADDERIZE_BACKEND", "reference")
-        yield request.param
-    else:
-        before = str(native.info()["cpu"])
-        native.set_cpu(request.param)
-        yield request.param
-        native.set_cpu(before)
 
 
 def _bytes(*shape: int, low: int = 0, high: int = 255) -> Tensor:

@@ -1,4 +1,4 @@
-"""Single layers in integers against the formula in float64, and max pooling of bytes."""
+"""Single layers in integers against the formula in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderLinear
-from adderize.ops.u8 import max_pool2d_bytes
 from adderize.quantize.grid import Grid
 from adderize.quantize.layers import Epilogue, QuantAdderConv2d, quantized_layer
 from adderize.surgery.engine import AdderConv2dSame
@@ -119,19 +118,3 @@ def test_what_a_layer_says_and_takes():
     for wrong in (torch.randn(1, 5, 6, 6), torch.arange(144).view(1, 4, 6, 6)):
         with pytest.raises(ValueError):
             layer(wrong)
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 2), 5])
-@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
-@pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("size", [(7, 10), (8, 8), (13, 9)])
-def test_max_pooling_of_bytes(kernel, stride, ceil_mode, size):
-    q = torch.randint(0, 256, (2, 5, *size), dtype=torch.uint8)
-    kernels, strides = (v if isinstance(v, tuple) else (v, v) for v in (kernel, stride))
-    for padding in {(0, 0), (kernels[0] // 2, kernels[1] // 2)}:
-        for dilation in ((1, 1), (2, 1)) if kernel != 5 else ((1, 1),):
-            arguments = (kernels, strides, padding, dilation, ceil_mode)
-            expected = F.max_pool2d(q.float(), *arguments)
-            for image in (q, q.contiguous(memory_format=torch.channels_last), q[0]):
-                wanted = expected if image.dim() == 4 else expected[0]
-                assert torch.equal(max_pool2d_bytes(image, *arguments).float(), wanted)
