@@ -93,6 +93,12 @@ void fill_band(const ForwardPlan &p, int64_t n, int64_t group, int64_t band, con
   const adderize_shape &s = p.s;
   const int64_t rows_out = rows_of_band(p, band);
   *view.magnitude = 0;
+  if (p.flat) {
+    if (p.form == ADDERIZE_FORM_EXACT) return;
+    const int64_t first = band * p.band_columns, columns = least(p.band_columns, s.ow - first);
+    *view.magnitude = channel_sums(p.input + first * s.c + group * p.cg, columns, s.c, p.cg, view.channel);
+    return;
+  }
   if (p.in_place) {
     const Grid at = band_in_place(p, n, group, band);
     for (int64_t y = 0; y < rows_out && p.form != ADDERIZE_FORM_EXACT; ++y) {
@@ -230,10 +236,9 @@ void forward_flat_task(const void *context, int64_t task, int worker) {
   const adderize_shape &s = p.s;
   const int64_t band = task % p.bands, chunk = task / p.bands % p.chunks, group = task / (p.bands * p.chunks);
   const int64_t first = band * p.band_columns, columns = least(p.band_columns, s.ow - first);
-  const BandView view = band_view(p, worker);
+  const BandView view = band_view(p, p.shared ? group * p.bands + band : worker);
   const float *x = p.input + first * s.c + group * p.cg;
-  *view.magnitude = 0;
-  if (p.form != ADDERIZE_FORM_EXACT) *view.magnitude = channel_sums(x, columns, s.c, p.cg, view.channel);
+  if (!p.shared) fill_band(p, 0, group, band, view);
   const int widest = sum_widest[p.og > V];
   forward_tiles(p, group, chunk, {x, s.c, 0}, {p.output + first * s.cout + group * p.og, s.cout, 0, 0, view.channel, 0}, 1, columns,
                 {ceil_div(columns, widest), 1}, *view.magnitude);
@@ -276,7 +281,7 @@ void divide(ForwardPlan &p) {
   p.chunks = least(p.tiles, ceil_div(wanted_tasks, images * p.bands));
   p.chunk = ceil_div(p.tiles, p.chunks);
   p.chunks = ceil_div(p.tiles, p.chunk);
-  p.shared = !p.flat && p.chunks > 1;
+  p.shared = p.chunks > 1;
   p.buffer_floats = band_view_floats(p, p.band_rows);
 }
 

@@ -8,38 +8,48 @@
 namespace adderize {
 namespace {
 
+constexpr int64_t packed_together = 8;  // output channels of a packing task: neighbours in memory on both sides
+
+// Output channels [first, last) of one tap: out[tile][co][lane], tiles `step` floats apart. Something that is not 0 where a filter is
+// not finite.
+ADDERIZE_INLINE vec pack_tap(const GradientPlan &p, const float *tap, int64_t first, int64_t last, float *out, int64_t step) {
+  const int64_t row = p.filters.stride[0], channel = p.filters.stride[1];
+  vec trouble = {};
+  for (int64_t tile = 0; tile < p.tiles; ++tile) {
+    const int64_t lanes = least(V, p.cg - tile * V);
+    for (int64_t co = first; co < last; ++co) {
+      const float *from = tap + co * row + tile * V * channel;
+      vec filter = {};
+      if (channel == 1)
+        filter = load(from, lanes);
+      else
+        for (int64_t lane = 0; lane < lanes; ++lane) filter[lane] = from[lane * channel];
+      store(out + tile * step + co * V, filter);
+      trouble += filter - filter;
+    }
+  }
+  return trouble;
+}
+
 // Order of k: rows of taps and columns of taps as the phase visits them, then output channels.
-void pack_gradient(const GradientPlan &p, int64_t group, int64_t first, int64_t lanes, float *out) {
+void pack_gradient_task(const void *context, int64_t task, int) {
+  const GradientPlan &p = *static_cast<const GradientPlan *>(context);
   const adderize_shape &s = p.s;
-  const int64_t *stride = p.filters.stride;
-  const float *from = p.filters.data + group * p.og * stride[0] + first * stride[1];
+  const int64_t *stride = p.filters.stride, blocks = ceil_div(p.og, packed_together), group = task / blocks;
+  const int64_t first = task % blocks * packed_together, last = least(first + packed_together, p.og);
+  const float *from = p.filters.data + group * p.og * stride[0];
+  float *out = p.packed + group * p.group_floats;
   vec trouble = {};
   for (int64_t b = 0; b < s.stride_h; ++b) {
     const Phase py = phase_of(b, s.kh, s.stride_h, s.padding_h, s.dilation_h);
     for (int64_t a = 0; a < s.stride_w; ++a) {
       const Phase px = phase_of(a, s.kw, s.stride_w, s.padding_w, s.dilation_w);
       for (int64_t i = 0; i < py.taps; ++i)
-        for (int64_t j = 0; j < px.taps; ++j) {
-          const float *tap = from + (py.first - i * py.step) * stride[2] + (px.first - j * px.step) * stride[3];
-          for (int64_t co = 0; co < p.og; ++co, out += V) {
-            const float *row = tap + co * stride[0];
-            if (stride[1] == 1) {
-              store(out, load(row, lanes));
-            } else {
-              for (int64_t lane = 0; lane < V; ++lane) out[lane] = lane < lanes ? row[lane * stride[1]] : 0.0f;
-            }
-            trouble += load(out) - load(out);
-          }
-        }
+        for (int64_t j = 0; j < px.taps; ++j, out += p.og * V)
+          trouble += pack_tap(p, from + (py.first - i * py.step) * stride[2] + (px.first - j * px.step) * stride[3], first, last, out, p.k * V);
     }
   }
   if (!(total(trouble) == 0)) __atomic_store_n(p.careful, 1, __ATOMIC_RELAXED);
-}
-
-void pack_gradient_task(const void *context, int64_t task, int) {
-  const GradientPlan &p = *static_cast<const GradientPlan *>(context);
-  const int64_t group = task / p.tiles, first = task % p.tiles * V;
-  pack_gradient(p, group, first, least(V, p.cg - first), p.packed + group * p.group_floats + first * p.k);
 }
 
 void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const Grid &g, const Runs &runs, int64_t skipped,
@@ -117,11 +127,14 @@ void gradient_flat_task(const void *context, int64_t task, int) {
   const GradientPlan &p = *static_cast<const GradientPlan *>(context);
   const adderize_shape &s = p.s;
   const int64_t band = task % p.bands, chunk = task / p.bands % p.chunks, group = task / (p.bands * p.chunks);
-  const int64_t first = band * p.band_rows, columns = least(p.band_rows, s.w - first);
-  const int64_t offset = 0;
-  const int64_t at = first * s.c + group * p.cg;
-  gradient_tiles(p, group, chunk, {p.grad + first * s.cout + group * p.og, s.cout, 0}, {1, p.og, &offset}, 0,
-                 {p.input + at, p.out + at, s.c, 0, 1, columns, 0, 0, 0, first});
+  const int64_t first = band * p.band_rows, last = least(first + p.band_rows, s.w), offset = 0;
+  // Where the filters stay in the cache, every position's inputs are read and written as a whole.
+  const int64_t step = p.chunk * V * p.k <= band_floats ? clip_widest : p.band_rows;
+  for (int64_t x = first; x < last; x += step) {
+    const int64_t at = x * s.c + group * p.cg;
+    gradient_tiles(p, group, chunk, {p.grad + x * s.cout + group * p.og, s.cout, 0}, {1, p.og, &offset}, 0,
+                   {p.input + at, p.out + at, s.c, 0, 1, least(step, last - x), 0, 0, 0, x});
+  }
 }
 
 void copy_gradient_task(const void *context, int64_t task, int) {
@@ -184,7 +197,7 @@ int input_gradient_wide(const adderize_shape &shape, const float *grad, const fl
   p.careful = reinterpret_cast<int *>(memory + round_up(s.groups * p.group_floats, 16));
   p.buffers = memory + round_up(s.groups * p.group_floats, 16) + 16;
   *p.careful = 0;
-  parallel(s.groups * p.tiles, threads, &p, pack_gradient_task);
+  parallel(s.groups * ceil_div(p.og, packed_together), threads, &p, pack_gradient_task);
   if (p.shared) parallel(buffers, threads, &p, copy_gradient_task);
   parallel(p.bands * p.chunks * s.groups * (p.flat ? 1 : s.n), threads, &p, p.flat ? gradient_flat_task : gradient_task);
   return ADDERIZE_OK;
