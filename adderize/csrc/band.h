@@ -41,6 +41,30 @@ void copy_window(const Image &image, const Window &window, float *out) {
   }
 }
 
+// What a worker will most likely touch next, on its way from memory a few cache lines with every tile of the present work.
+struct Upcoming {
+  struct Stream {
+    const char *at, *end;
+    int64_t step;
+  } streams[3];
+  int count = 0;
+
+  void add(const float *first, int64_t floats, int64_t tiles) {
+    const char *at = reinterpret_cast<const char *>(first);
+    streams[count++] = {at, at + floats * 4, round_up(ceil_div(floats * 4, tiles), 64)};
+  }
+  void add(const Image &image, const Window &window, int64_t tiles) {
+    const int64_t row = image.w * image.stride, first = most(window.row, 0), last = least(window.row + window.rows, image.h);
+    if (first < last) add(image.data + first * row, (last - first) * row, tiles);
+  }
+  ADDERIZE_INLINE void fetch() {
+    for (int i = 0; i < count; ++i) {
+      Stream &s = streams[i];
+      for (const char *stop = s.at + least(s.step, s.end - s.at); s.at < stop; s.at += 64) __builtin_prefetch(s.at, 0, 2);
+    }
+  }
+};
+
 #if defined(__GNUC__) && !defined(__clang__)
 template <int S>
 ADDERIZE_INLINE vec fold(vec a, vec b) {

@@ -18,6 +18,7 @@ struct GradientPlan {
   bool flat;
   int64_t band_rows, bands, chunk, chunks, buffer_floats;
   bool shared;
+  int64_t tasks, threads;
   float *packed, *buffers;
   int *careful;  // set where a filter is not finite
 };
@@ -64,7 +65,7 @@ struct Padded {
 };
 
 void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const Runs &runs, const float *w, const PhasePlane &plane,
-                    const Cut &cut) {
+                    const Cut &cut, Upcoming &next) {
   Padded padded;
   const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, whole = plane.channels == V;
   const auto &tiles = full ? full_tiles : sign_tiles;
@@ -76,6 +77,7 @@ void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const R
       const Grid at = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
       const Tile tile = {plane.in + corner, plane.out + corner, plane.pixel, plane.row};
       prefetch<1>(tile.out, tile.pixel, tile.row, q_count, r_count);
+      next.fetch();
       if (i + 1 < cut.columns)
         prefetch<1>(tile.in + q_count * tile.pixel, tile.pixel, tile.row, q_count, r_count);
       else if (top + r_count < plane.rows)

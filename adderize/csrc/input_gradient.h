@@ -53,7 +53,7 @@ void pack_gradient_task(const void *context, int64_t task, int) {
 }
 
 void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const Grid &g, const Runs &runs, int64_t skipped,
-                    PhasePlane plane) {
+                    PhasePlane plane, Upcoming &next) {
   const float *in = plane.in;
   float *out = plane.out;
   const Cut shape = cut(plane.columns, plane.rows, clip_widest);
@@ -62,7 +62,7 @@ void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const G
     plane.in = in + first;
     plane.out = out + first;
     plane.channels = least(p.cg - first, V);
-    gradient_plane(p, group, g, runs, p.packed + group * p.group_floats + first * p.k + skipped * V, plane, shape);
+    gradient_plane(p, group, g, runs, p.packed + group * p.group_floats + first * p.k + skipped * V, plane, shape, next);
   }
 }
 
@@ -73,10 +73,15 @@ void zero_plane(const GradientPlan &p, int64_t chunk, const PhasePlane &plane) {
       memset(plane.out + y * plane.row + x * plane.pixel + first, 0, size_t(end - first) * sizeof(float));
 }
 
+Image gradient_image(const GradientPlan &p, int64_t n, int64_t group) {
+  return {p.grad + n * p.s.oh * p.s.ow * p.s.cout + group * p.og, p.s.oh, p.s.ow, p.og, p.s.cout};
+}
+Window band_window(const GradientPlan &p, int64_t band) {
+  const int64_t y = band * p.band_rows;
+  return gradient_window(p.s, y, least(p.band_rows, p.s.h - y));
+}
 void copy_gradient(const GradientPlan &p, int64_t n, int64_t group, int64_t band, float *out) {
-  const adderize_shape &s = p.s;
-  const int64_t y = band * p.band_rows, rows = least(p.band_rows, s.h - y);
-  copy_window({p.grad + n * s.oh * s.ow * s.cout + group * p.og, s.oh, s.ow, p.og, s.cout}, gradient_window(s, y, rows), out);
+  copy_window(gradient_image(p, n, group), band_window(p, band), out);
 }
 
 constexpr int64_t most_runs = 256;  // of one tile call; longer filters take several
@@ -93,7 +98,10 @@ void gradient_task(const void *context, int64_t task, int worker) {
   if (s.kh * s.kw <= most_runs) offsets = own;
 
   const int64_t y0 = band * p.band_rows, y1 = least(y0 + p.band_rows, s.h);
-  const Window window = gradient_window(s, y0, y1 - y0);
+  const Window window = band_window(p, band);
+  Upcoming next;
+  if (const int64_t then = task + p.threads; !p.shared && s.groups == 1 && then < p.tasks)
+    next.add(gradient_image(p, then % s.n, 0), band_window(p, then / s.n % p.bands), p.chunk * ceil_div((y1 - y0) * s.w, clip_widest));
   const int64_t g_row = window.columns * p.og, base = (n * s.h * s.w) * s.c + group * p.cg;
   int64_t skipped = 0;  // terms of the phases before
   for (int64_t b = 0; b < s.stride_h; ++b) {
@@ -115,7 +123,7 @@ void gradient_task(const void *context, int64_t task, int worker) {
             const int64_t ty = joined ? i : i / px.taps, tx = joined ? 0 : i % px.taps;
             offsets[i] = ((top + ty * py.advance) * window.columns + left + tx * px.advance) * p.og;
           }
-          gradient_tiles(p, group, chunk, {buffer, p.og, g_row}, runs, skipped, plane);
+          gradient_tiles(p, group, chunk, {buffer, p.og, g_row}, runs, skipped, plane, next);
         }
       }
       skipped += terms;
@@ -129,11 +137,18 @@ void gradient_flat_task(const void *context, int64_t task, int) {
   const int64_t band = task % p.bands, chunk = task / p.bands % p.chunks, group = task / (p.bands * p.chunks);
   const int64_t first = band * p.band_rows, last = least(first + p.band_rows, s.w), offset = 0;
   // Where the filters stay in the cache, every position's inputs are read and written as a whole.
-  const int64_t step = p.chunk * V * p.k <= band_floats ? clip_widest : p.band_rows;
+  const bool whole = p.chunks == 1 && s.groups == 1 && p.tiles * V * p.k <= band_floats;
+  const int64_t step = whole ? clip_widest : p.band_rows;
   for (int64_t x = first; x < last; x += step) {
-    const int64_t at = x * s.c + group * p.cg;
+    const int64_t at = x * s.c + group * p.cg, then = x + step, positions = least(step, s.w - then);
+    Upcoming next;
+    if (positions > 0 && whole) {
+      next.add(p.grad + then * s.cout, positions * s.cout, p.tiles);
+      next.add(p.input + then * s.c, positions * s.c, p.tiles);
+      next.add(p.out + then * s.c, positions * s.c, p.tiles);
+    }
     gradient_tiles(p, group, chunk, {p.grad + x * s.cout + group * p.og, s.cout, 0}, {1, p.og, &offset}, 0,
-                   {p.input + at, p.out + at, s.c, 0, 1, least(step, last - x), 0, 0, 0, x});
+                   {p.input + at, p.out + at, s.c, 0, 1, least(step, last - x), 0, 0, 0, x}, next);
   }
 }
 
@@ -199,7 +214,9 @@ int input_gradient_wide(const adderize_shape &shape, const float *grad, const fl
   *p.careful = 0;
   parallel(s.groups * ceil_div(p.og, packed_together), threads, &p, pack_gradient_task);
   if (p.shared) parallel(buffers, threads, &p, copy_gradient_task);
-  parallel(p.bands * p.chunks * s.groups * (p.flat ? 1 : s.n), threads, &p, p.flat ? gradient_flat_task : gradient_task);
+  p.tasks = p.bands * p.chunks * s.groups * (p.flat ? 1 : s.n);
+  p.threads = threads;
+  parallel(p.tasks, threads, &p, p.flat ? gradient_flat_task : gradient_task);
   return ADDERIZE_OK;
 }
 
