@@ -19,12 +19,16 @@ _BINS = 4096
 
 
 class ValueRange:
-    """The smallest and largest value of a tensor, and an even sample of all the values."""
+    """The smallest and largest value of a tensor, and a random sample of all the values.
+
+    Every n-th value would not do: of images of 2^k columns these lie in a few columns.
+    """
 
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
         self._sample: list[Tensor] = []
         self._step = 1
+        self._random = torch.Generator().manual_seed(0)
 
     def update(self, values: Tensor, name: str) -> None:
         """Take in the values of one batch.
@@ -42,10 +46,17 @@ class ValueRange:
                 "prepared as for the float model"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._sample.append(flat[:: self._step].float().cpu())
+        self._sample.append(self._thinned(flat, self._step).float().cpu())
         while sum(map(len, self._sample)) > _SAMPLES:
-            self._sample = [torch.cat(self._sample)[::2].clone()]
+            self._sample = [self._thinned(torch.cat(self._sample), 2)]
             self._step *= 2
+
+    def _thinned(self, values: Tensor, step: int) -> Tensor:
+        """One value of `step`."""
+        if step == 1:
+            return values
+        kept = torch.randint(len(values), (-(-len(values) // step),), generator=self._random)
+        return values[kept.to(values.device)]
 
     @classmethod
     def union(cls, parts: Iterable[ValueRange]) -> ValueRange:
@@ -55,6 +66,11 @@ class ValueRange:
             merged.low, merged.high = min(merged.low, part.low), max(merged.high, part.high)
             merged._sample += part._sample
         return merged
+
+    def width(self, with_zero: bool) -> float:
+        """From the smallest to the largest value, zero among them where that is asked for."""
+        ends = (self.low, self.high, 0.0) if with_zero else (self.low, self.high)
+        return max(ends) - min(ends)
 
     @property
     def sample(self) -> Tensor:
