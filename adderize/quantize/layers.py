@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.ops.u8 import pack, unpack
 from adderize.quantize.grid import Grid, filters_on_grid
@@ -181,6 +182,10 @@ class QuantAdderLinear(_QuantAdder):
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if input.shape[-1] != self.in_features:
+            raise AdderizeError(
+                f"the input has shape {tuple(input.shape)}; expected (..., {self.in_features})"
+            )
         rows = self._bytes(input).reshape(-1, self.in_features, 1, 1)
         if residual is not None:
             residual = residual.reshape(-1, self.out_features, 1, 1)

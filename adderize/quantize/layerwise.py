@@ -47,7 +47,7 @@ def replace(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
         gain, offset = norm_affine(layers[name], [] if norm is None else [norm])
         made[layers[name]] = quantized_layer(layers[name], grid, Epilogue(gain, offset)).eval()
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if child in made:
                 setattr(parent, name, made[child])
     return made.get(model, model)

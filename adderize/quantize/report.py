@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
+from adderize.quantize.grid import Grid
 from adderize.quantize.layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.surgery.report import _aligned
 
@@ -25,7 +26,8 @@ class LayerReport:
         fused: the operations in its epilogue.
         output: ``"bytes"`` or ``"float32"``.
         error: root mean square deviation from the float network at the layer's output, over the
-            standard deviation there, on calibration data; what earlier layers deviate included.
+            standard deviation there, on the first calibration images; what earlier layers deviate
+            included. None for a layer that these images do not reach.
     """
 
     layer: str
@@ -35,7 +37,7 @@ class LayerReport:
     clamped: float
     fused: tuple[str, ...]
     output: str
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,21 @@ def _cells(row: LayerReport) -> Sequence[str]:
         f"{row.low:.3g} .. {row.high:.3g}",
         str(row.zero_point),
         f"{row.clamped:.1%}",
-        f"{row.error:.2%}",
+        "-" if row.error is None else f"{row.error:.2%}",
         row.output,
         ", ".join(row.fused),
     ]
 
 
 def layer_report(
-    name: str, layer: nn.Module, fused: tuple[str, ...], given: Tensor, expected: Tensor
+    name: str,
+    layer: nn.Module,
+    fused: tuple[str, ...],
+    given: Tensor | None,
+    expected: Tensor | None,
 ) -> LayerReport:
-    """A line on one layer, from what it gives and what the float network gave there."""
+    """A line on one layer, from what it gives and what the float network gave there, if called."""
     assert isinstance(layer, (QuantAdderConv2d, QuantAdderLinear))
-    values = layer.output_grid.to_float(given) if layer.output_grid else given
-    deviation = float((values - expected).double().square().mean().sqrt())
-    spread = float(expected.double().std(correction=0))
     return LayerReport(
         name,
         layer.grid.low,
@@ -98,5 +101,16 @@ def layer_report(
         layer.clamped,
         fused,
         "bytes" if layer.output_grid else "float32",
-        deviation / spread if spread else float(deviation > 0),
+        _relative_error(layer.output_grid, given, expected),
     )
+
+
+def _relative_error(
+    grid: Grid | None, given: Tensor | None, expected: Tensor | None
+) -> float | None:
+    if given is None or expected is None or given.shape != expected.shape:
+        return None
+    values = grid.to_float(given) if grid else given
+    deviation = float((values - expected).double().square().mean().sqrt())
+    spread = float(expected.double().std(correction=0))
+    return deviation / spread if spread else float(deviation > 0)
