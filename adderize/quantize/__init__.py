@@ -21,7 +21,7 @@ from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.manifest import converted_entries
 from adderize.quantize import layerwise
-from adderize.quantize.calibration import METHODS, calibration_inputs
+from adderize.quantize.calibration import METHODS, ValueRange, calibration_inputs
 from adderize.quantize.flow import pads_with_zeros
 from adderize.quantize.graph import why_float
 from adderize.quantize.grid import Grid
@@ -92,8 +92,8 @@ def quantize(
     device = next(model.parameters()).device
     batches = calibration_inputs(calibration, device)
     first = next(batches)
-    job = _Job(model, first, itertools.chain([first], batches), method, bits)
     network, reason = _traced(model, first)
+    job = _Job(model, first, itertools.chain([first], batches), method, bits)
     if network is None:
         return job.layer_by_layer(f"layer by layer, since it cannot be traced: {reason}")
     return job.as_network(network)
@@ -153,6 +153,15 @@ def _traced(model: nn.Module, inputs: Tensor) -> tuple[TracedNetwork | None, str
     return network, ""
 
 
+def _few(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Some images of a batch; all of it where the model takes no part, as of a single image."""
+    try:
+        model(inputs[:_COMPARED_IMAGES])
+    except Exception:
+        return inputs
+    return inputs[:_COMPARED_IMAGES]
+
+
 def _difference(output: Any, expected: Any) -> float:
     """The largest one of any tensor, as a share of its largest value."""
     found, wanted = (
@@ -175,7 +184,7 @@ class _Job:
     def __init__(
         self, model: nn.Module, first: Tensor, batches: Iterator[Tensor], method: str, bits: int
     ) -> None:
-        self.model, self.first, self.batches = model, first[:_COMPARED_IMAGES], batches
+        self.model, self.first, self.batches = model, _few(model, first), batches
         self.method, self.bits = method, bits
         try:
             self.converted: dict[str, dict[str, Any]] | None = converted_entries(model)
@@ -193,8 +202,9 @@ class _Job:
         self._note_uncalled(called)
         expected = network.chain_outputs(self.first)
         ranges = network.observe(self.batches)
+        apart = network.part(ranges)
         grids = {
-            group.name: ranges[group.name].grid(
+            group.name: ValueRange.union(ranges[node] for node in group.read).grid(
                 self.method, self.bits if group.inputs else 8, with_zero=group.with_zero
             )
             for group in network.flow.groups.values()
@@ -210,7 +220,7 @@ class _Job:
             )
             for chain, name in layers.items()
         ]  # fmt: skip
-        return self._finished(network.traced, reports, grids, absorbed)
+        return self._finished(network.traced, reports, grids, absorbed, apart)
 
     def layer_by_layer(self, remark: str) -> nn.Module:
         adders = layerwise.adders_of(self.model)
@@ -228,8 +238,8 @@ class _Job:
                 name,
                 model.get_submodule(name),
                 () if adders[name].norm is None else (type(adders[name].norm).__name__,),
-                given[name],
-                expected[name],
+                given.get(name),
+                expected.get(name),
             )
             for name in ranges
         ]
@@ -255,6 +265,7 @@ class _Job:
         reports: Iterable[LayerReport],
         grids: dict[str, Grid],
         absorbed: dict[str, list[str]] | None,
+        apart: Collection[str] = (),
     ) -> nn.Module:
         report = QuantizationReport(self.method, self.bits, tuple(reports), tuple(self.remarks))
-        return finished(model, Quantization(report, grids, absorbed, self.converted))
+        return finished(model, Quantization(report, grids, absorbed, tuple(apart), self.converted))

@@ -65,7 +65,7 @@ class Chain:
         return [self.call, *self.absorbed]
 
 
-def find_chains(graph: fx.Graph, may_absorb: Callable[[Node], bool]) -> list[Chain]:
+def find_chains(graph: fx.Graph, may_absorb: Callable[[Chain, Node], bool]) -> list[Chain]:
     """The adder calls in order, each with what follows it as far as `may_absorb` allows."""
     values = carriers(graph)
     chains: list[Chain] = []
@@ -81,7 +81,7 @@ def find_chains(graph: fx.Graph, may_absorb: Callable[[Node], bool]) -> list[Cha
             follower = next(iter(chain.end.users))
             if (
                 follower in taken
-                or not may_absorb(follower)
+                or not may_absorb(chain, follower)
                 or not _absorb(chain, follower, values)
             ):
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -19,6 +20,7 @@ _MOVING = frozenset({
 })  # fmt: skip
 _JOINING = frozenset({"cat", "concat", "concatenate"})
 _SEVERAL = frozenset({"chunk", "split"})
+_JOINTS = _JOINING | _SEVERAL | {"getitem"}
 
 
 @dataclass(eq=False)
@@ -44,13 +46,17 @@ class ByteFlow:
     Bytes are what adders and the residual inputs of chains read, and what only moves on its way
     there: max pooling, concatenation, reshaping.
 
+    Args:
+        apart: names of nodes that do not move bytes, see :meth:`joints`.
+
     Attributes:
         ends, inside: the last node, and every node, of each chain.
         moving: the nodes that work on bytes as they do on floats, and are to.
         groups: by the first tensor of each.
     """
 
-    def __init__(self, graph: fx.Graph, chains: list[Chain]) -> None:
+    def __init__(self, graph: fx.Graph, chains: list[Chain], apart: Collection[str] = ()) -> None:
+        self._apart = apart
         self.ends = {chain.end: chain for chain in chains}
         self.inside = {node: chain for chain in chains for node in chain.nodes}
         self._values = carriers(graph)
@@ -68,18 +74,31 @@ class ByteFlow:
                 self._join(source, node)
         self.groups = self._describe(graph)
 
+    @property
+    def tensors(self) -> list[Node]:
+        """Every node that holds bytes."""
+        return list(self._parents)
+
     def is_bytes(self, node: Node) -> bool:
         return node in self._parents
 
     def group(self, node: Node) -> ByteGroup:
         return self.groups[self._root(node)]
 
+    def joints(self, group: ByteGroup) -> set[str]:
+        """The names of the nodes that put tensors of a group together or take them apart."""
+        return {
+            node.name
+            for node in self.moving
+            if operation(node) in _JOINTS and self.group(node) is group
+        }
+
     def _wanted(self, node: Node) -> bool:
         """Whether something reads the node as bytes; its users have been looked at."""
         if node in self.inside and node not in self.ends:
             return False
         if operation(node) in _SEVERAL:
-            return all(user in self._parents for user in node.users)
+            return all(user in self._parents and node in self._sources(user) for user in node.users)
         return any(
             self._reads_bytes(user, node) or (user in self._parents and node in self._sources(user))
             for user in node.users
@@ -93,7 +112,7 @@ class ByteFlow:
 
     def _sources(self, node: Node) -> list[Node]:
         """The tensors that a moving node moves; none for any other node."""
-        if node in self.inside:
+        if node in self.inside or node.name in self._apart:
             return []
         name = operation(node)
         if name in _JOINING:
@@ -101,6 +120,8 @@ class ByteFlow:
             sources = list(tensors) if isinstance(tensors, (list, tuple)) else []
             return sources if self._values.issuperset(sources) else []
         first = node.args[0] if node.args else None
+        if name == "getitem" and not _gives_tensor(node):
+            return []
         if name in _MOVING or is_max_pool(node):
             return [first] if isinstance(first, Node) and first in self._values else []
         return []
@@ -131,6 +152,13 @@ class ByteFlow:
                     group.inputs = True
                     group.with_zero |= pads_with_zeros(chain.layer)
         return groups
+
+
+def _gives_tensor(node: Node) -> bool:
+    """Whether an indexing surely gives a tensor: one of several, or a slice along dimensions."""
+    source, index = node.args
+    several = isinstance(source, Node) and operation(source) in _SEVERAL
+    return isinstance(index, int if several else tuple)
 
 
 def is_max_pool(node: Node) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     What does nothing in evaluation is left out, kept convolutions take their batch norms in, and
     changes in place become values of their own. The model's modules are used, not copied.
     """
-    _split_norm_activations(model)
-    traced = fx.GraphModule(model, LayerTracer().trace(model))
+    with _split_norm_activations(model):
+        traced = fx.GraphModule(model, LayerTracer().trace(model))
     _make_functional(traced)
     for node in traced.graph.nodes:
         if _is_identity(node):
@@ -135,18 +136,34 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     return None
 
 
-def _split_norm_activations(model: nn.Module) -> None:
-    """timm's batch norms with an activation inside become a batch norm and the activation."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if f"{type(child).__module__}.{type(child).__name__}" != _NORM_ACTIVATION:
-                continue
-            norm = nn.BatchNorm2d(0, device="meta").eval()
-            for table in ("_parameters", "_buffers"):
-                norm.__dict__[table] = child.__dict__[table]
-            for key in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
-                setattr(norm, key, getattr(child, key))
-            setattr(parent, name, nn.Sequential(norm, child.drop, child.act))  # type: ignore[arg-type]
+@contextlib.contextmanager
+def _split_norm_activations(model: nn.Module) -> Iterator[None]:
+    """timm's batch norms with an activation inside are a batch norm and the activation."""
+    whole = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if f"{type(child).__module__}.{type(child).__name__}" == _NORM_ACTIVATION
+    ]
+    parts: dict[nn.Module | None, nn.Module] = {}
+    for parent, name, child in whole:
+        if child not in parts:
+            parts[child] = _norm_then_activation(child)
+        setattr(parent, name, parts[child])
+    try:
+        yield
+    finally:
+        for parent, name, child in whole:
+            setattr(parent, name, child)
+
+
+def _norm_then_activation(whole: Any) -> nn.Sequential:
+    norm = nn.BatchNorm2d(0, device="meta").eval()
+    for table in ("_parameters", "_buffers"):
+        norm.__dict__[table] = whole.__dict__[table]
+    for key in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+        setattr(norm, key, getattr(whole, key))
+    return nn.Sequential(norm, whole.drop, whole.act)
 
 
 _NORM_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
@@ -157,18 +174,18 @@ def _make_functional(traced: fx.GraphModule) -> None:
     order = {node: position for position, node in enumerate(traced.graph.nodes)}
     if any(node.target is operator.setitem for node in order):
         raise AdderizeError("it assigns parts of a tensor (x[...] = y)")
+    in_place = {node for node in order if getattr(module_of(node), "inplace", False)}
     for node, position in order.items():
-        changed = _changed(node, traced)
+        changed = _changed(node, traced, node in in_place)
         if changed is not None:
             later = {user for user in changed.users if order[user] > position}
             changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
 
-def _changed(node: Node, traced: fx.GraphModule) -> Node | None:
+def _changed(node: Node, traced: fx.GraphModule, by_module: bool) -> Node | None:
     """The tensor that a node changes in place, None if none; the node then no longer does."""
-    module = module_of(node)
-    changes = bool(getattr(module, "inplace", False))
-    if changes:
+    module, changes = module_of(node), by_module
+    if by_module:
         functional = copy.copy(module)
         functional.inplace = False  # type: ignore[union-attr]
         traced.set_submodule(str(node.target), functional)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from adderize.errors import AdderizeError
 from adderize.ops.u8 import to_bytes
@@ -80,6 +81,8 @@ def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -
     Raises:
         AdderizeError: values of another dtype.
     """
+    if has_torch_function_unary(values):  # torch.fx traces a network anew that was pickled
+        return handle_torch_function(quantize_bytes, (values,), values, scale, zero_point, levels)
     if not values.is_floating_point():
         raise AdderizeError(
             f"the input of a quantised layer has dtype {values.dtype}; expected the floating-point "
@@ -92,6 +95,8 @@ def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -
 
 def dequantize_bytes(q: Tensor, scale: float, zero_point: int) -> Tensor:
     """``scale * (q - zero_point)`` as float32."""
+    if has_torch_function_unary(q):
+        return handle_torch_function(dequantize_bytes, (q,), q, scale, zero_point)
     return (q.to(torch.float32) - zero_point) * scale
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from adderize.layers import AdderLinear
 from adderize.quantize.calibration import ValueRange
 from adderize.quantize.chains import Chain, find_chains
 from adderize.quantize.flow import ByteFlow
-from adderize.quantize.graph import module_of, operation, trace
+from adderize.quantize.graph import is_foldable, module_of, operation, trace
 from adderize.quantize.grid import Grid
 from adderize.quantize.layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.rewriting import Rewriting
+
+_UNLIKE = 8
 
 
 class TracedNetwork:
@@ -32,30 +35,43 @@ class TracedNetwork:
         self.chains: list[Chain] = []
         self.flow = ByteFlow(self.traced.graph, [])
 
-    def plan(self, may_absorb: Callable[[Node], bool]) -> None:
-        """Find the chains, and which tensors become bytes."""
+    def plan(self, may_absorb: Callable[[Chain, Node], bool], apart: Collection[str] = ()) -> None:
+        """Find the chains, and which tensors become bytes; see :meth:`part` for `apart`."""
         self.chains = find_chains(self.traced.graph, may_absorb)
-        self.flow = ByteFlow(self.traced.graph, self.chains)
+        self.flow = ByteFlow(self.traced.graph, self.chains, apart)
+
+    def part(self, ranges: Mapping[Node, ValueRange]) -> list[str]:
+        """Give tensors of unlike ranges grids of their own; what then works on floats, by name.
+
+        On one grid with a tensor that is eight times as wide the other one would keep 5 bits.
+        """
+        apart: set[str] = set()
+        for group in self.flow.groups.values():
+            seen = [ranges[node] for node in group.read]
+            whole = ValueRange.union(seen).width(group.with_zero)
+            alive = [part for part in seen if (part.low, part.high) != (0, 0)]
+            if any(_UNLIKE * part.width(group.with_zero) < whole for part in alive):
+                apart |= self.flow.joints(group)
+        if apart:
+            self.flow = ByteFlow(self.traced.graph, self.chains, apart)
+        return sorted(apart)
 
     def watch_shapes(self, inputs: Tensor) -> Any:
         """Run the float network once to learn the shapes of its tensors; returns its output."""
         return _Watcher(self.traced, _note_shape).run(inputs)
 
-    def observe(self, batches: Iterable[Tensor]) -> dict[str, ValueRange]:
-        """The values of each group of tensors that becomes bytes, by the group's name."""
-        ranges = {node: ValueRange() for group in self.flow.groups.values() for node in group.read}
+    def observe(self, batches: Iterable[Tensor]) -> dict[Node, ValueRange]:
+        """The values of each tensor that may become bytes."""
+        ranges = {node: ValueRange() for node in self.flow.tensors}
 
         def update(node: Node, value: Any) -> None:
-            if node in ranges:
+            if node in ranges and isinstance(value, Tensor):
                 ranges[node].update(value, node.name)
 
         watcher = _Watcher(self.traced, update)
         for inputs in batches:
             watcher.run(inputs)
-        return {
-            group.name: ValueRange.union(ranges[node] for node in group.read)
-            for group in self.flow.groups.values()
-        }
+        return ranges
 
     def chain_outputs(self, inputs: Tensor) -> dict[str, Tensor]:
         """What each chain of the float network gives, by the names of the adders' nodes."""
@@ -89,8 +105,8 @@ class TracedNetwork:
         return found
 
 
-def fits_shapes(node: Node) -> bool:
-    """Whether a node, after :meth:`TracedNetwork.watch_shapes`, may be part of a chain.
+def fits_shapes(chain: Chain, node: Node) -> bool:
+    """Whether a node, after :meth:`TracedNetwork.watch_shapes`, may become part of a chain.
 
     Operands of an addition have one shape; a batch norm sees channels where the adder has them.
     """
@@ -98,8 +114,8 @@ def fits_shapes(node: Node) -> bool:
     operands = [source.meta.get("shape") for source in node.all_input_nodes]
     if operation(node) == "add":
         return all(operand == shape for operand in operands)
-    if operation(node) == "BatchNorm1d" and shape is not None and len(shape) != 2:
-        return False
+    if shape is not None and is_foldable(module_of(node)):
+        return len(shape) == (2 if isinstance(chain.layer, AdderLinear) else 4)
     return shape is not None
 
 

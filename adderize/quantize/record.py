@@ -25,6 +25,7 @@ class Quantization:
         report: for people.
         grids: of each group of byte tensors, or of each layer's input, by name.
         absorbed: the nodes that each adder call took in; None for layer by layer.
+        apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
         converted: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
     """
@@ -32,6 +33,7 @@ class Quantization:
     report: QuantizationReport
     grids: dict[str, Grid]
     absorbed: dict[str, list[str]] | None
+    apart: tuple[str, ...]
     converted: dict[str, dict[str, Any]] | None
 
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -48,6 +50,7 @@ class Quantization:
         return {
             "grids": {name: asdict(grid) for name, grid in self.grids.items()},
             "absorbed": self.absorbed,
+            "apart": list(self.apart),
             "report": self.report.to_dict(),
         }
 
@@ -62,7 +65,7 @@ class Quantization:
             absorbed = content["absorbed"]
             if absorbed is not None:
                 absorbed = {name: list(followers) for name, followers in absorbed.items()}
-            return cls(report, grids, absorbed, converted)
+            return cls(report, grids, absorbed, tuple(content["apart"]), converted)
         except (KeyError, TypeError, AttributeError) as error:
             raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
 
@@ -78,19 +81,17 @@ def finished(model: nn.Module, record: Quantization) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     model.eval().requires_grad_(False)
-    _attributes(model)[_KEY] = record
+    vars(model)[_KEY] = record
+    if isinstance(model, fx.GraphModule):
+        model.meta[_KEY] = record
     return model
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:
     """The record of a quantised network; None for any other."""
-    record = _attributes(model).get(_KEY)
+    # Of a GraphModule's attributes copy.deepcopy keeps `meta` alone, and pickle all others.
+    record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
     return record if isinstance(record, Quantization) else None
-
-
-def _attributes(model: nn.Module) -> dict[str, Any]:
-    # Copies of a GraphModule keep no attributes but these.
-    return model.meta if isinstance(model, fx.GraphModule) else vars(model)
 
 
 def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
@@ -109,7 +110,7 @@ def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
     except Exception as error:
         raise AdderizeError(f"the model cannot be traced as the saved one was: {error}") from error
     names = {name for followers in record.absorbed.values() for name in followers}
-    network.plan(lambda node: node.name in names)
+    network.plan(lambda _, node: node.name in names, record.apart)
     groups = {group.name for group in network.flow.groups.values()}
     if network.absorbed() != record.absorbed or groups != set(record.grids):
         raise AdderizeError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 from torch.fx import Node
-from torch.nn.modules.utils import _pair
 
 from adderize.dataflow.symbolic import is_query
 from adderize.ops.u8 import max_pool2d_bytes
@@ -16,6 +16,9 @@ from adderize.quantize.flow import ByteFlow, is_max_pool
 from adderize.quantize.graph import clamp_bounds, module_of
 from adderize.quantize.grid import Grid, dequantize_bytes, quantize_bytes
 from adderize.quantize.layers import Epilogue, quantized_layer
+
+# What bytes answer as the floats do that they stand for.
+_SIZES = {"device", "dim", "ndim", "numel", "shape", "size"}
 
 
 class Rewriting:
@@ -60,7 +63,8 @@ class Rewriting:
             if is_max_pool(node):
                 _pool_bytes(node)
         else:
-            convert = self._any if is_query(node) else self._float
+            asked = node.args[1] if node.target is getattr else node.target
+            convert = self._any if is_query(node) and asked in _SIZES else self._float
             node.args, node.kwargs = fx.map_arg((node.args, dict(node.kwargs)), convert)
 
     def _insert_layer(self, end: Node, chain: Chain) -> None:
@@ -75,9 +79,7 @@ class Rewriting:
             self.grid(end) if to_bytes else None,
         )
         layer = quantized_layer(chain.layer, self.grid(chain.input), epilogue)
-        taken = self.layers.values()
-        name = chain.name if chain.name not in taken else f"{chain.name}_{len(taken)}"
-        self.layers[chain] = name
+        name = self.layers[chain] = self._new_name(chain)
         self.traced.add_submodule(name, layer.eval())
         operands = [chain.input] if chain.residual is None else [chain.input, chain.residual]
         with self.graph.inserting_before(end):
@@ -85,6 +87,14 @@ class Rewriting:
             call = self.graph.call_module(name, arguments)
         call.meta.update(end.meta)
         (self._bytes if to_bytes else self._floats)[end] = call
+
+    def _new_name(self, chain: Chain) -> str:
+        """The layer's own, or another one where an earlier call of the layer has that."""
+        if chain.name not in self.layers.values():
+            return chain.name
+        taken = {name for name, _ in self.traced.named_modules(remove_duplicate=False)}
+        names = (f"{chain.name}_{number}" for number in itertools.count(1))
+        return next(name for name in names if name not in taken)
 
     def _is_made_as_bytes(self, node: Node) -> bool:
         return node in self.flow.ends or node in self.flow.moving
@@ -127,14 +137,10 @@ def _pool_bytes(node: Node) -> None:
     if module is not None:
         given = {name: getattr(module, name) for name in _POOLING}
     kernel = given["kernel_size"]
-    sizes = (
-        kernel,
-        given.get("stride") or kernel,
-        given.get("padding", 0),
-        given.get("dilation", 1),
-    )
+    stride, padding = given.get("stride") or kernel, given.get("padding", 0)
+    dilation, ceil_mode = given.get("dilation", 1), bool(given.get("ceil_mode", False))
     node.op, node.target, node.kwargs = "call_function", max_pool2d_bytes, {}
-    node.args = (node.args[0], *map(_pair, sizes), bool(given.get("ceil_mode", False)))
+    node.args = (node.args[0], kernel, stride, padding, dilation, ceil_mode)
 
 
 _POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from adderize.errors import AdderizeError
 from adderize.ops import backends
@@ -112,17 +114,19 @@ def _max_pool_reference(q: Tensor, p: Pooling) -> Tensor:
 
 def max_pool2d_bytes(
     q: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
     """``torch.nn.functional.max_pool2d`` of bytes, (N, C, H, W) or (C, H, W)."""
+    sizes = (kernel_size, stride, padding, dilation)
+    if has_torch_function_unary(q):
+        return handle_torch_function(max_pool2d_bytes, (q,), q, *sizes, ceil_mode)
     image = q if q.dim() == 4 else q.unsqueeze(0)
-    pooled: Tensor = torch.ops.adderize.max_pool2d_u8(
-        image, kernel_size, stride, padding, dilation, ceil_mode
-    )
+    pairs = (list(_pair(size)) for size in sizes)
+    pooled: Tensor = torch.ops.adderize.max_pool2d_u8(image, *pairs, ceil_mode)
     return pooled if q.dim() == 4 else pooled.squeeze(0)
 
 

@@ -1,0 +1,220 @@
+"""Networks whose structure asks for care: each stays as close to its float form as any other."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Residual, conv, trained
+from torch import Tensor, fx, nn
+
+from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
+from adderize.quantize import quantize, quantize_report
+from adderize.quantize.calibration import ValueRange
+
+X = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(given: Tensor, expected: Tensor) -> float:
+    return float(((given - expected).square().mean().sqrt() / expected.std()).detach())
+
+
+class Body(nn.Module):
+    """A stem, and three adders with their norms for `forward` to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU())
+        self.a, self.b, self.c = conv(8, 8), conv(8, 8), conv(8, 8)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.act = nn.ReLU(inplace=True)
+
+    def first(self, x: Tensor) -> Tensor:
+        return F.relu(self.norms[0](self.a(self.stem(x))))
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.norms[1](self.b(x))
+
+
+class AsksDtype(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y).mean((2, 3)).to(y.dtype)
+
+
+class LargestChannel(Body):
+    """torch.max gives two tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(torch.cat([y[:, :7], torch.max(y, 1)[0].unsqueeze(1)], 1))
+
+
+class SwappedHalves(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat(torch.split(self.first(x), 4, 1)[::-1], 1))
+
+
+class PoolsAll(Body):
+    """A pooling window of the image's size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(F.max_pool2d(y, y.shape[-2:]))
+
+
+class TakenName(Body):
+    """The name of a second call's layer would be another layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b_1, self.b_3 = nn.Conv2d(8, 8, 1), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[2](self.b_3(self.first(x))))
+        return self.b_1(self.last(F.relu(self.last(x))))
+
+
+class SharedActivation(Body):
+    """What a shared in-place activation changed is read later."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norms[0](self.a(self.stem(x))))
+        y = self.norms[1](self.b(x))
+        z = self.norms[2](self.c(self.act(y)))
+        return z + y
+
+
+ODD = [AsksDtype, LargestChannel, SwappedHalves, PoolsAll, TakenName, SharedActivation]
+
+
+@pytest.mark.parametrize("network", ODD)
+def test_odd_networks(network, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = trained(network(), tuple(X.shape), head=True)
+    quantized = quantize(model, [X])
+    given, expected = quantized(X), model(X)
+    assert isinstance(quantized, fx.GraphModule) and given.dtype == torch.float32
+    assert relative_error(given, expected) < 0.1
+    save_model(quantized, tmp_path)
+    assert torch.equal(load_model(network(), tmp_path)(X), given)
+
+
+class Unlike(Body):
+    """The small operand of a concatenation is read by itself, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.wide_norm = conv(16, 8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        small = F.relu(self.norms[0](self.a(x)))
+        large = F.relu(self.norms[1](self.b(x)))
+        joined = self.wide_norm(self.wide(torch.cat([small, large], 1)))
+        return self.norms[2](self.c(small)), joined
+
+
+def test_tensors_of_unlike_ranges_have_grids_of_their_own(tmp_path):
+    model = trained(Unlike(), tuple(X.shape), head=True)
+    for factor, large in ((1.0, "bytes"), (1e-3, "float32")):
+        for parameter in model.norms[0].parameters():
+            parameter.data *= factor
+        recalibrate(model, [X]).eval()
+        quantized = quantize(model, [X])
+        for given, expected in zip(quantized(X), model(X), strict=True):
+            assert relative_error(given, expected) < 0.1
+        outputs = {row.layer: row.output for row in quantize_report(quantized).layers}
+        assert outputs["b"] == large
+        save_model(quantized, tmp_path)
+        for given, loaded in zip(quantized(X), load_model(Unlike(), tmp_path)(X), strict=True):
+            assert torch.equal(given, loaded)
+
+
+def test_a_norm_that_sees_other_dimensions_than_the_adder_stays_float():
+    """BatchNorm2d behind a linear adder of (N, 8, W, 8) normalises the first of the eights."""
+    model = nn.Sequential(AdderLinear(8, 8), nn.BatchNorm2d(8), nn.ReLU())
+    model[1].weight.data[::2] = -1
+    images = torch.randn(16, 8, 3, 8)
+    recalibrate(model, [images]).eval()
+    quantized = quantize(model, [images])
+    assert quantize_report(quantized).layers[0].fused == ()
+    assert relative_error(quantized(images), model(images)) < 0.1
+
+
+def test_pickling_keeps_the_network_and_its_report():
+    quantized = quantize(trained(Residual()), [X])
+    twin = pickle.loads(pickle.dumps(quantized))
+    assert torch.equal(twin(X), quantized(X))
+    assert str(quantize_report(twin)) == str(quantize_report(quantized))
+
+
+class Late(nn.Module):
+    """The second adder is not called for the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = self.twin = AdderConv2d(3, 3, 3, padding=1)
+        self.b = AdderConv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.twin(x)
+        return self.b(y) if bool(x.abs().max() > 50) else y
+
+
+def test_a_layer_that_the_first_images_do_not_reach():
+    model = Late()
+    quantized = quantize(model, [X, 20 * X])
+    report = quantize_report(quantized)
+    assert [row.error is None for row in report.layers] == [False, True] and "-" in str(report)
+    assert not any(isinstance(layer, AdderConv2d) for layer in quantized.modules())
+
+
+def test_single_images_without_a_batch():
+    conv, image = AdderConv2d(8, 4, 3, padding=1), torch.randn(8, 9, 9)
+    linear, row = AdderLinear(12, 4), torch.randn(12)
+    for layer, x in ((conv, image), (linear, row)):
+        assert float((quantize(layer, [x])(x) - layer(x)).abs().max()) < 1
+
+
+def test_linear_layers_name_the_size_they_expect():
+    quantized = quantize(AdderLinear(12, 4), [torch.randn(5, 12)])
+    with pytest.raises(AdderizeError, match=r"\(5, 24\); expected \(..., 12\)"):
+        quantized(torch.randn(5, 24))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_norms_with_activations(traceable, tmp_path):
+    """timm's BatchNormAct2d, which tracing splits, and which stays whole where tracing fails."""
+    from timm.layers import BatchNormAct2d
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = conv(3, 8), BatchNormAct2d(8), conv(8, 8)
+            self.last = BatchNormAct2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.last(self.b(self.norm(self.a(x))))
+            return y if traceable or bool(x.sum() > -1e9) else x
+
+    model = trained(Network(), tuple(X.shape), stem=True, head=True)
+    quantized = quantize(model, [X])
+    assert isinstance(quantized, fx.GraphModule) == traceable
+    assert relative_error(quantized(X), model(X)) < 0.1
+    save_model(quantized, tmp_path)
+    assert torch.equal(load_model(Network(), tmp_path)(X), quantized(X))
+
+
+def test_a_sample_does_not_prefer_columns():
+    """Padding makes the first column of an image different from all others."""
+    found = ValueRange()
+    batch = torch.zeros(64, 64, 16, 16)
+    batch[..., 0] = 1
+    for _ in range(8):
+        found.update(batch, "here")
+    assert float(found.sample.mean()) == pytest.approx(1 / 16, rel=0.05)
