@@ -21,7 +21,7 @@ from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.manifest import converted_entries
 from adderize.quantize import layerwise
-from adderize.quantize.calibration import METHODS, ValueRange, calibration_inputs
+from adderize.quantize.calibration import METHODS, ValueRange, calibration_inputs, named_failures
 from adderize.quantize.flow import pads_with_zeros
 from adderize.quantize.graph import why_float
 from adderize.quantize.grid import Grid
@@ -132,13 +132,8 @@ def _check(model: nn.Module, method: str, bits: int) -> None:
 
 def _traced(model: nn.Module, inputs: Tensor) -> tuple[TracedNetwork | None, str]:
     """The network as a graph that computes what the model does, or why there is none."""
-    try:
+    with named_failures("the first calibration batch"):
         expected = model(inputs)
-    except AdderizeError:
-        raise
-    except Exception as error:
-        words = " ".join(str(error).split())
-        raise AdderizeError(f"the model fails on the first calibration batch: {words}") from error
     if layerwise.adders_of(model).keys() == {""}:
         return None, "it is a single layer"
     try:
@@ -254,7 +249,7 @@ class _Job:
                 f"integers: {'; '.join(self.remarks) or 'pass the model that calls them'}"
             )
         self.remarks += [
-            f"{name} stays float32: it is not called"
+            f"{name} stays float32: it is not called, or not on what the model's input decides"
             for name, layer in adders.items()
             if layer not in called
         ]

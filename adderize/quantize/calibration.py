@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -127,6 +128,18 @@ def _mse(seen: ValueRange, covering: _Covering) -> Grid:
 _METHODS: dict[str, Callable[[ValueRange, _Covering], Grid]] = dict(
     zip(METHODS, (_minmax, _percentile, _mse), strict=True)
 )
+
+
+@contextlib.contextmanager
+def named_failures(batch: str) -> Iterator[None]:
+    """Whatever a model raises becomes an AdderizeError that says for what."""
+    try:
+        yield
+    except AdderizeError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise AdderizeError(f"the model fails on {batch}: {words}") from error
 
 
 def calibration_inputs(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:

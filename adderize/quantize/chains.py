@@ -72,7 +72,7 @@ def find_chains(graph: fx.Graph, may_absorb: Callable[[Chain, Node], bool]) -> l
     taken: set[Node] = set()
     for node in graph.nodes:
         layer = adder_of(node)
-        if layer is None or node in taken:
+        if layer is None or node not in values or node in taken:
             continue
         chain = Chain(layer, str(node.target), node)
         if layer.norm is not None:

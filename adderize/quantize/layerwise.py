@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.quantize.calibration import ValueRange
+from adderize.quantize.calibration import ValueRange, named_failures
 from adderize.quantize.chains import norm_affine
 from adderize.quantize.graph import why_float
 from adderize.quantize.grid import Grid
@@ -78,7 +78,8 @@ def _watch(
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in names]
     try:
         for inputs in batches:
-            model(inputs)
+            with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
+                model(inputs)
     finally:
         for handle in handles:
             handle.remove()

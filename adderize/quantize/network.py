@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from adderize.layers import AdderLinear
-from adderize.quantize.calibration import ValueRange
+from adderize.quantize.calibration import ValueRange, named_failures
 from adderize.quantize.chains import Chain, find_chains
 from adderize.quantize.flow import ByteFlow
 from adderize.quantize.graph import is_foldable, module_of, operation, trace
@@ -57,7 +58,7 @@ class TracedNetwork:
         return sorted(apart)
 
     def watch_shapes(self, inputs: Tensor) -> Any:
-        """Run the float network once to learn the shapes of its tensors; returns its output."""
+        """Run the float network once to learn its float32 tensors' shapes; returns its output."""
         return _Watcher(self.traced, _note_shape).run(inputs)
 
     def observe(self, batches: Iterable[Tensor]) -> dict[Node, ValueRange]:
@@ -70,7 +71,8 @@ class TracedNetwork:
 
         watcher = _Watcher(self.traced, update)
         for inputs in batches:
-            watcher.run(inputs)
+            with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
+                watcher.run(inputs)
         return ranges
 
     def chain_outputs(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -133,5 +135,5 @@ class _Watcher(fx.Interpreter):
 
 
 def _note_shape(node: Node, value: Any) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
         node.meta["shape"] = tuple(value.shape)

@@ -88,7 +88,33 @@ class SharedActivation(Body):
         return z + y
 
 
-ODD = [AsksDtype, LargestChannel, SwappedHalves, PoolsAll, TakenName, SharedActivation]
+class AddsMask(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y) + (y > 0.5)
+
+
+class FiltersParameter(Body):
+    """An adder whose input is no matter of the network's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 8, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) + self.norms[2](self.c(self.query)))
+
+
+ODD = [
+    AddsMask,
+    FiltersParameter,
+    AsksDtype,
+    LargestChannel,
+    SwappedHalves,
+    PoolsAll,
+    TakenName,
+    SharedActivation,
+]
 
 
 @pytest.mark.parametrize("network", ODD)

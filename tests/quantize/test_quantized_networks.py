@@ -248,6 +248,7 @@ def test_export_and_compile():
         ({"calibration": [X * float("nan")]}, "NaN"),
         ({"calibration": [X, X * float("inf")]}, "NaN or infinity"),
         ({"calibration": [X[:, :2]]}, "first calibration batch"),
+        ({"calibration": [X, X[:, :2]]}, r"a calibration batch of shape \(64, 2, 12, 12\)"),
     ],
 )
 def test_wrong_arguments(options, message):
