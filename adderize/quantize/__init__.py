@@ -133,7 +133,7 @@ def _check(model: nn.Module, method: str, bits: int) -> None:
 def _traced(model: nn.Module, inputs: Tensor) -> tuple[TracedNetwork | None, str]:
     """The network as a graph that computes what the model does, or why there is none."""
     with named_failures("the first calibration batch"):
-        expected = model(inputs)
+        expected = model(inputs.clone())  # a model may change its input in place
     if layerwise.adders_of(model).keys() == {""}:
         return None, "it is a single layer"
     try:
@@ -151,7 +151,7 @@ def _traced(model: nn.Module, inputs: Tensor) -> tuple[TracedNetwork | None, str
 def _few(model: nn.Module, inputs: Tensor) -> Tensor:
     """Some images of a batch; all of it where the model takes no part, as of a single image."""
     try:
-        model(inputs[:_COMPARED_IMAGES])
+        model(inputs[:_COMPARED_IMAGES].clone())
     except Exception:
         return inputs
     return inputs[:_COMPARED_IMAGES]

@@ -79,7 +79,7 @@ def _watch(
     try:
         for inputs in batches:
             with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
-                model(inputs)
+                model(inputs.clone())
     finally:
         for handle in handles:
             handle.remove()

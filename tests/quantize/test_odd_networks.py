@@ -179,6 +179,28 @@ def test_pickling_keeps_the_network_and_its_report():
     assert str(quantize_report(twin)) == str(quantize_report(quantized))
 
 
+class ChangesInput(Body):
+    """Normalises the images where they are."""
+
+    traceable = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 3
+        x *= 2
+        y = self.last(self.first(x))
+        return y if self.traceable or bool(y.sum() > -1e9) else x
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_calibration_images_stay_as_they_are(traceable):
+    model, images = ChangesInput(), X + 3
+    model.traceable = traceable
+    trained(model, tuple(X.shape), head=True)
+    quantized = quantize(model, [images])
+    assert torch.equal(images, X + 3) and isinstance(quantized, fx.GraphModule) == traceable
+    assert relative_error(quantized(images.clone()), model(images.clone())) < 0.1
+
+
 class Late(nn.Module):
     """The second adder is not called for the first batch."""
 
