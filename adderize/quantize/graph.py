@@ -77,6 +77,8 @@ def why_float(layer: AdderConv2d | AdderLinear) -> str | None:
     """Why an adder cannot be put into integers; None where it can."""
     if type(layer) not in (AdderConv2d, AdderLinear, AdderConv2dSame):
         return f"a class of its own, {type(layer).__name__}"
+    if _has_hooks(layer):
+        return "it has forward hooks, which integers would pass by"
     if layer.norm is not None and not is_foldable(layer.norm):
         return f"its norm, {type(layer.norm).__name__}, has no fixed statistics"
     return None
@@ -86,7 +88,11 @@ def is_foldable(norm: nn.Module | None) -> bool:
     """Whether a norm is one affine map whatever the input: a batch norm with statistics."""
     if not isinstance(norm, _BatchNorm) or type(norm).forward not in _PLAIN_NORMS:
         return False
-    return norm.running_mean is not None
+    return norm.running_mean is not None and not _has_hooks(norm)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def operation(node: Node) -> str:
@@ -112,6 +118,8 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     """(low, high) of a ReLU, ReLU6, hard tanh or clamp between numbers; None for all else."""
     module = module_of(node)
     if module is not None:
+        if _has_hooks(module):
+            return None
         if type(module) is nn.ReLU:
             return 0.0, math.inf
         if type(module) in (nn.ReLU6, nn.Hardtanh):
@@ -220,7 +228,7 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         (source,) = node.all_input_nodes
         convolution = module_of(source)
         once = len(source.users) == 1 and calls.count(convolution) == 1
-        if type(convolution) is nn.Conv2d and once:
+        if type(convolution) is nn.Conv2d and once and not _has_hooks(convolution):
             traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)

@@ -201,6 +201,18 @@ def test_calibration_images_stay_as_they_are(traceable):
     assert relative_error(quantized(images.clone()), model(images.clone())) < 0.1
 
 
+@pytest.mark.parametrize("hooked", ["block.conv1", "block.bn2", "block.act", "stem.0", "stem.1"])
+def test_forward_hooks_are_run(hooked):
+    model = trained(Residual(), tuple(X.shape))
+    before = model(X)
+    model.get_submodule(hooked).register_forward_hook(lambda _, inputs, output: 1 - 2 * output)
+    quantized, expected = quantize(model, [X]), model(X)
+    assert relative_error(before, expected) > 0.5
+    assert relative_error(quantized(X), expected) < 0.1
+    stays = "block.conv1 stays float32: it has forward hooks" in str(quantize_report(quantized))
+    assert stays == (hooked == "block.conv1")
+
+
 class Late(nn.Module):
     """The second adder is not called for the first batch."""
 
