@@ -153,4 +153,9 @@ int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float
   return guarded([&] { return active().transpose(batch, rows, columns, input, output, threads); });
 }
 
+int adderize_channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads) {
+  if (positions < 1 || channels < 1 || !input || !totals || threads < 1) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { return active().channel_totals(positions, channels, input, totals, threads); });
+}
+
 }  // extern "C"

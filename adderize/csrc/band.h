@@ -1,7 +1,7 @@
 // Zero-padded copies of a few rows of an image, and sums over patches of it.
 #pragma once
 
-#include "simd.h"
+#include "pack.h"
 
 namespace adderize {
 namespace {
@@ -128,11 +128,6 @@ float few_channel_sums(const float *x, int64_t positions, int64_t stride, float 
   for (int j = 0; j < V; ++j) largest = high[j] > largest ? high[j] : largest;
   return total(negative) == 0 ? 0 : largest;
 }
-
-struct Sums {
-  vec plain, magnitude;
-};
-ADDERIZE_INLINE Sums operator+(const Sums &a, const Sums &b) { return {a.plain + b.plain, a.magnitude + b.magnitude}; }
 
 constexpr int64_t short_sum = 16 * V;
 

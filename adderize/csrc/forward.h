@@ -15,22 +15,47 @@ ForwardTask forward_task_of(const ForwardPlan &p, int64_t task) {
   return {task % images, task / images % p.bands, task / pieces % p.chunks, task / (pieces * p.chunks)};
 }
 
+BandView shared_band(const ForwardPlan &p, const ForwardTask &task) {
+  return band_view(p, (task.group * p.s.n + task.n) * p.bands + task.band);
+}
+
+// Of a band's plane: what its positions see of the band's copy, or of the input where nothing is copied.
+int band_regions(const ForwardPlan &p, int64_t band, const Grid &at, Region *regions) {
+  const adderize_shape &s = p.s;
+  const TapAxis vertical = {band * p.band_rows * s.stride_h - s.padding_h, s.stride_h, s.kh, s.dilation_h, s.h};
+  const TapAxis horizontal = {-s.padding_w, s.stride_w, s.kw, s.dilation_w, s.w};
+  const Reading read = {at.pixel / s.stride_w, at.row / s.stride_h, p.cg};
+  return regions_of(vertical, horizontal, rows_of_band(p, band), s.ow, read, sum_widest[p.og > V], regions);
+}
+
+int64_t tiles_in(const Region *regions, int count) {
+  int64_t tiles = 0;
+  for (int i = 0; i < count; ++i)
+    tiles += regions[i].cut.columns * ceil_div(regions[i].upright ? 1 : regions[i].y.count, regions[i].cut.rows);
+  return tiles;
+}
+
 void forward_task(const void *context, int64_t task, int worker) {
   const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
   const adderize_shape &s = p.s;
   const ForwardTask here = forward_task_of(p, task);
-  const int64_t rows = rows_of_band(p, here.band);
-  const BandView view = band_view(p, p.shared ? (here.group * s.n + here.n) * p.bands + here.band : worker);
+  const BandView view = p.shared ? shared_band(p, here) : band_view(p, worker);
   if (!p.shared) fill_band(p, here.n, here.group, here.band, view);
   const Grid at = p.in_place ? band_in_place(p, here.n, here.group, here.band)
                              : Grid{view.copy, s.stride_w * p.cg, s.stride_h * p.band_columns * p.cg};
+  Region regions[most_regions];
+  const int count = band_regions(p, here.band, at, regions);
   Upcoming next;
-  if (!p.shared && !p.in_place && s.groups == 1 && task + p.threads < p.tasks) {
+  if (!p.in_place && task + p.threads < p.tasks) {
     const ForwardTask then = forward_task_of(p, task + p.threads);
-    next.add(image_of(p, then.n, 0), band_window(p, then.band), p.chunk * p.cut.columns * ceil_div(rows, p.cut.rows));
+    const int64_t tiles = p.chunk * tiles_in(regions, count);
+    if (p.shared)
+      next.add(shared_band(p, then).copy, band_positions(p, rows_of_band(p, then.band)) * p.cg, tiles);
+    else if (s.groups == 1)
+      next.add(image_of(p, then.n, 0), band_window(p, then.band), tiles);
   }
   float *out = p.output + ((here.n * s.oh + here.band * p.band_rows) * s.ow) * s.cout + here.group * p.og;
-  forward_tiles(p, here.group, here.chunk, at, {out, s.cout, s.ow * s.cout, 0, view.patch, s.ow}, rows, s.ow, p.cut, *view.magnitude,
+  forward_tiles(p, here.group, here.chunk, at, {out, s.cout, s.ow * s.cout, 0, view.patch, 1, s.ow}, regions, count, *view.magnitude,
                 next);
 }
 
@@ -42,10 +67,14 @@ void forward_flat_task(const void *context, int64_t task, int worker) {
   const BandView view = band_view(p, p.shared ? here.group * p.bands + here.band : worker);
   const float *x = p.input + first * s.c + here.group * p.cg;
   if (!p.shared) fill_band(p, 0, here.group, here.band, view);
-  const Cut cut = {ceil_div(columns, sum_widest[p.og > V]), 1};
+  Region region = {};
+  region.y = {0, 1, 0, 1};
+  region.x = {0, columns, 0, 1};
+  region.cut = {ceil_div(columns, widest_of(sum_widest[p.og > V], s.c)), 1};
+  region.runs = {1, 1, p.k, 0, 0, 0};
   Upcoming nothing;
-  forward_tiles(p, here.group, here.chunk, {x, s.c, 0}, {p.output + first * s.cout + here.group * p.og, s.cout, 0, 0, view.channel, 0}, 1,
-                columns, cut, *view.magnitude, nothing);
+  forward_tiles(p, here.group, here.chunk, {x, s.c, 0}, {p.output + first * s.cout + here.group * p.og, s.cout, 0, 0, view.channel, 1, 0},
+                &region, 1, *view.magnitude, nothing);
 }
 
 void pack_forward_task(const void *context, int64_t task, int) {
@@ -54,7 +83,7 @@ void pack_forward_task(const void *context, int64_t task, int) {
   const int64_t tile = vector / 2, first = vector * V, lane = group * vectors * V + first;
   pack_forward(p.s, p.filters, group * p.og + first, least(V, p.og - first),
                p.packed + group * p.group_floats + tile * tile_channels * p.k + vector % 2 * V, vectors_of(p.og, tile) * V,
-               p.sums + lane, p.magnitudes + lane);
+               p.sums + lane, p.magnitudes + lane, {p.taps.sums + lane, p.taps.magnitudes + lane, p.taps.lanes});
 }
 
 void fill_band_task(const void *context, int64_t task, int) {
@@ -118,29 +147,16 @@ int forward_wide(const adderize_shape &shape, const float *input, const Filters 
   p.tiles = tiles_of(p.og);
   p.group_floats = packed_channels(p.og) * p.k;
   divide(p);
-  p.cut = cut(p.s.ow, p.band_rows, sum_widest[p.og > V]);
 
   const int64_t buffers = p.shared ? p.s.n * p.s.groups * p.bands : threads;
-  const int64_t lanes = p.s.groups * packed_channels(p.og), offset_floats = round_up(2 * taps, 16);
-  float *memory = scratch(p.s.groups * p.group_floats + 2 * lanes + offset_floats + buffers * p.buffer_floats + 64);
+  const int64_t lanes = p.s.groups * packed_channels(p.og);
+  float *memory = scratch(p.s.groups * p.group_floats + (2 + 2 * taps) * lanes + buffers * p.buffer_floats + 64);
   if (!memory) return ADDERIZE_OUT_OF_MEMORY;
   p.packed = memory;
-  p.offsets = reinterpret_cast<int64_t *>(p.packed + round_up(p.s.groups * p.group_floats, 16));
-  p.sums = p.packed + round_up(p.s.groups * p.group_floats, 16) + offset_floats;
+  p.sums = p.packed + round_up(p.s.groups * p.group_floats, 16);
   p.magnitudes = p.sums + lanes;
-  p.buffers = p.packed + round_up(p.magnitudes + lanes - p.packed, 16);
-
-  const bool joined = p.s.dilation_w == 1 || p.s.kw == 1;
-  if (p.flat || p.in_place) {
-    p.offsets[0] = 0;
-    p.runs = {1, p.k, p.offsets};
-  } else {
-    p.runs = {p.s.kh * (joined ? 1 : p.s.kw), joined ? p.s.kw * p.cg : p.cg, p.offsets};
-    for (int64_t i = 0; i < p.runs.count; ++i) {
-      const int64_t y = joined ? i : i / p.s.kw, x = joined ? 0 : i % p.s.kw;
-      p.offsets[i] = (y * p.s.dilation_h * p.band_columns + x * p.s.dilation_w) * p.cg;
-    }
-  }
+  p.taps = {p.magnitudes + lanes, p.magnitudes + (1 + taps) * lanes, lanes};
+  p.buffers = p.packed + round_up(p.magnitudes + (1 + 2 * taps) * lanes - p.packed, 16);
   // The filters are packed by the shape they have, not by the flattened one.
   ForwardPlan packing = p;
   packing.s = shape;

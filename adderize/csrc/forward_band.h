@@ -2,8 +2,8 @@
 #pragma once
 
 #include "band.h"
-#include "kernels.h"
-#include "tiles.h"
+#include "pack.h"
+#include "regions.h"
 
 namespace adderize {
 namespace {
@@ -20,10 +20,8 @@ struct ForwardPlan {
   int64_t band_rows, bands, chunk, chunks, band_columns, buffer_floats;
   bool shared;  // every band is copied once for all chunks
   int64_t tasks, threads;
-  Cut cut;
-  Runs runs;
   float *packed, *sums, *magnitudes, *buffers;
-  int64_t *offsets;
+  TapSums taps;
 };
 
 // Scratch of one band: the copy, the channel sums of its positions, the patch sums of its outputs.

@@ -2,25 +2,29 @@
 #pragma once
 
 #include "forward_band.h"
-#include "pack.h"
 
 namespace adderize {
 namespace {
 
-// Where a tile of outputs lies.
+// Where a tile of outputs lies, strides in floats; `channels` of them are stored.
 struct Target {
   float *out;
-  int64_t pixel, row, channels;  // strides of the output in floats; channels to store
+  int64_t pixel, row, channels;
   const float *patch;
-  int64_t patch_row;
+  int64_t patch_pixel, patch_row;
+};
+
+// Of a channel tile's filters in a region: the sums of the taps seen less the sums of magnitudes of the others, and the latter.
+struct FilterSums {
+  alignas(64) float all[tile_channels], unseen[tile_channels];
 };
 
 template <int N>
-void store_distances(const float *sums, int q_count, int r_count, const Target &to) {
+void store_distances(const float *sums, int q_count, int r_count, const Target &to, const float *unseen) {
   for (int r = 0; r < r_count; ++r)
     for (int q = 0; q < q_count; ++q)
       for (int n = 0; n < N; ++n, sums += V)
-        store(to.out + r * to.row + q * to.pixel + n * V, -load(sums), n == N - 1 ? to.channels - n * V : V);
+        store(to.out + r * to.row + q * to.pixel + n * V, -(load(sums) + load(unseen + n * V)), n == N - 1 ? to.channels - n * V : V);
 }
 
 // The largest |Y| of a tile must reach `share` of the largest sums of magnitudes of a patch and of a filter. `patch` is 0 where no
@@ -35,7 +39,7 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
   vec low = {}, trouble = {}, largest = all(floor.patch);
   for (int r = 0; r < r_count; ++r)
     for (int q = 0; q < q_count; ++q) {
-      const vec patch = all(to.patch[r * to.patch_row + q]);
+      const vec patch = all(to.patch[r * to.patch_row + q * to.patch_pixel]);
       largest = maximum(largest, patch);
       for (int n = 0; n < N; ++n, sums += V) {
         vec y = load(sums);
@@ -48,14 +52,16 @@ bool store_maxima(const float *sums, int q_count, int r_count, const Target &to,
   return total(trouble) == 0 && lowest(low) <= -(largest[0] + floor.filter) * floor.share;
 }
 
-// One channel tile over a plane of rows x columns positions.
+// One channel tile over a region, whose first position's first tap is at `at`.
 template <int N>
-void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64_t columns, const Cut &cut, const float *w,
-                   const float *filter_sums, const Floor &floor, Upcoming &next) {
+void forward_plane(const ForwardPlan &p, Grid at, Target to, const Region &region, const float *w, const FilterSums &filters,
+                   const Floor &floor, Upcoming &next) {
   alignas(64) float sums[2 * most_positions * N * V];
   bool exact = p.form == ADDERIZE_FORM_EXACT;
   const Grid origin = at;
   const Target first = to;
+  const Cut &cut = region.cut;
+  const int64_t rows = region.upright ? region.x.count : region.y.count, columns = region.upright ? region.y.count : region.x.count;
   for (int64_t y = 0; y < rows;) {
     const int r = int(least(cut.rows, rows - y));
     for (int64_t i = 0; i < cut.columns; ++i) {
@@ -66,13 +72,13 @@ void forward_plane(const ForwardPlan &p, Grid at, Target to, int64_t rows, int64
       prefetch<N>(to.out, to.pixel, to.row, q, r);
       next.fetch();
       if (!exact) {
-        to.patch = first.patch + y * to.patch_row + x;
-        maxima_tiles[N - 1][r - 1][q](at, p.runs, w, sums);
-        if (store_maxima<N>(sums, q, r, to, filter_sums, floor)) continue;
-        exact = true;  // its neighbours of this plane will most likely cancel too
+        to.patch = first.patch + y * to.patch_row + x * to.patch_pixel;
+        maxima_tiles[N - 1][r - 1][q](at, region.runs, w, sums);
+        if (store_maxima<N>(sums, q, r, to, filters.all, floor)) continue;
+        exact = true;  // its neighbours of this region will most likely cancel too
       }
-      distance_tiles[N - 1][r - 1][q](at, p.runs, w, sums);
-      store_distances<N>(sums, q, r, to);
+      distance_tiles[N - 1][r - 1][q](at, region.runs, w, sums);
+      store_distances<N>(sums, q, r, to, filters.unseen);
     }
     y += r;
   }
@@ -92,20 +98,44 @@ Floor floor_of(const ForwardPlan &p, float position, const float *magnitudes, in
   return {position * float(p.s.kh * p.s.kw), filter, (maxima + others) / (maxima < 9e-6f ? 1e-5f - maxima : 1e-6f)};
 }
 
-void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, Grid at, Target to, int64_t rows, int64_t columns,
-                   const Cut &cut, float position_magnitude, Upcoming &next) {
-  float *out = to.out;
+FilterSums filter_sums(const ForwardPlan &p, const Region &region, int64_t lane, int vectors) {
+  FilterSums sums;
+  const bool whole = region.y.taps == p.s.kh && region.x.taps == p.s.kw;
+  for (int64_t v = 0; v < vectors * V; v += V) {
+    vec all = whole ? load(p.sums + lane + v) : vec{}, unseen = {};
+    for (int64_t tap = 0; !whole && tap < p.s.kh * p.s.kw; ++tap) {
+      const int64_t y = tap / p.s.kw - region.y.tap, x = tap % p.s.kw - region.x.tap;
+      if (y >= 0 && y < region.y.taps && x >= 0 && x < region.x.taps)
+        all += load(p.taps.sums + tap * p.taps.lanes + lane + v);
+      else
+        unseen += load(p.taps.magnitudes + tap * p.taps.lanes + lane + v);
+    }
+    store(sums.all + v, all - unseen);
+    store(sums.unseen + v, unseen);
+  }
+  return sums;
+}
+
+Grid turned(const Grid &at) { return {at.base, at.row, at.pixel}; }
+Target turned(const Target &to) { return {to.out, to.row, to.pixel, to.channels, to.patch, to.patch_row, to.patch_pixel}; }
+
+// A chunk of channel tiles over the regions of a plane; `at` and `to` belong to its first position.
+void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, const Grid &at, const Target &to, const Region *regions, int count,
+                   float position_magnitude, Upcoming &next) {
   for (int64_t tile = chunk * p.chunk; tile < least((chunk + 1) * p.chunk, p.tiles); ++tile) {
-    const int64_t first = tile * tile_channels;
-    const int64_t lane = group * packed_channels(p.og) + first;
-    const float *w = p.packed + group * p.group_floats + first * p.k;
-    to.out = out + first;
-    to.channels = least(p.og - first, tile_channels);
-    const Floor floor = floor_of(p, position_magnitude, p.magnitudes + lane, to.channels);
-    if (vectors_of(p.og, tile) == 2)
-      forward_plane<2>(p, at, to, rows, columns, cut, w, p.sums + lane, floor, next);
-    else
-      forward_plane<1>(p, at, to, rows, columns, cut, w, p.sums + lane, floor, next);
+    const int64_t first = tile * tile_channels, lane = group * packed_channels(p.og) + first;
+    const int vectors = vectors_of(p.og, tile);
+    const Floor floor = floor_of(p, position_magnitude, p.magnitudes + lane, least(p.og - first, tile_channels));
+    for (int i = 0; i < count; ++i) {
+      const Region &region = regions[i];
+      const int64_t y = region.y.first, x = region.x.first;
+      const float *w = p.packed + group * p.group_floats + first * p.k + region.filters * vectors * V;
+      const Grid from = {at.base + y * at.row + x * at.pixel + region.base, at.pixel, at.row};
+      const Target into = {to.out + y * to.row + x * to.pixel + first, to.pixel, to.row, least(p.og - first, tile_channels),
+                           to.patch + y * to.patch_row + x * to.patch_pixel, to.patch_pixel, to.patch_row};
+      (vectors == 2 ? forward_plane<2> : forward_plane<1>)(p, region.upright ? turned(from) : from, region.upright ? turned(into) : into,
+                                                           region, w, filter_sums(p, region, lane, vectors), floor, next);
+    }
   }
 }
 

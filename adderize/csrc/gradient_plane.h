@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 #include "phases.h"
-#include "tiles.h"
+#include "regions.h"
 
 namespace adderize {
 namespace {
@@ -23,11 +23,11 @@ struct GradientPlan {
   int *careful;  // set where a filter is not finite
 };
 
-// Inputs of one phase: rows x columns of them, the first one at (y, x) of image n; strides in floats.
+// Inputs of one phase, the first one at (y, x) of image n; strides in floats.
 struct PhasePlane {
   const float *in;
   float *out;
-  int64_t pixel, row, rows, columns, channels;
+  int64_t pixel, row, channels;
   int64_t n, y, x;
 };
 
@@ -64,36 +64,42 @@ struct Padded {
   }
 };
 
-void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const Runs &runs, const float *w, const PhasePlane &plane,
-                    const Cut &cut, Upcoming &next) {
+// `g` is what the region's first position sees first.
+void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const float *w, const PhasePlane &plane, const Region &region,
+                    Upcoming &next) {
   Padded padded;
-  const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, whole = plane.channels == V;
+  const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, whole = plane.channels == V, upright = region.upright;
   const auto &tiles = full ? full_tiles : sign_tiles;
-  for (int64_t top = 0; top < plane.rows;) {
-    const int64_t r_count = least(cut.rows, plane.rows - top);
+  const Cut &cut = region.cut;
+  const int64_t rows = upright ? region.x.count : region.y.count, columns = upright ? region.y.count : region.x.count;
+  const int64_t pixel = upright ? plane.row : plane.pixel, row = upright ? plane.pixel : plane.row;
+  const int64_t origin = region.y.first * plane.row + region.x.first * plane.pixel;
+  for (int64_t top = 0; top < rows;) {
+    const int64_t r_count = least(cut.rows, rows - top);
     for (int64_t i = 0; i < cut.columns; ++i) {
-      const int64_t left = i * plane.columns / cut.columns, q_count = (i + 1) * plane.columns / cut.columns - left;
-      const int64_t corner = top * plane.row + left * plane.pixel;
+      const int64_t left = i * columns / cut.columns, q_count = (i + 1) * columns / cut.columns - left;
+      const int64_t corner = origin + top * row + left * pixel;
       const Grid at = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
-      const Tile tile = {plane.in + corner, plane.out + corner, plane.pixel, plane.row};
+      const Tile tile = {plane.in + corner, plane.out + corner, pixel, row};
       prefetch<1>(tile.out, tile.pixel, tile.row, q_count, r_count);
       next.fetch();
       if (i + 1 < cut.columns)
         prefetch<1>(tile.in + q_count * tile.pixel, tile.pixel, tile.row, q_count, r_count);
-      else if (top + r_count < plane.rows)
-        prefetch<1>(plane.in + (top + r_count) * plane.row, tile.pixel, tile.row, q_count, 1);
+      else if (top + r_count < rows)
+        prefetch<1>(plane.in + origin + (top + r_count) * row, tile.pixel, tile.row, q_count, 1);
       const Tile copy = {padded.in, padded.out, V, q_count * V};
       if (!whole)
         padded.each(tile, r_count, q_count,
                     [&](int64_t from, int64_t to) { store(padded.in + to, load(tile.in + from, plane.channels)); });
-      const bool finite = tiles[r_count - 1][q_count](at, runs, w, whole ? tile : copy);
+      const bool finite = tiles[r_count - 1][q_count](at, region.runs, w, whole ? tile : copy);
       if (full && (!finite || *p.careful)) {
         const Tile &used = whole ? tile : copy;
         for (int64_t r = 0; r < r_count; ++r)
           for (int64_t q = 0; q < q_count; ++q) {
             const int64_t at_position = r * used.row + q * used.pixel;
-            careful_position(p, plane.n, plane.y + (top + r) * p.s.stride_h, plane.x + (left + q) * p.s.stride_w, group, w,
-                                used.in + at_position, used.out + at_position);
+            const int64_t y = region.y.first + (upright ? left + q : top + r), x = region.x.first + (upright ? top + r : left + q);
+            careful_position(p, plane.n, plane.y + y * p.s.stride_h, plane.x + x * p.s.stride_w, group, w - region.filters * V,
+                             used.in + at_position, used.out + at_position);
           }
       }
       if (!whole)

@@ -52,24 +52,30 @@ void pack_gradient_task(const void *context, int64_t task, int) {
   if (!(total(trouble) == 0)) __atomic_store_n(p.careful, 1, __ATOMIC_RELAXED);
 }
 
-void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const Grid &g, const Runs &runs, int64_t skipped,
-                    PhasePlane plane, Upcoming &next) {
+// A chunk of channel tiles over the regions of a plane; `g` is what its first position sees first.
+void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const Grid &g, int64_t skipped, PhasePlane plane,
+                    const Region *regions, int count, Upcoming &next) {
   const float *in = plane.in;
   float *out = plane.out;
-  const Cut shape = cut(plane.columns, plane.rows, clip_widest);
   for (int64_t tile = chunk * p.chunk; tile < least((chunk + 1) * p.chunk, p.tiles); ++tile) {
     const int64_t first = tile * V;
     plane.in = in + first;
     plane.out = out + first;
     plane.channels = least(p.cg - first, V);
-    gradient_plane(p, group, g, runs, p.packed + group * p.group_floats + first * p.k + skipped * V, plane, shape, next);
+    for (int i = 0; i < count; ++i) {
+      const Region &region = regions[i];
+      const float *base = g.base + region.y.first * g.row + region.x.first * g.pixel + region.base;
+      const Grid at = {base, region.upright ? g.row : g.pixel, region.upright ? g.pixel : g.row};
+      const float *w = p.packed + group * p.group_floats + first * p.k + (skipped + region.filters) * V;
+      gradient_plane(p, group, at, w, plane, region, next);
+    }
   }
 }
 
-void zero_plane(const GradientPlan &p, int64_t chunk, const PhasePlane &plane) {
+void zero_plane(const GradientPlan &p, int64_t chunk, const PhasePlane &plane, int64_t rows, int64_t columns) {
   const int64_t first = chunk * p.chunk * V, end = least((chunk + 1) * p.chunk * V, p.cg);
-  for (int64_t y = 0; y < plane.rows; ++y)
-    for (int64_t x = 0; x < plane.columns; ++x)
+  for (int64_t y = 0; y < rows; ++y)
+    for (int64_t x = 0; x < columns; ++x)
       memset(plane.out + y * plane.row + x * plane.pixel + first, 0, size_t(end - first) * sizeof(float));
 }
 
@@ -84,8 +90,6 @@ void copy_gradient(const GradientPlan &p, int64_t n, int64_t group, int64_t band
   copy_window(gradient_image(p, n, group), band_window(p, band), out);
 }
 
-constexpr int64_t most_runs = 256;  // of one tile call; longer filters take several
-
 void gradient_task(const void *context, int64_t task, int worker) {
   const GradientPlan &p = *static_cast<const GradientPlan *>(context);
   const adderize_shape &s = p.s;
@@ -93,9 +97,6 @@ void gradient_task(const void *context, int64_t task, int worker) {
                 group = task / (s.n * p.bands * p.chunks);
   float *buffer = p.buffers + (p.shared ? (group * s.n + n) * p.bands + band : worker) * p.buffer_floats;
   if (!p.shared) copy_gradient(p, n, group, band, buffer);
-  int64_t *offsets = reinterpret_cast<int64_t *>(buffer + p.buffer_floats - round_up(2 * s.kh * s.kw, 16)) ;
-  int64_t own[most_runs];
-  if (s.kh * s.kw <= most_runs) offsets = own;
 
   const int64_t y0 = band * p.band_rows, y1 = least(y0 + p.band_rows, s.h);
   const Window window = band_window(p, band);
@@ -111,19 +112,18 @@ void gradient_task(const void *context, int64_t task, int worker) {
       const Phase px = phase_of(a, s.kw, s.stride_w, s.padding_w, s.dilation_w);
       const int64_t terms = py.taps * px.taps * p.og;
       if (y < y1 && a < s.w) {
-        PhasePlane plane = {p.input + base + (y * s.w + a) * s.c, p.out + base + (y * s.w + a) * s.c, s.stride_w * s.c,
-                            s.stride_h * s.w * s.c, ceil_div(y1 - y, s.stride_h), ceil_div(s.w - a, s.stride_w), 0, n, y, a};
+        const int64_t rows = ceil_div(y1 - y, s.stride_h), columns = ceil_div(s.w - a, s.stride_w);
+        const PhasePlane plane = {p.input + base + (y * s.w + a) * s.c, p.out + base + (y * s.w + a) * s.c, s.stride_w * s.c,
+                                  s.stride_h * s.w * s.c, 0, n, y, a};
         if (terms == 0) {
-          zero_plane(p, chunk, plane);
+          zero_plane(p, chunk, plane, rows, columns);
         } else {
-          const bool joined = px.taps == 1 || px.advance == 1;
-          Runs runs = {py.taps * (joined ? 1 : px.taps), (joined ? px.taps : 1) * p.og, offsets};
-          const int64_t top = py.position + (y - b) / s.stride_h - window.row, left = px.position - window.column;
-          for (int64_t i = 0; i < runs.count; ++i) {
-            const int64_t ty = joined ? i : i / px.taps, tx = joined ? 0 : i % px.taps;
-            offsets[i] = ((top + ty * py.advance) * window.columns + left + tx * px.advance) * p.og;
-          }
-          gradient_tiles(p, group, chunk, {buffer, p.og, g_row}, runs, skipped, plane, next);
+          const TapAxis vertical = {py.position + (y - b) / s.stride_h, 1, py.taps, py.advance, s.oh};
+          const TapAxis horizontal = {px.position, 1, px.taps, px.advance, s.ow};
+          Region regions[most_regions];
+          const int count = regions_of(vertical, horizontal, rows, columns, {p.og, g_row, p.og}, clip_widest, regions);
+          const float *first = buffer + (vertical.base - window.row) * g_row + (horizontal.base - window.column) * p.og;
+          gradient_tiles(p, group, chunk, {first, p.og, g_row}, skipped, plane, regions, count, next);
         }
       }
       skipped += terms;
@@ -135,10 +135,11 @@ void gradient_flat_task(const void *context, int64_t task, int) {
   const GradientPlan &p = *static_cast<const GradientPlan *>(context);
   const adderize_shape &s = p.s;
   const int64_t band = task % p.bands, chunk = task / p.bands % p.chunks, group = task / (p.bands * p.chunks);
-  const int64_t first = band * p.band_rows, last = least(first + p.band_rows, s.w), offset = 0;
+  const int64_t first = band * p.band_rows, last = least(first + p.band_rows, s.w);
   // Where the filters stay in the cache, every position's inputs are read and written as a whole.
+  const int widest = widest_of(clip_widest, s.cout);
   const bool whole = p.chunks == 1 && s.groups == 1 && p.tiles * V * p.k <= band_floats;
-  const int64_t step = whole ? clip_widest : p.band_rows;
+  const int64_t step = whole ? widest : p.band_rows;
   for (int64_t x = first; x < last; x += step) {
     const int64_t at = x * s.c + group * p.cg, then = x + step, positions = least(step, s.w - then);
     Upcoming next;
@@ -147,8 +148,13 @@ void gradient_flat_task(const void *context, int64_t task, int) {
       next.add(p.input + then * s.c, positions * s.c, p.tiles);
       next.add(p.out + then * s.c, positions * s.c, p.tiles);
     }
-    gradient_tiles(p, group, chunk, {p.grad + x * s.cout + group * p.og, s.cout, 0}, {1, p.og, &offset}, 0,
-                   {p.input + at, p.out + at, s.c, 0, 1, least(step, last - x), 0, 0, 0, x}, next);
+    Region region = {};
+    region.y = {0, 1, 0, 1};
+    region.x = {0, least(step, last - x), 0, 1};
+    region.cut = {ceil_div(region.x.count, widest), 1};
+    region.runs = {1, 1, p.og, 0, 0, 0};
+    gradient_tiles(p, group, chunk, {p.grad + x * s.cout + group * p.og, s.cout, 0}, 0, {p.input + at, p.out + at, s.c, 0, 0, 0, 0, x},
+                   &region, 1, next);
   }
 }
 
@@ -160,13 +166,14 @@ void copy_gradient_task(const void *context, int64_t task, int) {
 
 void divide(GradientPlan &p) {
   const adderize_shape &s = p.s;
-  const int64_t images = s.n * s.groups, spare = s.kh * s.kw > most_runs ? round_up(2 * s.kh * s.kw, 16) : 0;
+  const int64_t images = s.n * s.groups;
   if (p.flat) {
-    p.band_rows = least(flat_positions, round_up(ceil_div(s.w, 4), clip_widest));
+    p.band_rows = least(least(flat_positions, ceil_div(band_floats, s.c)), ceil_div(s.w, 4));
+    p.band_rows = round_up(p.band_rows, clip_widest);
     p.bands = ceil_div(s.w, p.band_rows);
   } else {
     const int64_t row = gradient_window(s, 0, 1).columns * p.og;
-    const auto floats = [&](int64_t rows) { return round_up(tallest_gradient_window(s, rows) * row, 16) + spare; };
+    const auto floats = [&](int64_t rows) { return round_up(tallest_gradient_window(s, rows) * row, 16); };
     p.band_rows = s.h;
     while (p.band_rows > 1 && floats(p.band_rows) > band_floats) --p.band_rows;
     p.bands = ceil_div(s.h, p.band_rows);
@@ -179,7 +186,7 @@ void divide(GradientPlan &p) {
   p.chunks = least(p.tiles, ceil_div(wanted_tasks, images * p.bands));
   p.chunk = ceil_div(p.tiles, p.chunks);
   p.chunks = ceil_div(p.tiles, p.chunk);
-  p.shared = !p.flat && p.chunks > 1 && spare == 0;
+  p.shared = !p.flat && p.chunks > 1;
 }
 
 int input_gradient_wide(const adderize_shape &shape, const float *grad, const float *input, const Filters &filters, float *out,

@@ -39,6 +39,7 @@ struct Kernels {
   int (*sign_filter_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &,
                               float *grad_weight, int threads);
   int (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
+  int (*channel_totals)(int64_t positions, int64_t channels, const float *input, double *totals, int threads);
   const ByteKernels *bytes;
 };
 

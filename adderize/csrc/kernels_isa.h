@@ -1,6 +1,7 @@
 // The kernels of one instruction set, put together. Each kernels_*.cpp includes this once, under its own flags.
 #pragma once
 
+#include "channel_totals.h"
 #include "channelwise.h"
 #include "depthwise.h"
 #include "forward.h"
@@ -29,6 +30,7 @@ int input_gradient(const adderize_shape &s, const float *grad, const float *inpu
 }  // namespace
 
 #define ADDERIZE_KERNELS(name) \
-  extern const Kernels kernels_##name = {#name, forward, input_gradient, sign_filter_gradient, transpose_all, &byte_kernels_##name};
+  extern const Kernels kernels_##name = {#name,         forward,        input_gradient,      sign_filter_gradient, \
+                                         transpose_all, channel_totals, &byte_kernels_##name};
 
 }  // namespace adderize

@@ -70,9 +70,32 @@ ADDERIZE_INLINE void pack_lanes(const float *from, int64_t lane_stride, int64_t 
   }
 }
 
-// One vector of output channels [first, first + lanes): out[(y * kw + x) * cg + i][step], with the sum and the sum of magnitudes.
+struct Sums {
+  vec plain, magnitude;
+};
+ADDERIZE_INLINE Sums operator+(const Sums &a, const Sums &b) { return {a.plain + b.plain, a.magnitude + b.magnitude}; }
+
+// Of `count` vectors, pairwise: a long sum in one accumulator loses digits.
+Sums packed_sums(const float *p, int64_t count, int64_t step) {
+  if (count > 32) return packed_sums(p, count / 2, step) + packed_sums(p + count / 2 * step, count - count / 2, step);
+  Sums sums = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const vec v = load(p + i * step);
+    sums = sums + Sums{v, absolute(v)};
+  }
+  return sums;
+}
+
+// Sums of every tap's filters and of their magnitudes: [tap][lanes].
+struct TapSums {
+  float *sums, *magnitudes;
+  int64_t lanes;
+};
+
+// One vector of output channels [first, first + lanes): out[(y * kw + x) * cg + i][step], with the sum and the sum of magnitudes of all,
+// and of every tap.
 void pack_forward(const adderize_shape &s, const Filters &f, int64_t first, int64_t lanes, float *out, int64_t step, float *sums,
-                  float *magnitudes) {
+                  float *magnitudes, const TapSums &tap_sums) {
   const int64_t cg = s.c / s.groups, taps = s.kh * s.kw;
   const float *from = f.data + first * f.stride[0];
   if (f.stride[3] == 1 && f.stride[2] == s.kw && f.stride[1] == taps) {
@@ -96,24 +119,15 @@ void pack_forward(const adderize_shape &s, const Filters &f, int64_t first, int6
         }
       }
   }
-  vec sum = {}, magnitude = {};
-  for (int64_t k = 0; k < cg * taps;) {  // short partial sums keep their digits
-    vec parts = {}, sizes = {};
-    for (const int64_t end = least(k + 1024, cg * taps); k < end;) {
-      vec part = {}, size = {};
-      for (const int64_t stop = least(k + 32, end); k < stop; ++k) {
-        const vec v = load(out + k * step);
-        part += v;
-        size += absolute(v);
-      }
-      parts += part;
-      sizes += size;
-    }
-    sum += parts;
-    magnitude += sizes;
+  Sums all = {};
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const Sums of_tap = packed_sums(out + tap * cg * step, cg, step);
+    store(tap_sums.sums + tap * tap_sums.lanes, of_tap.plain);
+    store(tap_sums.magnitudes + tap * tap_sums.lanes, of_tap.magnitude);
+    all = all + of_tap;
   }
-  store(sums, sum);
-  store(magnitudes, magnitude);
+  store(sums, all.plain);
+  store(magnitudes, all.magnitude);
 }
 
 }  // namespace

@@ -6,10 +6,11 @@
 namespace adderize {
 namespace {
 
-// What one position sees: `count` runs of `length` consecutive floats, each `offset` away from the position's base.
+// What one position sees: rows x columns of runs, each of `length` consecutive floats. A run begins `column` floats after the one before
+// it, a row of runs `row` after the one above. The filters' terms of a row follow on each other, those of the next begin `filter_row`
+// terms later.
 struct Runs {
-  int64_t count, length;
-  const int64_t *offset;
+  int64_t rows, columns, length, row, column, filter_row;
 };
 
 // Positions (q, r) of a tile lie at base + q * pixel + r * row.
@@ -75,9 +76,9 @@ __attribute__((noinline)) void carry(const float *sums, float *upper, int64_t fl
 
 enum class Sum { maxima, distances };
 
-// sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; w is [k][N * V]. `sums` has room for twice as many.
+// sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; filters are [k][N * V]. `sums` has room for twice as many.
 template <Sum kind, int Q, int R, int N>
-__attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, float *sums) {
+__attribute__((noinline)) void sum_tile(Grid at, const Runs &runs, const float *filters, float *sums) {
   constexpr int vectors = R * Q * N;
   constexpr int64_t floats = vectors * V;
   const vec one = hidden_one();
@@ -94,30 +95,32 @@ __attribute__((noinline)) void sum_tile(Grid at, Runs runs, const float *w, floa
     room = flush_every;
     if (++flushes % carry_every == 0) carry(sums, sums + floats, floats, flushes == carry_every);
   };
-  for (int64_t i = 0; i < runs.count; ++i) {
-    Walk<Q, R> x(at, runs.offset[i]);
-    for (int64_t left = runs.length; left > 0;) {
-      const int64_t step = least(left, room);
-      x.terms(step, w, N * V, ADDERIZE_EACH(ahead) {
-        vec filter[N];
-        each<N>(ADDERIZE_EACH(n) { filter[n.value] = load(w + (ahead.value * N + n.value) * V); });
-        each<Q * R>(ADDERIZE_EACH(p) {
-          const float *position = x.at(p.value % Q, p.value / Q, ahead.value);
-          // For two vectors a broadcast of its own saves a load: half of each balances decoding and loading.
-          constexpr bool from_memory = kind == Sum::maxima && (N == 1 || p.value % 2 == 0);
-          const vec value = from_memory ? vec{} : broadcast(position);
-          each<N>(ADDERIZE_EACH(n) {
-            const vec term = from_memory                ? maximum(filter[n.value], position)
-                             : kind == Sum::maxima ? maximum(filter[n.value], value)
-                                                        : absolute(filter[n.value] - value);
-            acc[p.value * N + n.value] = add(acc[p.value * N + n.value], term, one);
+  for (int64_t i = 0; i < runs.rows; ++i)
+    for (int64_t j = 0; j < runs.columns; ++j) {
+      Walk<Q, R> x(at, i * runs.row + j * runs.column);
+      const float *w = filters + (i * runs.filter_row + j * runs.length) * N * V;
+      for (int64_t left = runs.length; left > 0;) {
+        const int64_t step = least(left, room);
+        x.terms(step, w, N * V, ADDERIZE_EACH(ahead) {
+          vec filter[N];
+          each<N>(ADDERIZE_EACH(n) { filter[n.value] = load(w + (ahead.value * N + n.value) * V); });
+          each<Q * R>(ADDERIZE_EACH(p) {
+            const float *position = x.at(p.value % Q, p.value / Q, ahead.value);
+            // For two vectors a broadcast of its own saves a load: half of each balances decoding and loading.
+            constexpr bool from_memory = kind == Sum::maxima && (N == 1 || p.value % 2 == 0);
+            const vec value = from_memory ? vec{} : broadcast(position);
+            each<N>(ADDERIZE_EACH(n) {
+              const vec term = from_memory                ? maximum(filter[n.value], position)
+                               : kind == Sum::maxima ? maximum(filter[n.value], value)
+                                                          : absolute(filter[n.value] - value);
+              acc[p.value * N + n.value] = add(acc[p.value * N + n.value], term, one);
+            });
           });
         });
-      });
-      left -= step;
-      if ((room -= step) == 0) flush();
+        left -= step;
+        if ((room -= step) == 0) flush();
+      }
     }
-  }
   if (room < flush_every || !flushes) flush();
   if (flushes < carry_every) return;
   carry(sums + floats, sums, floats, flushes % carry_every == 0);
@@ -132,10 +135,10 @@ struct Tile {
   int64_t pixel, row;
 };
 
-// out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); w is [k][V], `at` and `runs` say where each position's g lie.
+// out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); filters are [k][V], `at` and `runs` say where each position's g lie.
 // False where an input is not finite: the clip loses NaN.
 template <Clip kind, int Q, int R>
-__attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, const Tile &tile) {
+__attribute__((noinline)) bool clip_tile(Grid at, const Runs &runs, const float *filters, const Tile &tile) {
   constexpr int positions = R * Q;
   const vec one = hidden_one();
   const auto place = [&](int p) __attribute__((always_inline)) { return p / Q * tile.row + p % Q * tile.pixel; };
@@ -157,23 +160,25 @@ __attribute__((noinline)) bool clip_tile(Grid at, Runs runs, const float *w, con
     flushed = true;
     room = flush_clip_every;
   };
-  for (int64_t i = 0; i < runs.count; ++i) {
-    Walk<Q, R> g(at, runs.offset[i]);
-    for (int64_t left = runs.length; left > 0;) {
-      const int64_t step = least(left, room);
-      g.terms(step, w, V, ADDERIZE_EACH(ahead) {
-        const vec filter = load(w + ahead.value * V);
-        each<positions>(ADDERIZE_EACH(p) {
-          // Half of the subtractions balance a clip of one instruction, all of them one of two.
-          constexpr bool multiply = !clip_is_one_instruction || (p.value + ahead.value) % 2 == 0;
-          const vec d = multiply ? subtract(filter, input[p.value], one) : filter - input[p.value];
-          acc[p.value] = fma(g.at(p.value % Q, p.value / Q, ahead.value), kind == Clip::full ? clip(d, one) : sign(d), acc[p.value]);
+  for (int64_t i = 0; i < runs.rows; ++i)
+    for (int64_t j = 0; j < runs.columns; ++j) {
+      Walk<Q, R> g(at, i * runs.row + j * runs.column);
+      const float *w = filters + (i * runs.filter_row + j * runs.length) * V;
+      for (int64_t left = runs.length; left > 0;) {
+        const int64_t step = least(left, room);
+        g.terms(step, w, V, ADDERIZE_EACH(ahead) {
+          const vec filter = load(w + ahead.value * V);
+          each<positions>(ADDERIZE_EACH(p) {
+            // Half of the subtractions balance a clip of one instruction, all of them one of two.
+            constexpr bool multiply = !clip_is_one_instruction || (p.value + ahead.value) % 2 == 0;
+            const vec d = multiply ? subtract(filter, input[p.value], one) : filter - input[p.value];
+            acc[p.value] = fma(g.at(p.value % Q, p.value / Q, ahead.value), kind == Clip::full ? clip(d, one) : sign(d), acc[p.value]);
+          });
         });
-      });
-      left -= step;
-      if ((room -= step) == 0) flush();
+        left -= step;
+        if ((room -= step) == 0) flush();
+      }
     }
-  }
   if (room < flush_clip_every || !flushed) flush();
   return sum_of_trouble == 0;
 }

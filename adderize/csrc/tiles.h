@@ -6,8 +6,8 @@
 namespace adderize {
 namespace {
 
-using SumTile = void (*)(Grid, Runs, const float *w, float *sums);
-using ClipTile = bool (*)(Grid, Runs, const float *w, const Tile &);
+using SumTile = void (*)(Grid, const Runs &, const float *filters, float *sums);
+using ClipTile = bool (*)(Grid, const Runs &, const float *filters, const Tile &);
 
 #if defined(ADDERIZE_FEW_TILES)  // sanitizers compile every shape for seconds
 constexpr int sum_widest[2] = {4, 3}, clip_widest = 4;
@@ -55,6 +55,10 @@ constexpr SumTile distance_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TA
 // [rows - 1][positions in a row]
 constexpr ClipTile full_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::full, 1);
 constexpr ClipTile sign_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::sign, 1);
+
+// Positions 4 KiB apart share a set of the first-level cache: no more of them in a tile than it has ways.
+constexpr int64_t set_floats = 1024, ways = 7;
+ADDERIZE_INLINE int widest_of(int widest, int64_t pixel) { return pixel % set_floats ? widest : int(least(widest, ways)); }
 
 // A plane of `width` columns is cut into `columns` strips of nearly equal width, and its rows taken `rows` at a time.
 struct Cut {
