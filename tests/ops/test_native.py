@@ -296,6 +296,50 @@ def test_strides_longer_than_the_image(stride: int, groups: int) -> None:
             assert relative_error(actual, expected) < 1e-5, (gradient, cpu)
 
 
+@pytest.mark.parametrize("form", ["auto", "exact"])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation"),
+    [
+        ((3, 3), (1, 1), (1, 1)),
+        ((5, 5), (2, 2), (1, 1)),
+        ((7, 5), (3, 0), (1, 1)),
+        ((9, 9), (4, 4), (1, 1)),  # more different borders than are taken apart
+        ((3, 3), (2, 2), (2, 2)),
+        ((3, 3), (5, 4), (1, 1)),  # some outputs see nothing but padding
+        ((1, 1), (1, 2), (1, 1)),
+        ((2, 4), (1, 3), (3, 1)),
+    ],
+)
+def test_taps_in_the_padding(
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ADDERIZE_FORM", form)
+    torch.manual_seed(0)
+    for filters, size, groups in ((33, (9, 8), 1), (16, (14, 5), 1), (48, (6, 20), 2)):
+        input, weight = torch.randn(2, 36, *size), torch.randn(filters, 36 // groups, *kernel)
+        for stride in ((1, 1), (2, 1)):
+            for gradient in ("full", "sign"):
+                _check(Case(input, weight, stride, padding, dilation, groups), gradient)
+
+
+def test_filters_that_are_not_finite_reach_outputs_through_the_padding(cpu: str) -> None:
+    """|0 - inf| is infinite, and no arithmetic is spent on it."""
+    torch.manual_seed(0)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        weight = torch.randn(32, 32, 3, 3)
+        weight[4, 7, 0, 0] = value
+        case = Case(torch.randn(1, 32, 8, 8), weight, padding=(1, 1))
+        output = native.forward(case.input, case.weight, *case.options)
+        assert not output[0, 4].isfinite().any()
+        finite = torch.arange(32) != 4
+        expected = _expected(case, torch.zeros(1, 32, 8, 8), "full").output
+        assert relative_error(output[:, finite], expected[:, finite]) < 1e-5
+
+
 def test_alternating_offsets_do_not_cancel_unseen() -> None:
     """The channels' offsets add up to nothing, but each of them costs digits in a sum of maxima."""
     torch.manual_seed(0)
