@@ -1,7 +1,7 @@
 // Zero-padded copies of a few rows of an image, and sums over patches of it.
 #pragma once
 
-#include "pack.h"
+#include "simd.h"
 
 namespace adderize {
 namespace {

@@ -7,14 +7,14 @@
 namespace adderize {
 namespace {
 
-struct Totals {
+struct TotalPlan {
   const float *input;
   int64_t positions, channels, chunk;
   double *partial;  // [chunk][channel]
 };
 
 void total_task(const void *context, int64_t task, int) {
-  const Totals &t = *static_cast<const Totals *>(context);
+  const TotalPlan &t = *static_cast<const TotalPlan *>(context);
   const int64_t channels = t.channels, begin = task * t.chunk, end = least(begin + t.chunk, t.positions);
   double *__restrict sum = t.partial + task * channels;
   const float *x = t.input + begin * channels;
@@ -28,18 +28,18 @@ void total_task(const void *context, int64_t task, int) {
 }
 
 // The chunks follow from the shape alone: the result must not depend on the number of threads.
-int channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads) {
+int channel_totals(int64_t positions, int64_t channels, const float *input, double *out, int threads) {
   constexpr int64_t most_chunks = 64, fewest_values = 16384;
   const int64_t wanted = least(positions * channels / fewest_values + 1, most_chunks);
   const int64_t chunk = ceil_div(positions, wanted), chunks = ceil_div(positions, chunk);
   float *memory = scratch(2 * chunks * channels);
   if (!memory) return ADDERIZE_OUT_OF_MEMORY;
-  const Totals plan = {input, positions, channels, chunk, reinterpret_cast<double *>(memory)};
+  const TotalPlan plan = {input, positions, channels, chunk, reinterpret_cast<double *>(memory)};
   parallel(chunks, threads, &plan, total_task);
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0;
     for (int64_t i = 0; i < chunks; ++i) sum += plan.partial[i * channels + c];
-    totals[c] = sum;
+    out[c] = sum;
   }
   return ADDERIZE_OK;
 }

@@ -28,13 +28,6 @@ int band_regions(const ForwardPlan &p, int64_t band, const Grid &at, Region *reg
   return regions_of(vertical, horizontal, rows_of_band(p, band), s.ow, read, sum_widest[p.og > V], regions);
 }
 
-int64_t tiles_in(const Region *regions, int count) {
-  int64_t tiles = 0;
-  for (int i = 0; i < count; ++i)
-    tiles += regions[i].cut.columns * ceil_div(regions[i].upright ? 1 : regions[i].y.count, regions[i].cut.rows);
-  return tiles;
-}
-
 void forward_task(const void *context, int64_t task, int worker) {
   const ForwardPlan &p = *static_cast<const ForwardPlan *>(context);
   const adderize_shape &s = p.s;
@@ -67,11 +60,7 @@ void forward_flat_task(const void *context, int64_t task, int worker) {
   const BandView view = band_view(p, p.shared ? here.group * p.bands + here.band : worker);
   const float *x = p.input + first * s.c + here.group * p.cg;
   if (!p.shared) fill_band(p, 0, here.group, here.band, view);
-  Region region = {};
-  region.y = {0, 1, 0, 1};
-  region.x = {0, columns, 0, 1};
-  region.cut = {ceil_div(columns, widest_of(sum_widest[p.og > V], s.c)), 1};
-  region.runs = {1, 1, p.k, 0, 0, 0};
+  const Region region = row_region(columns, p.k, s.c, sum_widest[p.og > V]);
   Upcoming nothing;
   forward_tiles(p, here.group, here.chunk, {x, s.c, 0}, {p.output + first * s.cout + here.group * p.og, s.cout, 0, 0, view.channel, 1, 0},
                 &region, 1, *view.magnitude, nothing);
@@ -83,7 +72,7 @@ void pack_forward_task(const void *context, int64_t task, int) {
   const int64_t tile = vector / 2, first = vector * V, lane = group * vectors * V + first;
   pack_forward(p.s, p.filters, group * p.og + first, least(V, p.og - first),
                p.packed + group * p.group_floats + tile * tile_channels * p.k + vector % 2 * V, vectors_of(p.og, tile) * V,
-               p.sums + lane, p.magnitudes + lane, {p.taps.sums + lane, p.taps.magnitudes + lane, p.taps.lanes});
+               p.sums + lane, p.magnitudes + lane, p.taps.sums ? TapSums{p.taps.sums + lane, p.taps.magnitudes + lane, p.taps.lanes} : TapSums{});
 }
 
 void fill_band_task(const void *context, int64_t task, int) {
@@ -150,13 +139,14 @@ int forward_wide(const adderize_shape &shape, const float *input, const Filters 
 
   const int64_t buffers = p.shared ? p.s.n * p.s.groups * p.bands : threads;
   const int64_t lanes = p.s.groups * packed_channels(p.og);
-  float *memory = scratch(p.s.groups * p.group_floats + (2 + 2 * taps) * lanes + buffers * p.buffer_floats + 64);
+  const int64_t tap_lanes = shape.padding_h || shape.padding_w ? taps * lanes : 0;
+  float *memory = scratch(p.s.groups * p.group_floats + 2 * lanes + 2 * tap_lanes + buffers * p.buffer_floats + 64);
   if (!memory) return ADDERIZE_OUT_OF_MEMORY;
   p.packed = memory;
   p.sums = p.packed + round_up(p.s.groups * p.group_floats, 16);
   p.magnitudes = p.sums + lanes;
-  p.taps = {p.magnitudes + lanes, p.magnitudes + (1 + taps) * lanes, lanes};
-  p.buffers = p.packed + round_up(p.magnitudes + (1 + 2 * taps) * lanes - p.packed, 16);
+  if (tap_lanes) p.taps = {p.magnitudes + lanes, p.magnitudes + lanes + tap_lanes, lanes};
+  p.buffers = p.packed + round_up(p.magnitudes + lanes + 2 * tap_lanes - p.packed, 16);
   // The filters are packed by the shape they have, not by the flattened one.
   ForwardPlan packing = p;
   packing.s = shape;

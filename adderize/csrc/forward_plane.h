@@ -14,9 +14,9 @@ struct Target {
   int64_t patch_pixel, patch_row;
 };
 
-// Of a channel tile's filters in a region: the sums of the taps seen less the sums of magnitudes of the others, and the latter.
+// Of a channel tile's filters in a region: the sums of magnitudes of the taps in the padding, and the sums of the others less those.
 struct FilterSums {
-  alignas(64) float all[tile_channels], unseen[tile_channels];
+  alignas(64) float unseen[tile_channels], constant[tile_channels];
 };
 
 template <int N>
@@ -61,7 +61,7 @@ void forward_plane(const ForwardPlan &p, Grid at, Target to, const Region &regio
   const Grid origin = at;
   const Target first = to;
   const Cut &cut = region.cut;
-  const int64_t rows = region.upright ? region.x.count : region.y.count, columns = region.upright ? region.y.count : region.x.count;
+  const int64_t rows = region.rows(), columns = region.columns();
   for (int64_t y = 0; y < rows;) {
     const int r = int(least(cut.rows, rows - y));
     for (int64_t i = 0; i < cut.columns; ++i) {
@@ -74,7 +74,7 @@ void forward_plane(const ForwardPlan &p, Grid at, Target to, const Region &regio
       if (!exact) {
         to.patch = first.patch + y * to.patch_row + x * to.patch_pixel;
         maxima_tiles[N - 1][r - 1][q](at, region.runs, w, sums);
-        if (store_maxima<N>(sums, q, r, to, filters.all, floor)) continue;
+        if (store_maxima<N>(sums, q, r, to, filters.constant, floor)) continue;
         exact = true;  // its neighbours of this region will most likely cancel too
       }
       distance_tiles[N - 1][r - 1][q](at, region.runs, w, sums);
@@ -93,48 +93,61 @@ Floor floor_of(const ForwardPlan &p, float position, const float *magnitudes, in
   for (int64_t i = 0; i < lanes; ++i) filter = magnitudes[i] > filter ? magnitudes[i] : filter;
   const int64_t parts = ceil_div(p.k, flush_every);
   const int64_t terms = least(p.k, flush_every) + least(parts, carry_every) + parts / carry_every;
+  int64_t levels = 0;  // of the pairwise sums
+  for (int64_t count = p.k; count > summed_in_a_row; count = ceil_div(count, 2)) ++levels;
   constexpr float rounding = 1.0f / (3 << 24);
-  const float maxima = float(terms) * rounding, others = float(least(p.k, 32) + p.s.kh + p.s.kw) * rounding;
+  const float maxima = float(terms) * rounding;
+  const float others = float(least(p.k, summed_in_a_row) + levels + p.s.kh + p.s.kw) * rounding;
   return {position * float(p.s.kh * p.s.kw), filter, (maxima + others) / (maxima < 9e-6f ? 1e-5f - maxima : 1e-6f)};
 }
 
 FilterSums filter_sums(const ForwardPlan &p, const Region &region, int64_t lane, int vectors) {
   FilterSums sums;
-  const bool whole = region.y.taps == p.s.kh && region.x.taps == p.s.kw;
+  const TapSpan &y = region.y, &x = region.x;
+  const bool whole = y.taps == p.s.kh && x.taps == p.s.kw;
   for (int64_t v = 0; v < vectors * V; v += V) {
-    vec all = whole ? load(p.sums + lane + v) : vec{}, unseen = {};
-    for (int64_t tap = 0; !whole && tap < p.s.kh * p.s.kw; ++tap) {
-      const int64_t y = tap / p.s.kw - region.y.tap, x = tap % p.s.kw - region.x.tap;
-      if (y >= 0 && y < region.y.taps && x >= 0 && x < region.x.taps)
-        all += load(p.taps.sums + tap * p.taps.lanes + lane + v);
-      else
-        unseen += load(p.taps.magnitudes + tap * p.taps.lanes + lane + v);
+    vec seen = whole ? load(p.sums + lane + v) : vec{}, unseen = {};
+    for (int64_t i = 0; !whole && i < p.s.kh; ++i) {
+      vec seen_row = {}, unseen_row = {};
+      for (int64_t j = 0; j < p.s.kw; ++j) {
+        const int64_t at = (i * p.s.kw + j) * p.taps.lanes + lane + v;
+        if (i >= y.tap && i < y.tap + y.taps && j >= x.tap && j < x.tap + x.taps)
+          seen_row += load(p.taps.sums + at);
+        else
+          unseen_row += load(p.taps.magnitudes + at);
+      }
+      seen += seen_row;
+      unseen += unseen_row;
     }
-    store(sums.all + v, all - unseen);
     store(sums.unseen + v, unseen);
+    store(sums.constant + v, seen - unseen);
   }
   return sums;
 }
 
-Grid turned(const Grid &at) { return {at.base, at.row, at.pixel}; }
-Target turned(const Target &to) { return {to.out, to.row, to.pixel, to.channels, to.patch, to.patch_row, to.patch_pixel}; }
+Target target_of(const Region &region, const Target &to) {
+  const int64_t y = region.y.first, x = region.x.first;
+  float *out = to.out + y * to.row + x * to.pixel;
+  const float *patch = to.patch + y * to.patch_row + x * to.patch_pixel;
+  return region.upright ? Target{out, to.row, to.pixel, to.channels, patch, to.patch_row, to.patch_pixel}
+                        : Target{out, to.pixel, to.row, to.channels, patch, to.patch_pixel, to.patch_row};
+}
 
 // A chunk of channel tiles over the regions of a plane; `at` and `to` belong to its first position.
-void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, const Grid &at, const Target &to, const Region *regions, int count,
+void forward_tiles(const ForwardPlan &p, int64_t group, int64_t chunk, const Grid &at, Target to, const Region *regions, int count,
                    float position_magnitude, Upcoming &next) {
+  float *out = to.out;
   for (int64_t tile = chunk * p.chunk; tile < least((chunk + 1) * p.chunk, p.tiles); ++tile) {
     const int64_t first = tile * tile_channels, lane = group * packed_channels(p.og) + first;
     const int vectors = vectors_of(p.og, tile);
-    const Floor floor = floor_of(p, position_magnitude, p.magnitudes + lane, least(p.og - first, tile_channels));
+    to.out = out + first;
+    to.channels = least(p.og - first, tile_channels);
+    const Floor floor = floor_of(p, position_magnitude, p.magnitudes + lane, to.channels);
     for (int i = 0; i < count; ++i) {
       const Region &region = regions[i];
-      const int64_t y = region.y.first, x = region.x.first;
       const float *w = p.packed + group * p.group_floats + first * p.k + region.filters * vectors * V;
-      const Grid from = {at.base + y * at.row + x * at.pixel + region.base, at.pixel, at.row};
-      const Target into = {to.out + y * to.row + x * to.pixel + first, to.pixel, to.row, least(p.og - first, tile_channels),
-                           to.patch + y * to.patch_row + x * to.patch_pixel, to.patch_pixel, to.patch_row};
-      (vectors == 2 ? forward_plane<2> : forward_plane<1>)(p, region.upright ? turned(from) : from, region.upright ? turned(into) : into,
-                                                           region, w, filter_sums(p, region, lane, vectors), floor, next);
+      (vectors == 2 ? forward_plane<2> : forward_plane<1>)(p, grid_of(region, at), target_of(region, to), region, w,
+                                                           filter_sums(p, region, lane, vectors), floor, next);
     }
   }
 }

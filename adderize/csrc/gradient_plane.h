@@ -71,7 +71,7 @@ void gradient_plane(const GradientPlan &p, int64_t group, const Grid &g, const f
   const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, whole = plane.channels == V, upright = region.upright;
   const auto &tiles = full ? full_tiles : sign_tiles;
   const Cut &cut = region.cut;
-  const int64_t rows = upright ? region.x.count : region.y.count, columns = upright ? region.y.count : region.x.count;
+  const int64_t rows = region.rows(), columns = region.columns();
   const int64_t pixel = upright ? plane.row : plane.pixel, row = upright ? plane.pixel : plane.row;
   const int64_t origin = region.y.first * plane.row + region.x.first * plane.pixel;
   for (int64_t top = 0; top < rows;) {

@@ -64,10 +64,8 @@ void gradient_tiles(const GradientPlan &p, int64_t group, int64_t chunk, const G
     plane.channels = least(p.cg - first, V);
     for (int i = 0; i < count; ++i) {
       const Region &region = regions[i];
-      const float *base = g.base + region.y.first * g.row + region.x.first * g.pixel + region.base;
-      const Grid at = {base, region.upright ? g.row : g.pixel, region.upright ? g.pixel : g.row};
       const float *w = p.packed + group * p.group_floats + first * p.k + (skipped + region.filters) * V;
-      gradient_plane(p, group, at, w, plane, region, next);
+      gradient_plane(p, group, grid_of(region, g), w, plane, region, next);
     }
   }
 }
@@ -148,11 +146,7 @@ void gradient_flat_task(const void *context, int64_t task, int) {
       next.add(p.input + then * s.c, positions * s.c, p.tiles);
       next.add(p.out + then * s.c, positions * s.c, p.tiles);
     }
-    Region region = {};
-    region.y = {0, 1, 0, 1};
-    region.x = {0, least(step, last - x), 0, 1};
-    region.cut = {ceil_div(region.x.count, widest), 1};
-    region.runs = {1, 1, p.og, 0, 0, 0};
+    const Region region = row_region(least(step, last - x), p.og, s.cout, clip_widest);
     gradient_tiles(p, group, chunk, {p.grad + x * s.cout + group * p.og, s.cout, 0}, 0, {p.input + at, p.out + at, s.c, 0, 0, 0, 0, x},
                    &region, 1, next);
   }

@@ -70,14 +70,11 @@ ADDERIZE_INLINE void pack_lanes(const float *from, int64_t lane_stride, int64_t 
   }
 }
 
-struct Sums {
-  vec plain, magnitude;
-};
-ADDERIZE_INLINE Sums operator+(const Sums &a, const Sums &b) { return {a.plain + b.plain, a.magnitude + b.magnitude}; }
-
-// Of `count` vectors, pairwise: a long sum in one accumulator loses digits.
+// Of `count` vectors, pairwise beyond a few: a long sum in one accumulator loses digits.
+constexpr int64_t summed_in_a_row = 32;
 Sums packed_sums(const float *p, int64_t count, int64_t step) {
-  if (count > 32) return packed_sums(p, count / 2, step) + packed_sums(p + count / 2 * step, count - count / 2, step);
+  if (count > summed_in_a_row)
+    return packed_sums(p, count / 2, step) + packed_sums(p + count / 2 * step, count - count / 2, step);
   Sums sums = {};
   for (int64_t i = 0; i < count; ++i) {
     const vec v = load(p + i * step);
@@ -86,7 +83,7 @@ Sums packed_sums(const float *p, int64_t count, int64_t step) {
   return sums;
 }
 
-// Sums of every tap's filters and of their magnitudes: [tap][lanes].
+// Sums of every tap's filters and of their magnitudes: [tap][lanes]; null where none are wanted.
 struct TapSums {
   float *sums, *magnitudes;
   int64_t lanes;
@@ -119,15 +116,14 @@ void pack_forward(const adderize_shape &s, const Filters &f, int64_t first, int6
         }
       }
   }
-  Sums all = {};
-  for (int64_t tap = 0; tap < taps; ++tap) {
+  const Sums total = packed_sums(out, cg * taps, step);
+  store(sums, total.plain);
+  store(magnitudes, total.magnitude);
+  for (int64_t tap = 0; tap_sums.sums && tap < taps; ++tap) {
     const Sums of_tap = packed_sums(out + tap * cg * step, cg, step);
     store(tap_sums.sums + tap * tap_sums.lanes, of_tap.plain);
     store(tap_sums.magnitudes + tap * tap_sums.lanes, of_tap.magnitude);
-    all = all + of_tap;
   }
-  store(sums, all.plain);
-  store(magnitudes, all.magnitude);
 }
 
 }  // namespace

@@ -64,6 +64,12 @@ ADDERIZE_INLINE vec broadcast(const float *p) {
 #endif
 }
 
+// A sum of numbers and the sum of their magnitudes.
+struct Sums {
+  vec plain, magnitude;
+};
+ADDERIZE_INLINE Sums operator+(const Sums &a, const Sums &b) { return {a.plain + b.plain, a.magnitude + b.magnitude}; }
+
 #if defined(ADDERIZE_AVX512)
 
 ADDERIZE_INLINE vec load(const float *p, int64_t count) { return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p); }

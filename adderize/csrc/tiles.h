@@ -56,9 +56,9 @@ constexpr SumTile distance_tiles[2][most_rows][most_positions + 1] = ADDERIZE_TA
 constexpr ClipTile full_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::full, 1);
 constexpr ClipTile sign_tiles[most_rows][most_positions + 1] = ADDERIZE_ROWS(clip_entry, Clip::sign, 1);
 
-// Positions 4 KiB apart share a set of the first-level cache: no more of them in a tile than it has ways.
-constexpr int64_t set_floats = 1024, ways = 7;
-ADDERIZE_INLINE int widest_of(int widest, int64_t pixel) { return pixel % set_floats ? widest : int(least(widest, ways)); }
+// Positions 4 KiB apart share a set of the first-level cache, which has 8 ways or more: the filters need one.
+constexpr int64_t set_floats = 1024, most_in_a_set = 7;
+ADDERIZE_INLINE int widest_of(int widest, int64_t pixel) { return pixel % set_floats ? widest : int(least(widest, most_in_a_set)); }
 
 // A plane of `width` columns is cut into `columns` strips of nearly equal width, and its rows taken `rows` at a time.
 struct Cut {

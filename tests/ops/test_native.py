@@ -233,6 +233,12 @@ def test_flat_regions_lose_no_digits(channels: int, kernel: int, value: float) -
     _check(Case(input, torch.full((8, channels, kernel, kernel), 0.49 * value)))
 
 
+@pytest.mark.parametrize("size", [64, 66])
+def test_sums_of_many_taps_lose_no_digits(size: int) -> None:
+    """A kernel that covers the image, and one that does not."""
+    _check(Case(torch.zeros(1, 1, size, size), torch.full((16, 1, 64, 64), 0.1)))
+
+
 @pytest.mark.parametrize("channels", [4608, 25088, 100352])
 def test_long_sums_lose_no_digits(channels: int) -> None:
     _check(Case(torch.full((17, channels, 1, 1), 0.1), torch.full((2, channels, 1, 1), 0.05)))
@@ -321,9 +327,16 @@ def test_taps_in_the_padding(
     torch.manual_seed(0)
     for filters, size, groups in ((33, (9, 8), 1), (16, (14, 5), 1), (48, (6, 20), 2)):
         input, weight = torch.randn(2, 36, *size), torch.randn(filters, 36 // groups, *kernel)
-        for stride in ((1, 1), (2, 1)):
-            for gradient in ("full", "sign"):
+        for stride in ((1, 1), (2, 1), (1, 2)):
+            for gradient in ("full", "sign") if form == "auto" else ("full",):
                 _check(Case(input, weight, stride, padding, dilation, groups), gradient)
+
+
+def test_positions_that_share_a_set_of_the_cache() -> None:
+    """1024 channels apart, in a copied band of the input and of the output's gradient."""
+    torch.manual_seed(0)
+    _check(Case(torch.randn(1, 512, 6, 20), torch.randn(20, 512, 1, 3), (1, 2), (0, 1)))
+    _check(Case(torch.randn(1, 20, 5, 20), torch.randn(1024, 20, 3, 3), padding=(1, 1)))
 
 
 def test_filters_that_are_not_finite_reach_outputs_through_the_padding(cpu: str) -> None:
