@@ -72,7 +72,8 @@ void pack_forward_task(const void *context, int64_t task, int) {
   const int64_t tile = vector / 2, first = vector * V, lane = group * vectors * V + first;
   pack_forward(p.s, p.filters, group * p.og + first, least(V, p.og - first),
                p.packed + group * p.group_floats + tile * tile_channels * p.k + vector % 2 * V, vectors_of(p.og, tile) * V,
-               p.sums + lane, p.magnitudes + lane, p.taps.sums ? TapSums{p.taps.sums + lane, p.taps.magnitudes + lane, p.taps.lanes} : TapSums{});
+               p.sums + lane, p.magnitudes + lane,
+               p.taps.sums ? TapSums{p.taps.sums + lane, p.taps.magnitudes + lane, p.taps.lanes} : TapSums{});
 }
 
 void fill_band_task(const void *context, int64_t task, int) {
