@@ -1,4 +1,4 @@
-"""One digest for each result of the native kernels, to see that a change of their code changes no bit.
+"""A digest of every result of the native kernels: does a change of their code change a bit?
 
     python -m tests.digests -o before.txt            # before the change
     python -m tests.digests --compare before.txt     # after it: 1 if a row differs
@@ -227,7 +227,7 @@ def rows() -> Iterator[tuple[str, str]]:
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, help="write the rows to a file")
     parser.add_argument("--compare", type=Path, help="rows of a run before")
     options = parser.parse_args()
