@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adderize.adaptive_lr import scale_adder_gradients_
-    from adderize.authors import load_authors_checkpoint
-    from adderize.binary import BinaryConv2d
     from adderize.callbacks import AdaptiveLearningRate
+    from adderize.checkpoints.authors import load_authors_checkpoint
+    from adderize.checkpoints.manifest import load_model, save_model
     from adderize.counting import count
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear
-    from adderize.manifest import load_model, save_model
-    from adderize.norms import recalibrate
+    from adderize.layers.binary import BinaryConv2d
     from adderize.surgery import adderize, binarize, plan, restore
+    from adderize.training.adaptive_rate import scale_adder_gradients_
+    from adderize.training.recalibration import recalibrate
 
 __version__ = "0.1.0"
 
@@ -27,17 +27,17 @@ _HOMES = {
     "AdderConv2d": "adderize.layers",
     "AdderLinear": "adderize.layers",
     "AdderizeError": "adderize.errors",
-    "BinaryConv2d": "adderize.binary",
+    "BinaryConv2d": "adderize.layers",
     "adderize": "adderize.surgery",
     "binarize": "adderize.surgery",
     "count": "adderize.counting",
-    "load_authors_checkpoint": "adderize.authors",
-    "load_model": "adderize.manifest",
+    "load_authors_checkpoint": "adderize.checkpoints",
+    "load_model": "adderize.checkpoints",
     "plan": "adderize.surgery",
-    "recalibrate": "adderize.norms",
+    "recalibrate": "adderize.training.recalibration",
     "restore": "adderize.surgery",
-    "save_model": "adderize.manifest",
-    "scale_adder_gradients_": "adderize.adaptive_lr",
+    "save_model": "adderize.checkpoints",
+    "scale_adder_gradients_": "adderize.training.adaptive_rate",
 }
 
 __all__ = [

@@ -10,9 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from adderize.data.cifar import CLASSES, load_cifar
 from recipes import classifier, run
 from recipes.data import InMemoryImages
-from recipes.datasets.cifar import CLASSES, load_cifar
 
 
 def _parser() -> argparse.ArgumentParser:

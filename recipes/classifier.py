@@ -36,7 +36,7 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--arch",
         default="resnet20",
-        help="`resnet20` (recipes.models or torchvision), `timm:NAME` or `package.module:callable`",
+        help="`resnet20` (adderize.models, torchvision), `timm:NAME` or `package.module:callable`",
     )
     group.add_argument(
         "--arch-options",

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from adderize.data import Dataset, ImageSet
 from adderize.errors import AdderizeError
 from recipes.augmentation import crop_and_flip, draw_crops
-from recipes.datasets import Dataset, ImageSet
 from recipes.sampling import Batch, EpochShuffle, InOrder, generator_of
 
 

@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
+from adderize.data.photographs import Photographs, Splits
 from adderize.errors import AdderizeError
 from recipes.data import ImageData
-from recipes.datasets.photographs import Photographs, Splits
 from recipes.sampling import Batch, EpochShuffle, InOrder, seed_of
 
 # Of ImageNet.

@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from adderize.data.photographs import load_photographs
 from recipes import classifier, run
-from recipes.datasets.photographs import load_photographs
 from recipes.image_files import ImageFiles
 
 

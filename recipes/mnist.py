@@ -15,9 +15,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
 
 from adderize import AdaptiveLearningRate, AdderizeError
+from adderize.data import load_mnist
 from recipes import run
 from recipes.data import InMemoryImages
-from recipes.datasets import load_mnist
 from recipes.module import ImageClassifier
 from recipes.report import finish
 
@@ -86,7 +86,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     if conversion is not None:
         conversion = {**conversion, "gradient": arguments.gradient}
     module = ImageClassifier(
-        f"recipes.models:{arguments.arch}",
+        f"adderize.models:{arguments.arch}",
         data.dataset.num_classes,
         conversion=conversion,
         lr=arguments.lr,

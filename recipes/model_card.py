@@ -52,7 +52,7 @@ the test images, so its accuracy is no estimate for others.
 
 ```python
 from adderize import load_model
-from adderize.architectures import build
+from adderize.models.by_name import build
 
 model = load_model(build({build}), "model").eval()
 ```

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torchmetrics.classification import MulticlassAccuracy
 
-from adderize.adaptive_lr import adder_filters
+from adderize.training.adaptive_rate import adder_filters
 from recipes.distillation import Distillation
 from recipes.networks import build_network
 from recipes.schedules import schedule
@@ -43,7 +43,7 @@ class ImageClassifier(LightningModule):
     accuracies in percent.
 
     Args:
-        arch: a model's name as ``adderize plan`` takes it, such as ``recipes.models:lenet5_bn``.
+        arch: a model's name as ``adderize plan`` takes it, such as ``adderize.models:lenet5_bn``.
         num_classes: width of the logits.
         conversion: options of :func:`adderize.adderize`; None for no adders.
         binarization: options of :func:`adderize.binarize`; None for no binary layers.

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from adderize import adderize, binarize, load_authors_checkpoint, load_model
-from adderize.architectures import build
 from adderize.errors import AdderizeError
+from adderize.models.by_name import build
 
 PUBLISHED = "published"
 LAYERS = ("adder", "cnn", "bnn")
@@ -28,7 +28,7 @@ def build_network(
     """A network as convolutions, as adders or as a binary network.
 
     Args:
-        arch: as for :func:`adderize.architectures.build`.
+        arch: as for :func:`adderize.models.by_name.build`.
         num_classes: width of the logits.
         conversion: options of :func:`adderize.adderize`; None for no adders.
         binarization: options of :func:`adderize.binarize`; None for no binary layers.

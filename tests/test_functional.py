@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from adderize import AdderizeError
 from adderize.functional import adder_conv2d, adder_linear
+from tests import oracle
 
 
 def test_bias_is_added_to_every_position() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from adderize.bench import rivals
 from adderize.bench.networks import inference, twin
 from adderize.bench.timing import side_by_side
-from adderize.norms import recalibrate
 from adderize.quantize import quantize
+from adderize.training.recalibration import recalibrate
 
 CNN, ADDER, ADDER_INT8 = "cnn, torch", "adder", "adder int8"
 ORDER = (CNN, rivals.CNN, rivals.CNN_INT8, ADDER, ADDER_INT8)
@@ -29,7 +29,7 @@ def measure(
     statistics every activation of an adder network is dead, and there is nothing to compare.
 
     Args:
-        arch: a name that `adderize.architectures.build` takes.
+        arch: a name that `adderize.models.by_name.build` takes.
         images: (N, C, H, W) float32, N at least 2: to calibrate on and to measure with.
         batches: images a call.
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize.adaptive_lr import scale_adder_gradients_
-from adderize.architectures import blank, build
 from adderize.bench import gpu
 from adderize.bench.timing import side_by_side
 from adderize.layers import AdderConv2d, AdderLinear
+from adderize.models.by_name import blank, build
 from adderize.surgery import adderize
+from adderize.training.adaptive_rate import scale_adder_gradients_
 
 _MEGABYTE = 2**20
 
@@ -74,7 +74,7 @@ def measure(
 
     Args:
         task: ``"step"`` (training) or ``"inference"``.
-        arch: a name that `adderize.architectures.build` takes.
+        arch: a name that `adderize.models.by_name.build` takes.
         input_size: (C, H, W).
         batch: images a step.
         device: where.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from adderize.cli.options import images, size
+from adderize.data.images import SOURCES
 from adderize.errors import AdderizeError
-from adderize.images import SOURCES
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 
@@ -141,8 +141,8 @@ def _gpu_line(name: str, row: dict[str, float]) -> str:
 
 
 def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.architectures import build, input_size
     from adderize.bench.networks import measure
+    from adderize.models.by_name import build, input_size
 
     if getattr(arguments, "int8", False):
         yield from _integers(arguments)
@@ -174,9 +174,9 @@ def _gpu_networks_line(row: dict[str, Any]) -> str:
 
 
 def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.architectures import build, input_size
     from adderize.bench.integers import CNN, ORDER, measure
     from adderize.bench.rivals import onnxruntime_missing
+    from adderize.models.by_name import build, input_size
 
     if arguments.device != "cpu":
         raise AdderizeError(f"--int8 measures the CPU; --device is {arguments.device}")

@@ -67,14 +67,12 @@ def _paper(arguments: argparse.Namespace) -> str:
 def _budget(arguments: argparse.Namespace) -> str:
     import torch
 
-    from adderize import architectures
     from adderize.counting import count
+    from adderize.models import by_name
     from adderize.surgery import binarize
 
-    model = architectures.blank(arguments.model, arguments.arch)
-    input_size = arguments.input or architectures.input_size(
-        arguments.arch or arguments.model, model
-    )
+    model = by_name.blank(arguments.model, arguments.arch)
+    input_size = arguments.input or by_name.input_size(arguments.arch or arguments.model, model)
     options = conversion_options(arguments)
     if arguments.layers == "bnn":
         if options.pop("linear", False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from adderize.architectures import FORMS
 from adderize.cli.options import (
     add_conversion_options,
     add_image_options,
@@ -12,7 +11,8 @@ from adderize.cli.options import (
     images,
     note,
 )
-from adderize.images import SOURCES
+from adderize.data.images import SOURCES
+from adderize.models.by_name import FORMS
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 
@@ -34,10 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize import checkpoints
+    from adderize.checkpoints import named
     from adderize.inspection import inspect
 
-    loaded = checkpoints.load(arguments.model, arguments.arch, **conversion_options(arguments))
+    loaded = named.load(arguments.model, arguments.arch, **conversion_options(arguments))
     if loaded.note:
         note(loaded.note)
     batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None

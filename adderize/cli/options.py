@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adderize.architectures import input_size
-from adderize.images import Statistics, load_images, usual_statistics
+from adderize.data.images import Statistics, load_images, usual_statistics
+from adderize.models.by_name import input_size
 
 _FLAGS = {
     "stem": "convert the layers that read the input too",

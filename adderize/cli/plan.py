@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from adderize import architectures
 from adderize.cli.options import add_conversion_options, conversion_options
+from adderize.models import by_name
 from adderize.surgery import Plan, plan
 
 HELP = "which layers of a model would become adders, and why"
@@ -27,6 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = plan(architectures.blank(arguments.model), **conversion_options(arguments))
+    found = plan(by_name.blank(arguments.model), **conversion_options(arguments))
     print(_FORMATS[arguments.format](found))
     return 0

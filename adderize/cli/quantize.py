@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from adderize.architectures import FORMS
 from adderize.cli.options import add_image_options, images, note
-from adderize.images import SOURCES
+from adderize.data.images import SOURCES
+from adderize.models.by_name import FORMS
 
 HELP = "put a trained adder network into 8-bit integers"
 _BATCH = 32
@@ -39,11 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize import checkpoints
-    from adderize.manifest import save_model
+    from adderize.checkpoints import named
+    from adderize.checkpoints.manifest import save_model
     from adderize.quantize import quantize, quantize_report
 
-    loaded = checkpoints.load(arguments.model, arguments.arch)
+    loaded = named.load(arguments.model, arguments.arch)
     if loaded.note:
         note(loaded.note)
     batches = images(arguments, loaded.arch, loaded.model, split="train").split(_BATCH)

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.architectures import own_input_size
-from adderize.binary import BinaryConv2d
-from adderize.costs import CostTable, energy_table, latency_table
 from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
+from adderize.counting.costs import CostTable, energy_table, latency_table
+from adderize.counting.formulas import FREE
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
 from adderize.errors import AdderizeError
-from adderize.formulas import FREE
+from adderize.layers.binary import BinaryConv2d
+from adderize.models.by_name import own_input_size
 
 __all__ = ["Layer", "OpBudget", "Uncounted", "count"]
 
@@ -44,7 +44,7 @@ def count(
 
     Counts everything that one forward pass in evaluation mode computes: norms, biases, activations,
     pooling and the layers that stay convolutions too, which the AdderNet paper leaves out
-    (Chen et al., CVPR 2020). An adder pair is two additions; :mod:`adderize.formulas` has
+    (Chen et al., CVPR 2020). An adder pair is two additions; :mod:`adderize.counting.formulas` has
     every convention. The model is traced as a copy without storage and is left alone.
 
     Args:
@@ -54,8 +54,8 @@ def count(
             already is taken as it is unless options are given.
         input_size: of one example without the batch, such as (3, 224, 224); by default the model's
             own, from `input_size`, Lightning's `example_input_array` or timm's `default_cfg`.
-        energy: a table in joule: a name of ``adderize.costs.ENERGY``, a JSON file or a table;
-            float32 by default.
+        energy: a table in joule: a name of ``adderize.counting.costs.ENERGY``, a JSON file or a
+            table; float32 by default.
         latency: a table in cycles: a JSON file or a table; the paper's VIA Nano 2000 by default.
         **options: of :func:`adderize.adderize`.
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adderize.costs import CostTable
+from adderize.counting.costs import CostTable
+from adderize.counting.formulas import FREE, KINDS, Operations
 from adderize.errors import AdderizeError
-from adderize.formulas import FREE, KINDS, Operations
 
 SORT_KEYS = (*KINDS, "energy_joule", "latency_cycles")
 

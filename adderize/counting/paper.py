@@ -14,12 +14,19 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from adderize.costs import LATENCY
+from adderize.counting.costs import LATENCY
+from adderize.counting.formulas import (
+    ADDER_PAIR,
+    CONVOLUTION_PAIR,
+    FREE,
+    KINDS,
+    XNOR_PAIR,
+    Operations,
+)
 from adderize.counting.networks import NETWORKS, Network
 from adderize.counting.report import aligned, markdown_lines, quantity
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import adder_twin, own_norms, read_as
-from adderize.formulas import ADDER_PAIR, CONVOLUTION_PAIR, FREE, KINDS, XNOR_PAIR, Operations
 
 _ARITHMETICS = {
     "CNN": ("convolution", CONVOLUTION_PAIR),

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 
 from adderize.counting.budget import Layer, OpBudget, sum_of
-from adderize.formulas import KINDS
+from adderize.counting.formulas import KINDS
 
 _HEADER = ["layer", "kind", "output"]
 _COLUMNS = {

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.layers import AdderConv2d, AdderLinear
-from adderize.surgery.engine import AdderConv2dSame
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
 
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
 _BATCH = 64

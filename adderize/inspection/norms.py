@@ -14,7 +14,8 @@ from adderize.dataflow import NORMS, Flow
 from adderize.inspection.measurement import batches_of
 from adderize.inspection.report import NormState
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.norms import find_norm_by_order, find_norms, is_trainable_norm, recalibrate
+from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
+from adderize.training.recalibration import recalibrate
 
 # Fewer images give no statistics worth comparing with.
 _LEAST_IMAGES = 16

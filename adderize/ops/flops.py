@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from adderize import formulas
-from adderize.formulas import Shape
+from adderize.counting import formulas
+from adderize.counting.formulas import Shape
 
 _COUNTER = "torch.utils.flop_counter"
 

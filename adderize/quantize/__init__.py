@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adderize.checkpoints.manifest import converted_entries
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.manifest import converted_entries
 from adderize.quantize import layerwise
 from adderize.quantize.calibration import METHODS, ValueRange, calibration_inputs, named_failures
 from adderize.quantize.flow import pads_with_zeros

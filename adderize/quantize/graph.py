@@ -19,8 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from adderize.dataflow.graph import function_name
 from adderize.dataflow.symbolic import LayerTracer, is_query
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
-from adderize.surgery.engine import AdderConv2dSame
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
 
 _IN_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: torch.add,

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.layers.same import same_padding
 from adderize.ops.u8 import pack, unpack
 from adderize.quantize.grid import Grid, filters_on_grid
-from adderize.surgery.engine import AdderConv2dSame, same_padding
 
 
 @dataclass(frozen=True)

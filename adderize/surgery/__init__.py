@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.norms import insert_norm, reset_zero_gamma
 from adderize.surgery.binary import binarize
 from adderize.surgery.checks import check_dtype, check_layer, check_model
 from adderize.surgery.engine import (
@@ -23,6 +22,7 @@ from adderize.surgery.engine import (
     become_original,
     original_kind,
 )
+from adderize.surgery.norms import insert_norm, reset_zero_gamma
 from adderize.surgery.policy import Options, Patterns, check_switch
 from adderize.surgery.report import Plan, Row
 from adderize.surgery.steps import Step, chosen_steps, find_steps, warn_optimizers, warn_untraced

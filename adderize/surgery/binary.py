@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from adderize.binary import BinaryConv2d
-from adderize.norms import insert_norm, reset_zero_gamma
+from adderize.layers.binary import BinaryConv2d
 from adderize.surgery.checks import check_model
 from adderize.surgery.engine import BINARY, become
+from adderize.surgery.norms import insert_norm, reset_zero_gamma
 from adderize.surgery.policy import Options, Patterns, check_switch
 from adderize.surgery.steps import chosen_steps, find_steps, warn_optimizers, warn_untraced
 

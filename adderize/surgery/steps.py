@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from adderize.dataflow import Flow, trace
 from adderize.errors import AdderizeError
-from adderize.norms import (
+from adderize.surgery.checks import check_model
+from adderize.surgery.engine import ADDER, Target, named_layers
+from adderize.surgery.norms import (
     find_norm_by_order,
     find_norms,
     find_norms_before,
     is_trainable_norm,
 )
-from adderize.surgery.checks import check_model
-from adderize.surgery.engine import ADDER, Target, named_layers
 from adderize.surgery.policy import (
     Options,
     check_patterns,

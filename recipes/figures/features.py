@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recipes.datasets import ImageSet, load_mnist
+from adderize.data import ImageSet, load_mnist
 from recipes.figures import style
 from recipes.figures.runs import Run
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from adderize import AdderConv2d, AdderLinear, adderize, scale_adder_gradients_
-from recipes.datasets import Dataset, ImageSet, load_mnist
+from adderize.data import Dataset, ImageSet, load_mnist
+from adderize.models import lenet5_bn
 from recipes.figures import style
 from recipes.figures.features import normalised
 from recipes.mnist import LAYERS
-from recipes.models import lenet5_bn
 
 _ITERATIONS = 20
 _BATCH = 256

@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from adderize import load_model
+from adderize import load_model, models
 from adderize.errors import AdderizeError
-from recipes import models
 from recipes.ablation import PAPER
 from recipes.run import ARGUMENTS, METRICS
 

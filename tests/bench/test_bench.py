@@ -88,10 +88,10 @@ def test_network_commands_print_time_and_memory(
 
 
 def test_8_bit_inference_stands_beside_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "inference", "--arch", "recipes.models:resnet20", "--batch", "2", "--int8"]
+    command = ["bench", "inference", "--arch", "adderize.models:resnet20", "--batch", "2", "--int8"]
     assert main([*command, *FAST]) == 0
     header, *rows = capsys.readouterr().out.splitlines()[-6:]
-    assert header.startswith("recipes.models:resnet20, batch 2")
+    assert header.startswith("adderize.models:resnet20, batch 2")
     assert float(header.split("cosine ")[1].split()[0]) > 0.9
     names = ("cnn, torch", "cnn, onnxruntime", "cnn int8, onnxruntime", "adder ", "adder int8")
     for row, name in zip(rows, names, strict=True):

@@ -13,9 +13,9 @@ import pytest
 
 from adderize import adderize, save_model
 from adderize.cli import main
-from recipes.models import lenet5_bn
+from adderize.models import lenet5_bn
 
-ARCH = "recipes.models:lenet5_bn"
+ARCH = "adderize.models:lenet5_bn"
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_authors_resnet20(
     models_folder: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(models_folder / "resnet20-addernet-cifar10.pth")
-    command = ["inspect", checkpoint, "--arch", "recipes.models:resnet20"]
+    command = ["inspect", checkpoint, "--arch", "adderize.models:resnet20"]
     data = ["--data", str(data_folder / "cifar10"), "--limit", "200"]
     assert main([*command, *data, "--format", "json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -10,10 +10,10 @@ import pytest
 
 from adderize import adderize, load_model, recalibrate, save_model
 from adderize.cli import main
-from adderize.images import MNIST, load_images
-from recipes.models import lenet5_bn
+from adderize.data.images import MNIST, load_images
+from adderize.models import lenet5_bn
 
-ARCH = "recipes.models:lenet5_bn"
+ARCH = "adderize.models:lenet5_bn"
 
 
 @pytest.fixture

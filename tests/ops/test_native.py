@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from oracle import Expected, adder_conv2d, relative_error
 from torch import Tensor
 
 from adderize.errors import AdderizeError
 from adderize.ops import native
+from tests.oracle import Expected, adder_conv2d, relative_error
 
 if not native.available()[0] and not os.environ.get("ADDERIZE_REQUIRE_NATIVE"):
     pytest.skip(native.available()[1], allow_module_level=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderConv2d, AdderizeError
 from adderize.ops import backends, reference
+from tests import oracle
 
 adder_conv2d = torch.ops.adderize.adder_conv2d
 

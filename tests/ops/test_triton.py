@@ -21,10 +21,6 @@ from adderize.ops import backends, reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-import triton_cases
-import triton_sass
-from triton_cases import CASES
-
 from adderize.ops import triton as kernels
 from adderize.ops.triton import tiles
 from adderize.ops.triton.kernels import (
@@ -42,6 +38,8 @@ from adderize.ops.triton.tiles import (
     fitting,
     splits,
 )
+from tests.ops import triton_cases, triton_sass
+from tests.ops.triton_cases import CASES
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, adderize, scale_adder_gradients_
 from adderize.ops import backends
+from tests import oracle
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-import triton_cases
-from triton_cases import CASES
+from tests.ops import triton_cases
+from tests.ops.triton_cases import CASES
 
 pytestmark = [
     pytest.mark.gpu,

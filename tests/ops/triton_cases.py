@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import oracle
+from tests import oracle
 
 
 class Case(NamedTuple):

@@ -8,12 +8,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Residual, conv, trained
 from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
 from adderize.quantize import quantize, quantize_report
 from adderize.quantize.calibration import ValueRange
+from tests.quantize.networks import Residual, conv, trained
 
 X = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderLinear
+from adderize.layers import AdderConv2dSame
 from adderize.quantize.grid import Grid
 from adderize.quantize.layers import Epilogue, QuantAdderConv2d, quantized_layer
-from adderize.surgery.engine import AdderConv2dSame
 
 
 def plain(channels: int) -> Epilogue:

@@ -8,12 +8,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Branches, Residual, Untraceable, conv, trained
 from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoint
 from adderize.quantize import QuantAdderConv2d, quantize, quantize_report
 from adderize.quantize.grid import Grid
+from tests.quantize.networks import Branches, Residual, Untraceable, conv, trained
 
 X = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -286,8 +286,8 @@ def test_wrong_inputs_at_run_time():
 
 @pytest.mark.shared
 def test_the_authors_resnet20_loses_nothing(data_folder, models_folder):
-    from adderize.images import CIFAR10, load_images
-    from recipes.models import resnet20
+    from adderize.data.images import CIFAR10, load_images
+    from adderize.models import resnet20
 
     model = adderize(resnet20())
     load_authors_checkpoint(model, models_folder / "resnet20-addernet-cifar10.pth").eval()

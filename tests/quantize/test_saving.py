@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from networks import Branches, Residual, Untraceable, trained
 from torch import nn
 
 from adderize import AdderizeError, adderize, load_model, save_model
 from adderize.quantize import quantize, quantize_report
+from tests.quantize.networks import Branches, Residual, Untraceable, trained
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 

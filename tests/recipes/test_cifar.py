@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, BinaryConv2d, load_model
-from adderize.architectures import build
+from adderize.data import load_cifar
+from adderize.models.by_name import build
 from recipes import cifar
-from recipes.datasets import load_cifar
 from recipes.module import ImageClassifier
 from recipes.run import trainer
 

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from adderize import save_model
+from adderize.data import load_mnist
+from adderize.models import lenet5_bn
 from recipes import mnist
-from recipes.datasets import load_mnist
 from recipes.figures import __main__ as command
 from recipes.figures import curves, features, filters, gradients, style, weights
 from recipes.figures.runs import ABLATION, best_match, comparable, find_runs, network
-from recipes.models import lenet5_bn
 
 
 def write_run(folder: Path, top1: float = 99.0, **arguments: Any) -> None:

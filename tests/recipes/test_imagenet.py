@@ -15,9 +15,9 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from adderize import AdderizeError, load_model
-from adderize.architectures import build
+from adderize.data.photographs import load_photographs
+from adderize.models.by_name import build
 from recipes import imagenet
-from recipes.datasets.photographs import load_photographs
 from recipes.image_files import MEAN, STD, ImageFiles
 from recipes.run import trainer
 

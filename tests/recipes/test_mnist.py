@@ -16,8 +16,8 @@ from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, AdderLinear, load_model
 from adderize.errors import AdderizeError
+from adderize.models import lenet5_bn
 from recipes import mnist
-from recipes.models import lenet5_bn
 from recipes.module import ImageClassifier
 from recipes.run import trainer
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from adderize import AdderizeError
+from adderize.data import load_mnist, read_parquet
 from recipes.data import InMemoryImages
-from recipes.datasets import load_mnist, read_parquet
 from recipes.sampling import EpochShuffle
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import two_lit_ranks as ranks
-from test_surgery import adder_names
 
 from adderize import plan
+from tests.surgery import two_lit_ranks as ranks
+from tests.surgery.test_adderize import adder_names
 
 KINDS = [ranks.ConvertedInInit, ranks.ConvertedInConfigureModel]
 

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from test_surgery import adder_names, small_cnn
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from adderize import AdderConv2d, AdderizeError, adderize, plan, restore
+from tests.surgery.test_adderize import adder_names, small_cnn
 
 
 def with_layer(change):

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from adderize import adderize, plan, scale_adder_gradients_
-from adderize.adaptive_lr import adder_filters
-from adderize.architectures import build
+from adderize.models.by_name import build
+from adderize.training.adaptive_rate import adder_filters
 
 # With the side of the image in pixels: what the network needs at least.
 NETWORKS = {

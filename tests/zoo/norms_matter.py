@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from adderize import adderize, recalibrate, scale_adder_gradients_
-from recipes.datasets import ImageSet, load_mnist
+from adderize.data import ImageSet, load_mnist
 
 VARIANTS = ("insert", "ignore", "cnn")
 IMAGES, TEST_IMAGES, BATCH, LEARNING_RATE, WARM_UP = 10_000, 2_000, 64, 0.05, 20

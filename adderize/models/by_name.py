@@ -1,0 +1,160 @@
+"""Models by name, as every command takes them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adderize import models
+from adderize.errors import AdderizeError
+
+FORMS = "`resnet50` (torchvision), `timm:NAME` or `package.module:callable`"
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """A freshly initialised model; no weights are downloaded.
+
+    Args:
+        name: ``resnet50`` (torchvision, or a network of :mod:`adderize.models`, such as
+            ``resnet20``), ``timm:NAME``, or ``package.module:callable``, where the callable
+            returns a module; the current directory is importable.
+        options: keyword arguments of the builder, such as ``num_classes``.
+
+    Raises:
+        AdderizeError: the name is unknown or its builder does not return a module.
+    """
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"), options)
+    if ":" in name:
+        return _from_callable(name, options)
+    return _from_torchvision(name, options)
+
+
+def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        raise AdderizeError(f"timm has no model {name!r}: see timm.list_models()")
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return model
+
+
+def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    import torchvision
+
+    if name not in torchvision.models.list_models():
+        if name in models.__all__:
+            return _from_callable(f"adderize.models:{name}", options)
+        raise AdderizeError(f"unknown model {name!r}; expected {FORMS}")
+    # GoogLeNet and Inception warn about their slow default initialisation otherwise.
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": False, **options}
+    if "weights_backbone" not in options and name.split("_")[0] in _WITH_BACKBONE:
+        options = {"weights_backbone": None, **options}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return model
+
+
+_WITH_BACKBONE = {
+    "deeplabv3", "fasterrcnn", "fcn", "fcos", "keypointrcnn", "lraspp", "maskrcnn", "retinanet",
+    "ssd300", "ssdlite320",
+}  # fmt: skip
+
+
+def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        builder = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise AdderizeError(f"cannot find {name!r} ({error}); expected {FORMS}") from error
+    try:
+        model = builder if isinstance(builder, nn.Module) else builder(**options)
+    except TypeError as error:
+        raise AdderizeError(
+            f"cannot call {name!r} ({error}); expected a callable without required arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise AdderizeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def blank(name: str, architecture: str | None = None) -> nn.Module:
+    """A model without storage, on the meta device where its builder allows it.
+
+    Args:
+        name: as for :func:`build`, or the folder of a saved model.
+        architecture: what the saved model was built from, as for :func:`build`.
+
+    Raises:
+        AdderizeError: as :func:`build`; a folder without an architecture, or of another one.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return _on_meta(name)
+    if architecture is None:
+        raise AdderizeError(
+            f"{name} is a folder, which holds weights and not the network's code: name what it was "
+            f"built from with --arch, {FORMS}"
+        )
+    from adderize.checkpoints.manifest import load_model
+
+    try:
+        return load_model(_on_meta(architecture), folder)
+    except AdderizeError:
+        # Buffers that are not saved have no values on the meta device; other errors come again.
+        return load_model(build(architecture), folder)
+
+
+def _on_meta(name: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(name)
+    except AdderizeError:
+        raise
+    except Exception:
+        # Some constructors compute with values, which tensors without storage do not have.
+        return build(name)
+
+
+def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """(C, H, W) of an example as the model itself states it: Lightning's ``example_input_array``,
+    timm's ``default_cfg``, or an attribute ``input_size``; None where it does not."""
+    example = getattr(model, "example_input_array", None)
+    if isinstance(example, Tensor):
+        return tuple(example.shape[1:])
+    configuration = getattr(model, "default_cfg", None)
+    stated = configuration.get("input_size") if isinstance(configuration, dict) else None
+    stated = stated or getattr(model, "input_size", None)
+    return tuple(stated) if stated else None
+
+
+def input_size(name: str, model: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) that a model is made for: its own statement, or that of torchvision's weights.
+
+    Raises:
+        AdderizeError: neither says.
+    """
+    own = own_input_size(model)
+    if own is not None:
+        return own
+    side = getattr(model, "image_size", None)
+    if side is None and ":" not in name:
+        import torchvision
+
+        known = name in torchvision.models.list_models()
+        weights = torchvision.models.get_model_weights(name) if known else None
+        weights = getattr(weights, "DEFAULT", None)
+        keywords = getattr(getattr(weights, "transforms", None), "keywords", {})
+        side = keywords.get("crop_size")
+    if not isinstance(side, int):
+        raise AdderizeError(
+            f"{name} does not say how large its input is: pass --input, such as 3,224,224"
+        )
+    return (3, side, side)

@@ -1,0 +1,1 @@
+"""What the training of adder networks needs beside an optimizer."""

@@ -1,0 +1,163 @@
+"""Images from every kind of source, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from adderize import AdderizeError
+from adderize.data.images import CIFAR10, IMAGENET, MNIST, Statistics, load_images, usual_statistics
+
+PLAIN = Statistics((0.0,), (1.0,))
+
+
+def colours(count: int, height: int = 4, width: int = 4) -> np.ndarray:
+    """(N, H, W, 3): image i has red = 2 i everywhere, and noise in the other channels."""
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    images[..., 0] = 2 * np.arange(count)[:, None, None]
+    return images
+
+
+def write_parquet(path: Path, images: np.ndarray, column: str = "img") -> None:
+    rows = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    table = pyarrow.table({column: rows, "label": list(range(len(rows)))})
+    pyarrow.parquet.write_table(table, path)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    sizes = np.array(values.shape, dtype=">i4").tobytes()
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes())
+
+
+def expected(images: np.ndarray, statistics: Statistics) -> torch.Tensor:
+    pixels = torch.from_numpy(images / 255.0)
+    normalised = (pixels - torch.tensor(statistics.mean)) / torch.tensor(statistics.std)
+    return normalised.permute(0, 3, 1, 2).float()
+
+
+def test_a_folder_of_files_evenly_spaced(tmp_path: Path) -> None:
+    images = colours(10)
+    for index, image in enumerate(images):
+        folder = tmp_path / f"class{index // 4}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.PNG")
+    (tmp_path / "labels.txt").write_text("no image")
+    found = load_images(tmp_path, (3, 4, 4), IMAGENET, limit=5)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected(images[::2], IMAGENET))
+    assert len(load_images(tmp_path, (3, 4, 4), IMAGENET)) == 10
+    assert load_images(tmp_path / "class0" / "1.PNG", (1, 4, 4), MNIST).shape == (1, 1, 4, 4)
+
+
+def test_parquet_files_and_splits(tmp_path: Path) -> None:
+    train, test = colours(6), colours(3)[::-1]
+    write_parquet(tmp_path / "train-00000-of-00001.parquet", train)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", test, column="image")
+    size = (3, 4, 4)
+    torch.testing.assert_close(load_images(tmp_path, size, CIFAR10), expected(test, CIFAR10))
+    found = load_images(tmp_path, size, CIFAR10, split="train")
+    torch.testing.assert_close(found, expected(train, CIFAR10))
+    found = load_images(tmp_path / "train-00000-of-00001.parquet", size, CIFAR10, limit=3)
+    torch.testing.assert_close(found, expected(train[::2], CIFAR10))
+
+
+def test_idx_files(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, value in (("train", 51), ("t10k", 255)):
+        write_idx(raw / f"{name}-images-idx3-ubyte", np.full((4, 28, 28), value))
+        write_idx(raw / f"{name}-labels-idx1-ubyte", np.arange(4))
+    assert torch.equal(load_images(tmp_path, (1, 32, 32), PLAIN), torch.ones(4, 1, 32, 32))
+    found = load_images(tmp_path, (1, 28, 28), PLAIN, limit=2, split="train")
+    torch.testing.assert_close(found, torch.full((2, 1, 28, 28), 0.2))
+    with pytest.raises(AdderizeError, match="have 1 channels, but the network takes 3"):
+        load_images(tmp_path, (3, 28, 28), PLAIN)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(b"broken")
+    with pytest.raises(AdderizeError, match="cannot read"):
+        load_images(tmp_path, (1, 28, 28), PLAIN)
+
+
+def test_arrays(tmp_path: Path) -> None:
+    normalised = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    torch.save(normalised, tmp_path / "x.pt")
+    torch.testing.assert_close(
+        load_images(tmp_path / "x.pt", (3, 4, 4), IMAGENET), normalised.float()
+    )
+    images = colours(4)
+    np.save(tmp_path / "x.npy", images.transpose(0, 3, 1, 2))
+    found = load_images(tmp_path / "x.npy", (3, 4, 4), IMAGENET)
+    torch.testing.assert_close(found, expected(images, IMAGENET))
+    np.save(tmp_path / "grey.npy", np.full((2, 8, 8), 255, dtype=np.uint8))
+    assert torch.equal(load_images(tmp_path / "grey.npy", (1, 4, 4), PLAIN), torch.ones(2, 1, 4, 4))
+
+
+def test_resized_on_the_shorter_side_and_cropped_at_the_centre(tmp_path: Path) -> None:
+    image = np.zeros((8, 32, 3), dtype=np.uint8)
+    image[:, 12:20] = 255
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    found = load_images(tmp_path, (3, 4, 4), PLAIN)
+    assert found.shape == (1, 3, 4, 4)
+    assert found[..., 1:3].min() > 0.9
+    image[:, 12:20] = 0
+    image[:, :12] = 255
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    assert load_images(tmp_path, (3, 4, 4), PLAIN)[..., 1:].max() < 0.2
+
+
+def test_usual_statistics() -> None:
+    model = nn.Identity()
+    assert usual_statistics(model, (1, 32, 32)) == MNIST
+    assert usual_statistics(model, (3, 32, 32)) == CIFAR10
+    assert usual_statistics(model, (3, 224, 224)) == IMAGENET
+    with pytest.raises(AdderizeError, match="4 channels"):
+        usual_statistics(model, (4, 8, 8))
+    model.default_cfg = {"mean": (0.5,), "std": (0.25,)}
+    assert usual_statistics(model, (4, 8, 8)) == Statistics((0.5,), (0.25,))
+
+
+def test_wrong_sources(tmp_path: Path) -> None:
+    def error(name: str, size: tuple[int, ...] = (3, 4, 4), limit: int = 8) -> str:
+        with pytest.raises(AdderizeError) as caught:
+            load_images(tmp_path / name, size, PLAIN, limit=limit)
+        return str(caught.value)
+
+    assert "does not exist" in error("nowhere")
+    assert "holds no images" in error(".")
+    (tmp_path / "images.zip").write_bytes(b"")
+    assert "unknown kind" in error("images.zip")
+    for name in ("x.png", "x.parquet", "x.npy", "x.pt"):
+        (tmp_path / name).write_bytes(b"broken")
+    assert "x.png cannot be decoded" in error("x.png")
+    assert "as a parquet file" in error("x.parquet")
+    assert "as an array" in error("x.npy") and "as an array" in error("x.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
+    assert "holds dict" in error("x.pt")
+    torch.save(torch.zeros(2, 3, 5, 4), tmp_path / "x.pt")
+    assert "are 3x5x4 and normalised; expected 3x4x4" in error("x.pt")
+    torch.save(torch.zeros(2, 3, 4, 4, dtype=torch.int64), tmp_path / "x.pt")
+    assert "torch.int64" in error("x.pt")
+    torch.save(torch.zeros(0, 3, 4, 4), tmp_path / "x.pt")
+    assert "holds no images" in error("x.pt")
+    write_parquet(tmp_path / "x.parquet", colours(2), column="picture")
+    assert "has the columns picture, label" in error("x.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"img": [1, 2]}), tmp_path / "x.parquet")
+    assert "no encoded images" in error("x.parquet")
+    write_parquet(tmp_path / "y.parquet", colours(2))
+    assert "x.parquet, y.parquet: name one" in error(".")
+    assert "limit is 0" in error("y.parquet", limit=0)
+    with pytest.raises(AdderizeError, match="do not fit 3 channels"):
+        load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5, 0.5), (1.0, 1.0)))
+    with pytest.raises(AdderizeError, match="deviations above 0"):
+        load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5,), (0.0,)))

@@ -1,0 +1,106 @@
+"""Exported adders, as ONNX Runtime computes them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d
+from adderize.export.onnx import translation_table
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def export(model: nn.Module, input: Tensor, path: Path, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(),
+            (input,),
+            path,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table=translation_table(),
+            **options,
+        )
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def relative_error(session: Any, model: nn.Module, input: Tensor) -> float:
+    (result,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
+    with torch.no_grad():
+        expected = model(input).numpy()
+    assert result.shape == expected.shape and result.dtype == np.float32
+    assert expected.std() > 0
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+LAYERS = [
+    (AdderConv2d(4, 6, 3, padding=1), (2, 4, 9, 11)),
+    (AdderConv2d(4, 6, (3, 2), (2, 3), (1, 2), (1, 2), groups=2), (2, 4, 9, 11)),
+    (AdderConv2d(5, 10, 3, 2, groups=5, bias=False), (1, 5, 8, 8)),
+    (AdderConv2d(3, 4, 1, 2), (1, 3, 7, 6)),
+    (nn.Sequential(nn.Flatten(), AdderLinear(12, 7)), (5, 3, 4)),
+    (nn.Sequential(nn.BatchNorm2d(4), BinaryConv2d(4, 6, 3, padding=1)), (2, 4, 9, 11)),
+    (BinaryConv2d(4, 6, (3, 2), (2, 3), (1, 2), (1, 2), groups=2, bias=False), (2, 4, 9, 11)),
+]
+
+
+@pytest.mark.parametrize("layer, size", LAYERS)
+def test_layers(layer: nn.Module, size: tuple[int, ...], tmp_path: Path) -> None:
+    input = torch.randn(size)
+    session = export(layer, input, tmp_path / "m.onnx")
+    assert relative_error(session, layer, input) < 1e-6
+    # The sign of 0 is 1.
+    assert relative_error(session, layer, input.relu()) < 1e-6
+
+
+def resnet18() -> nn.Module:
+    """Converted, its batch norms adjusted to the distances, so that the logits mean something."""
+    from torchvision.models import resnet18
+
+    from adderize import adderize, recalibrate
+
+    return recalibrate(adderize(resnet18()), [torch.randn(4, 3, 64, 64)])
+
+
+def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
+    import onnx
+
+    model = resnet18()
+    sizes = ({0: "batch", 2: "height", 3: "width"},)
+    path = tmp_path / "resnet18.onnx"
+    session = export(model, torch.randn(2, 3, 64, 64), path, dynamic_shapes=sizes)
+    # Differences in the last digits grow through the layers of an untrained network.
+    for size in ((2, 3, 64, 64), (1, 3, 96, 80)):
+        assert relative_error(session, model, torch.randn(size)) < 2e-4
+    nodes = onnx.load(path).graph.node
+    assert sum(node.op_type == "Loop" for node in nodes) == 19
+    assert {node.domain for node in nodes} == {""}
+
+
+def test_memory_does_not_grow_with_the_taps(tmp_path: Path) -> None:
+    # 2304 taps on 56x56 positions, 64 filters: all differences at once would be 1.8 GB.
+    layer, input = AdderConv2d(256, 64, 3, padding=1, bias=False), torch.randn(1, 256, 56, 56)
+    session = export(layer, input, tmp_path / "m.onnx")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    session.run(None, {session.get_inputs()[0].name: input.numpy()})
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert growth < 100e6
+    assert relative_error(session, layer, input) < 1e-5
+
+
+def test_missing_onnxscript_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.delitem(sys.modules, "adderize.export.onnx_translations", raising=False)
+    with pytest.raises(AdderizeError, match=r"adderize\[onnx\]"):
+        translation_table()

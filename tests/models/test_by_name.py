@@ -1,0 +1,65 @@
+"""Models by name, and the size of their input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adderize import AdderizeError
+from adderize.models.by_name import build, input_size, own_input_size
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("squeezenet1_1", "SqueezeNet"),
+        ("resnet20", "CifarResNet"),
+        ("timm:resnet10t", "ResNet"),
+        ("adderize.models:lenet5_bn", "LeNet5BN"),
+    ],
+)
+def test_every_form_of_name_builds_with_options(name: str, kind: str) -> None:
+    model = build(name, num_classes=7)
+    assert type(model).__name__ == kind
+    *_, last = model.parameters()
+    assert last.shape[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet19", "resnet19"),
+        ("timm:resnet19", "list_models"),
+        ("no.such.module:model", "no.such.module"),
+        ("adderize.models:resnet19", "resnet19"),
+        ("torch:zeros", "cannot call"),
+        ("math:pi", "expected"),
+        ("builtins:dict", "dict"),
+    ],
+)
+def test_wrong_names(name: str, message: str) -> None:
+    with pytest.raises(AdderizeError, match=message):
+        build(name)
+
+
+def test_a_model_states_its_own_input_size() -> None:
+    model = nn.Identity()
+    assert own_input_size(model) is None
+    model.input_size = (1, 28, 28)
+    assert own_input_size(model) == (1, 28, 28)
+    model.default_cfg = {"input_size": (3, 96, 96)}
+    assert own_input_size(model) == (3, 96, 96)
+    model.example_input_array = torch.zeros(2, 3, 64, 64)
+    assert own_input_size(model) == (3, 64, 64)
+
+
+def test_torchvision_states_it_with_the_weights() -> None:
+    assert input_size("inception_v3", nn.Identity()) == (3, 299, 299)
+    assert input_size("resnet50", nn.Identity()) == (3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "torch.nn:Identity", "fcn_resnet50"])
+def test_an_unstated_size_is_asked_for(name: str) -> None:
+    with pytest.raises(AdderizeError, match="--input"):
+        input_size(name, nn.Identity())
