@@ -13,12 +13,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
 from adderize.counting.costs import CostTable, energy_table, latency_table
+from adderize.counting.flop_counter import register
 from adderize.counting.formulas import FREE
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
 from adderize.errors import AdderizeError
 from adderize.layers.binary import BinaryConv2d
 from adderize.models.by_name import own_input_size
+
+register()
 
 __all__ = ["Layer", "OpBudget", "Uncounted", "count"]
 

@@ -1,4 +1,4 @@
-"""The op: schema, shapes, autograd, autocast, FLOP formula.
+"""The op: schema, shapes, autograd, autocast.
 
     adderize::adder_conv2d(Tensor input, Tensor weight, int[2] stride, int[2] padding,
                            int[2] dilation, int groups, str gradient) -> Tensor
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.ops import backends, binary, flops, reference
+from adderize.ops import backends, binary, reference
 from adderize.ops import u8 as u8
 from adderize.ops._registration import register_autocast, register_gradients
 from adderize.ops._shapes import check, memory_format, output_dtype, output_size
@@ -132,4 +132,3 @@ register_gradients(
 )
 register_autocast(_library, "adder_conv2d", _cast)
 binary.register(_library)
-flops.register()
