@@ -15,25 +15,18 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.ops._shapes import GRADIENTS
+from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery import convert_like
-from adderize.surgery.engine import BINARY, Converted, become_original, original_kind
+from adderize.surgery.engine import become_original, original_kind
+from adderize.surgery.entries import converted_entries, entry_problem
 from adderize.surgery.steps import listed
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 _FORMAT = 1
-_NORM_OPTIONS: dict[str, tuple[type, ...]] = {
-    "eps": (int, float),
-    "momentum": (int, float, type(None)),
-    "affine": (bool,),
-    "track_running_stats": (bool,),
-}
-_WITHOUT_GRADIENT_MODE = [kind.__name__ for kind in BINARY.classes]
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
 
 
@@ -50,8 +43,6 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         AdderizeError: a wrapped model, parameters on the meta device, a converted layer whose
             ``norm`` is no plain batch norm, or a folder that cannot be written.
     """
-    from adderize.quantize.record import quantization_of
-
     _check_unwrapped(model)
     state = model.state_dict()
     empty = [name for name, tensor in state.items() if tensor.is_meta]
@@ -138,8 +129,6 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
 def _load_quantized(
     model: nn.Module, manifest: dict[str, Any], state: dict[str, Tensor], folder: Path
 ) -> nn.Module:
-    from adderize.quantize.record import Quantization, rebuild
-
     record = Quantization.from_dict(manifest["quantized"], manifest["layers"])
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         model.to_empty(device="cpu")
@@ -192,29 +181,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "kind": type(module).__name__,
-            "gradient": getattr(module, "gradient", None),
-            "norm": None if module.norm is None else _norm_options(f"{name}.norm", module.norm),
-        }
-        for name, module in model.named_modules()
-        if isinstance(module, Converted)
-    }
-
-
-def _norm_options(name: str, norm: nn.Module) -> dict[str, Any]:
-    # SyncBatchNorm and what Lightning makes of one afterwards compute as a plain one does.
-    plain = isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward
-    if not plain and type(norm) is not nn.SyncBatchNorm:
-        raise AdderizeError(
-            f"{name} is a {type(norm).__name__}; expected a plain BatchNorm2d or BatchNorm1d: put "
-            "other norms after the layer in the model itself"
-        )
-    return {key: getattr(norm, key) for key in _NORM_OPTIONS}
-
-
 def _aliases(model: nn.Module) -> dict[str, str]:
     """State-dict names of shared tensors -> the first name of each."""
     first: dict[Tensor, str] = {}
@@ -264,23 +230,12 @@ def _manifest_problem(manifest: dict[str, Any], state: dict[str, Tensor]) -> str
         if not isinstance(manifest.get(key), dict):
             return f"{key} is {manifest.get(key)!r}; expected names and what they stand for"
     for name, entry in manifest["layers"].items():
-        if not isinstance(entry, dict) or entry.keys() != {"kind", "gradient", "norm"}:
-            return f"the layer {name} is {entry!r}; expected its kind, gradient and norm"
-        gradients = (None,) if entry["kind"] in _WITHOUT_GRADIENT_MODE else GRADIENTS
-        if entry["gradient"] not in gradients or not _are_norm_options(entry["norm"]):
-            return f"the layer {name} has the gradient {entry['gradient']!r}, norm {entry['norm']}"
+        if (problem := entry_problem(name, entry)) is not None:
+            return problem
     for alias, name in manifest["shared"].items():
         if name not in state:
             return f"{alias} is shared with {name}, which is not among the weights"
     return None
-
-
-def _are_norm_options(norm: Any) -> bool:
-    return norm is None or (
-        isinstance(norm, dict)
-        and norm.keys() == _NORM_OPTIONS.keys()
-        and all(type(norm[key]) in kinds for key, kinds in _NORM_OPTIONS.items())
-    )
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:

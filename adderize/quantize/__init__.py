@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adderize.checkpoints.manifest import converted_entries
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.quantize import layerwise
@@ -30,6 +29,7 @@ from adderize.quantize.network import TracedNetwork, fits_shapes
 from adderize.quantize.record import Quantization, finished, quantization_of
 from adderize.quantize.report import LayerReport, QuantizationReport, layer_report
 from adderize.surgery.checks import check_model
+from adderize.surgery.entries import converted_entries
 from adderize.surgery.policy import check_switch
 
 __all__ = [

@@ -1,0 +1,69 @@
+"""What was converted in a network, as plain values: what `convert_like` takes, and a file can hold.
+
+An entry is ``{"kind": class name, "gradient": mode or None, "norm": options or None}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.errors import AdderizeError
+from adderize.ops._shapes import GRADIENTS
+from adderize.surgery.engine import BINARY, Converted
+
+_NORM_OPTIONS: dict[str, tuple[type, ...]] = {
+    "eps": (int, float),
+    "momentum": (int, float, type(None)),
+    "affine": (bool,),
+    "track_running_stats": (bool,),
+}
+_WITHOUT_GRADIENT_MODE = [kind.__name__ for kind in BINARY.classes]
+
+
+def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The converted layers of a network by name.
+
+    Raises:
+        AdderizeError: a layer's own norm is not a plain batch norm.
+    """
+    return {
+        name: {
+            "kind": type(module).__name__,
+            "gradient": getattr(module, "gradient", None),
+            "norm": None if module.norm is None else _norm_options(f"{name}.norm", module.norm),
+        }
+        for name, module in model.named_modules()
+        if isinstance(module, Converted)
+    }
+
+
+def _norm_options(name: str, norm: nn.Module) -> dict[str, Any]:
+    # SyncBatchNorm and what Lightning makes of one afterwards compute as a plain one does.
+    plain = isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward
+    if not plain and type(norm) is not nn.SyncBatchNorm:
+        raise AdderizeError(
+            f"{name} is a {type(norm).__name__}; expected a plain BatchNorm2d or BatchNorm1d: put "
+            "other norms after the layer in the model itself"
+        )
+    return {key: getattr(norm, key) for key in _NORM_OPTIONS}
+
+
+def entry_problem(name: str, entry: Any) -> str | None:
+    """What is wrong with a layer's entry that was read from a file; None where it is sound."""
+    if not isinstance(entry, dict) or entry.keys() != {"kind", "gradient", "norm"}:
+        return f"the layer {name} is {entry!r}; expected its kind, gradient and norm"
+    gradients = (None,) if entry["kind"] in _WITHOUT_GRADIENT_MODE else GRADIENTS
+    if entry["gradient"] not in gradients or not _are_norm_options(entry["norm"]):
+        return f"the layer {name} has the gradient {entry['gradient']!r}, norm {entry['norm']}"
+    return None
+
+
+def _are_norm_options(norm: Any) -> bool:
+    return norm is None or (
+        isinstance(norm, dict)
+        and norm.keys() == _NORM_OPTIONS.keys()
+        and all(type(norm[key]) in kinds for key, kinds in _NORM_OPTIONS.items())
+    )
