@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,14 @@ def test_every_public_name_resolves() -> None:
 def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="adderise"):
         adderize.adderise  # noqa: B018
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_no_file_of_the_project_is_ignored() -> None:
+    """Wheels, ruff and `git add` leave out in silence what .gitignore matches."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    ignored = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert ignored == ""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from adderize.errors import AdderizeError
 from adderize.data.image_sets import Dataset, ImageSet, checked, stacked
 from adderize.data.parquet import parquet_files, read_parquet
+from adderize.errors import AdderizeError
 
 FAKE, TIMM = "fake", "timm:"
 _STATISTICS = {

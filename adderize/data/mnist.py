@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adderize.errors import AdderizeError
 from adderize.data.image_sets import Dataset, ImageSet, checked
+from adderize.errors import AdderizeError
 
 EMBEDDED = "embedded"
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
 from adderize.data.image_sets import ImageSet, stacked
+from adderize.errors import AdderizeError
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:

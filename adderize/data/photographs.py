@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adderize.errors import AdderizeError
 from adderize.data.parquet import parquet_files, read_rows
+from adderize.errors import AdderizeError
 
 FAKE, TIMM = "fake", "timm:"
 _VALIDATION = ("val", "validation", "test")
