@@ -11,7 +11,7 @@ help:
 	@echo "make test      ruff, mypy and pytest"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
-	@echo "make format    let ruff format the code"
+	@echo "make format    let ruff and clang-format format the code"
 
 install: $(INSTALLED)
 
@@ -43,6 +43,7 @@ sanitize: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i --style=file --fallback-style=none $$(git ls-files '*.cpp' '*.h')
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
