@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import shlex
 import statistics
@@ -28,6 +27,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from adderize import AdderizeError
+from adderize.tables import Table, csv_text
 from recipes import mnist, run
 from recipes.callbacks import History, TrainingDiverged
 
@@ -194,13 +194,8 @@ def _history(folder: Path) -> list[dict[str, float]]:
 def table(cells: Sequence[Cell], length: str) -> str:
     """Mean and deviation of the test top-1 in percent, beside the paper's, and each run's."""
     header = ["gradient", "rate", "test top-1, %", "deviation", "runs", "paper, %"]
-    rows = [header, *map(_row, cells)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", f"{length}; the paper has 50 epochs.", _best(cells)])
+    rows = Table(header, [_row(cell) for cell in cells]).text()
+    return "\n".join([rows, "", f"{length}; the paper has 50 epochs.", _best(cells)])
 
 
 def _row(cell: Cell) -> list[str]:
@@ -241,14 +236,14 @@ def _entry(cell: Cell) -> dict[str, Any]:
 
 def _write_curves(path: Path, cells: Sequence[Cell]) -> None:
     """One line an epoch of every run; the test columns are measured with running statistics."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["gradient", "rate", "seed", *CURVES])
-        for cell in cells:
-            for trial in cell.trials:
-                for epoch in trial.history:
-                    values = (epoch.get(key, "") for key in CURVES.values())
-                    writer.writerow([cell.gradient, cell.rate, trial.seed, *values])
+    rows = [
+        [cell.gradient, cell.rate, trial.seed, *(epoch.get(key) for key in CURVES.values())]
+        for cell in cells
+        for trial in cell.trials
+        for epoch in trial.history
+    ]
+    text = csv_text(["gradient", "rate", "seed", *CURVES], rows)
+    path.write_text(text + "\n", newline="\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

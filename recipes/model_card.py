@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from adderize.counting.budget import OpBudget
-from adderize.counting.report import markdown
 from recipes.data import ImageData
 from recipes.module import ImageClassifier
 
@@ -59,7 +58,7 @@ model = load_model(build({build}), "model").eval()
 
 ## Operations
 
-{markdown(budget.select(depth=1))}
+{budget.select(depth=1).to_markdown()}
 
 ## Training
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adderize.cli.options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
+from adderize.tables import FORMATS
 
 HELP = "multiplications against additions, before and after a conversion"
 
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
     )  # fmt: skip
     parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
-    parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
     parser.add_argument("--only", metavar="KIND", help="rows of one kind of layer, such as adder")
     parser.add_argument(
@@ -90,13 +91,7 @@ def _budget(arguments: argparse.Namespace) -> str:
         budget.plot(arguments.plot)
         _note(f"wrote {arguments.plot}")
     budget = budget.select(only=arguments.only, depth=arguments.depth, sort=arguments.sort)
-    forms = {
-        "table": budget.table,
-        "json": budget.to_json,
-        "csv": budget.to_csv,
-        "md": budget.to_markdown,
-    }
-    return forms[arguments.format]()
+    return budget.render(arguments.format)
 
 
 def _note(text: str) -> None:

@@ -13,6 +13,7 @@ from adderize.cli.options import (
 )
 from adderize.data.images import SOURCES
 from adderize.models.by_name import FORMS
+from adderize.tables import FORMATS
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"images to measure on: {SOURCES}; without it only filters and norms are shown",
     )  # fmt: skip
     add_image_options(parser, limit=256)
-    parser.add_argument("--format", choices=("table", "json", "csv", "md"), default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table")
     add_conversion_options(parser)
 
 
@@ -41,12 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
     if loaded.note:
         note(loaded.note)
     batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
-    found = inspect(loaded.model, batch, name=arguments.model)
-    forms = {
-        "table": found.__str__,
-        "json": found.to_json,
-        "csv": found.to_csv,
-        "md": found.to_markdown,
-    }
-    print(forms[arguments.format]())
+    print(inspect(loaded.model, batch, name=arguments.model).render(arguments.format))
     return 0

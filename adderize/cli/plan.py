@@ -6,27 +6,21 @@ import argparse
 
 from adderize.cli.options import add_conversion_options, conversion_options
 from adderize.models import by_name
-from adderize.surgery import Plan, plan
+from adderize.surgery import plan
+from adderize.tables import FORMATS
 
 HELP = "which layers of a model would become adders, and why"
-
-_FORMATS = {
-    "table": Plan.__str__,
-    "json": Plan.to_json,
-    "csv": Plan.to_csv,
-    "md": Plan.to_markdown,
-}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="ARCH", help="resnet50 (torchvision), timm:NAME or package.module:callable"
     )
-    parser.add_argument("--format", choices=tuple(_FORMATS), default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table")
     add_conversion_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     found = plan(by_name.blank(arguments.model), **conversion_options(arguments))
-    print(_FORMATS[arguments.format](found))
+    print(found.render(arguments.format))
     return 0

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.counting.budget import Layer, OpBudget, Uncounted, sum_of
+from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
 from adderize.counting.flop_counter import register
 from adderize.counting.formulas import FREE
+from adderize.counting.rows import Layer, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
 from adderize.errors import AdderizeError

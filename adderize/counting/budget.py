@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adderize.counting.costs import CostTable
-from adderize.counting.formulas import FREE, KINDS, Operations
+from adderize.counting.formulas import KINDS, Operations
+from adderize.counting.plot import plot
+from adderize.counting.quantities import cycles, joule, quantity
+from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
+from adderize.tables import Report, Table, bullets, csv_text, shape_text
 
 SORT_KEYS = (*KINDS, "energy_joule", "latency_cycles")
+_HEADER = ["layer", "kind", "output"]
+_COLUMNS = {
+    "mul before": ("before", "multiplications"),
+    "add before": ("before", "additions"),
+    "mul after": ("after", "multiplications"),
+    "add after": ("after", "additions"),
+}
+_XNOR_COLUMN = {"xnor after": ("after", "xnors")}
+_SHOWN_AS: dict[str, Callable[[float], str]] = {"energy_joule": joule, "latency_cycles": cycles}
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One row of a budget: a layer, or all layers below a common prefix.
-
-    Attributes:
-        name: qualified name; "" for what the model computes outside of its submodules.
-        kind: "adder", "binary", "convolution", "linear", "norm" or "other"; "mixed" for a group.
-        type: class name; "" for a group.
-        output: shape of the last result for one example; empty for a group.
-        before: operations as a convolutional network.
-        after: operations as an adder network, or as the binary network that it is.
-    """
-
-    name: str
-    kind: str
-    type: str
-    output: tuple[int, ...]
-    before: Operations
-    after: Operations
-
-
-@dataclass(frozen=True)
-class Uncounted:
-    """Calls of an operator that no formula is known for; their operations are in no total."""
-
-    operator: str
-    layer: str
-    calls: int
-
-
-@dataclass(frozen=True)
-class OpBudget:
+class OpBudget(Report):
     """Operations for one example, before (convolutions) and after (adders).
+
+    ``print`` shows a table for reading: layers, totals with their ratios, and what the totals leave
+    out.
 
     Attributes:
         model: class name of the model.
@@ -83,23 +68,21 @@ class OpBudget:
         """
         layers: Iterable[Layer] = self.layers
         if only is not None:
-            layers = [layer for layer in self.layers if layer.kind == only]
-            if not layers:
-                kinds = ", ".join(sorted({layer.kind for layer in self.layers}))
-                raise AdderizeError(f"no layer is of kind {only!r}; there are: {kinds}")
+            layers = of_kind(layers, only)
         if depth is not None:
-            layers = _grouped(layers, depth)
+            layers = grouped(layers, depth)
         if sort is not None:
-            view, _, key = sort.rpartition(".")
-            if key not in SORT_KEYS or view not in ("", "before", "after"):
-                raise AdderizeError(
-                    f"cannot sort by {sort!r}; expected one of {', '.join(SORT_KEYS)}, "
-                    "with or without a leading `before.`"
-                )
-            layers = sorted(
-                layers, key=lambda layer: -self.costs(getattr(layer, view or "after"))[key]
-            )
+            layers = self._sorted(layers, sort)
         return replace(self, layers=tuple(layers))
+
+    def _sorted(self, layers: Iterable[Layer], key: str) -> list[Layer]:
+        view, _, what = key.rpartition(".")
+        if what not in SORT_KEYS or view not in ("", "before", "after"):
+            raise AdderizeError(
+                f"cannot sort by {key!r}; expected one of {', '.join(SORT_KEYS)}, "
+                "with or without a leading `before.`"
+            )
+        return sorted(layers, key=lambda layer: -self.costs(getattr(layer, view or "after"))[what])
 
     def costs(self, operations: Operations) -> dict[str, float]:
         """Counts by kind, energy and latency, under the keys of the JSON form."""
@@ -114,46 +97,48 @@ class OpBudget:
         return {
             "model": self.model,
             "input_size": list(self.input_size),
-            "before": self.costs(self.before),
-            "after": self.costs(self.after),
+            **self._both_costs(self),
             "layers": [
                 {
                     "name": layer.name,
                     "kind": layer.kind,
                     "type": layer.type,
                     "output": list(layer.output),
-                    "before": self.costs(layer.before),
-                    "after": self.costs(layer.after),
+                    **self._both_costs(layer),
                 }
                 for layer in self.layers
             ],
-            "uncounted": [
-                {"operator": item.operator, "layer": item.layer, "calls": item.calls}
-                for item in self.uncounted
-            ],
+            "uncounted": [asdict(item) for item in self.uncounted],
             "energy": {"table": self.energy.name, "source": self.energy.source},
             "latency": {"table": self.latency.name, "source": self.latency.source},
         }
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
+    def _both_costs(self, counted: OpBudget | Layer) -> dict[str, dict[str, float]]:
+        return {"before": self.costs(counted.before), "after": self.costs(counted.after)}
 
     def to_csv(self) -> str:
         """One line a layer, then the totals; exact counts."""
-        from adderize.counting.report import csv_text
-
-        return csv_text(self)
+        views = [f"{view}.{key}" for view in ("before", "after") for key in SORT_KEYS]
+        total = Layer("(network)", "", "", (), self.before, self.after)
+        rows = []
+        for layer in (*self.layers, total):
+            costs = [*self.costs(layer.before).values(), *self.costs(layer.after).values()]
+            name = layer.name or "(model)"
+            rows.append([name, layer.kind, layer.type, shape_text(layer.output), *costs])
+        return csv_text(["layer", "kind", "type", "output", *views], rows)
 
     def to_markdown(self) -> str:
-        from adderize.counting.report import markdown
-
-        return markdown(self)
+        title = f"**{self.model}**, {self._measure()}"
+        tables = self._summary().markdown(), self._layers().markdown()
+        return "\n\n".join([title, *tables, bullets(self._notes())])
 
     def table(self) -> str:
-        """For reading: layers, totals with their ratios, and what the totals leave out."""
-        from adderize.counting.report import table
+        title = f"{self.model}, {self._measure()}"
+        tables = self._layers().text(), self._summary().text()
+        return "\n\n".join([title, *tables, "\n".join(self._notes())])
 
-        return table(self)
+    def __str__(self) -> str:
+        return self.table()
 
     def plot(self, path: str | Path) -> None:
         """Multiplications and additions of every stage, before and after, as stacked bars.
@@ -164,35 +149,52 @@ class OpBudget:
         Raises:
             AdderizeError: matplotlib is not installed, or it cannot write such a file.
         """
-        from adderize.counting.plot import plot
+        total = Layer(self.model, "", "", (), self.before, self.after)
+        plot(total, self.layers, Path(path))
 
-        plot(self, Path(path))
+    def _measure(self) -> str:
+        return f"input {shape_text(self.input_size)}, operations for one example"
 
-    def __str__(self) -> str:
-        return self.table()
+    def _layers(self) -> Table:
+        """The layers, and their sum where they are not the whole network."""
+        columns = _COLUMNS | (_XNOR_COLUMN if self.after.xnors else {})
+        rows = [_cells(layer, columns.values()) for layer in self.layers if layer.flops]
+        total = sum_of(self.layers, "(these rows)")
+        if (total.before, total.after) != (self.before, self.after):
+            rows.append(_cells(total, columns.values()))
+        return Table([*_HEADER, *columns], rows, texts=3)
+
+    def _summary(self) -> Table:
+        before, after = self.costs(self.before), self.costs(self.after)
+        rows = []
+        for key in before:
+            if not before[key] and not after[key]:
+                continue
+            show = _SHOWN_AS.get(key, quantity)
+            ratio = f"{after[key] / before[key]:.4g}" if before[key] else "-"
+            rows.append([key.split("_")[0], show(before[key]), show(after[key]), ratio])
+        return Table(["", "before", "after", "after / before"], rows, texts=1)
+
+    def _notes(self) -> list[str]:
+        notes = []
+        hidden = sum(not layer.flops for layer in self.layers)
+        if hidden:
+            notes.append(f"{hidden} rows without multiplications and additions are not shown")
+        for what, table in (("energy", self.energy), ("latency", self.latency)):
+            unpriced = table.unpriced(self.before + self.after)
+            without = f"; without {', '.join(unpriced)}" if unpriced else ""
+            notes.append(f"{what}: {table.name} ({table.source}){without}")
+        for item in self.uncounted:
+            layer = item.layer or "the model itself"
+            notes.append(f"not counted: {item.operator} in {layer}, {item.calls} calls")
+        return notes
 
 
-def sum_of(layers: Iterable[Layer], name: str) -> Layer:
-    """One row for many layers: their common kind, or "mixed"."""
-    layers = list(layers)
-    kinds = {layer.kind for layer in layers}
-    return Layer(
-        name,
-        kinds.pop() if len(kinds) == 1 else "mixed",
-        "",
-        (),
-        sum((layer.before for layer in layers), FREE),
-        sum((layer.after for layer in layers), FREE),
-    )
-
-
-def _grouped(layers: Iterable[Layer], depth: int) -> list[Layer]:
-    if depth < 1:
-        raise AdderizeError(f"depth is {depth}; expected 1 or more")
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+def _cells(layer: Layer, columns: Iterable[tuple[str, str]]) -> Sequence[str]:
+    counts = [getattr(getattr(layer, view), kind) for view, kind in columns]
     return [
-        replace(rows[0], name=name) if len(rows) == 1 else sum_of(rows, name)
-        for name, rows in groups.items()
+        layer.name or "(model)",
+        layer.kind,
+        shape_text(layer.output),
+        *(quantity(count) if count else "-" for count in counts),
     ]

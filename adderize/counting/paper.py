@@ -7,9 +7,6 @@ for LeNet-5-BN the first and the last layer stay convolutions, and norms multipl
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from dataclasses import asdict, dataclass
 
 import torch
@@ -24,9 +21,10 @@ from adderize.counting.formulas import (
     Operations,
 )
 from adderize.counting.networks import NETWORKS, Network
-from adderize.counting.report import aligned, markdown_lines, quantity
+from adderize.counting.quantities import quantity
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import adder_twin, own_norms, read_as
+from adderize.tables import Format, Table, bullets, csv_text, json_text
 
 _ARITHMETICS = {
     "CNN": ("convolution", CONVOLUTION_PAIR),
@@ -98,12 +96,12 @@ def _difference(convention: Operations, arithmetic: str, printed: str) -> float:
     return paper / count - 1
 
 
-def _rows(entries: list[Entry]) -> list[list[str]]:
+def _table(entries: list[Entry]) -> Table:
     header = [
         "network", "as", "mul", "add", "xnor", "cycles", "paper", "difference",
         "mul in full", "add in full", "xnor in full",
     ]  # fmt: skip
-    return [header, *map(_cells, entries)]
+    return Table(header, [_cells(entry) for entry in entries], texts=2)
 
 
 def _cells(entry: Entry) -> list[str]:
@@ -145,31 +143,24 @@ def _notes(entries: list[Entry]) -> list[str]:
     return notes + [f"{network.name}: {network.reason}" for network in NETWORKS]
 
 
-def text(entries: list[Entry], format: str = "table") -> str:
-    """The table as ``"table"``, ``"md"``, ``"csv"`` or ``"json"``."""
-    if format == "json":
+def text(entries: list[Entry], form: Format = "table") -> str:
+    """The table in one of :data:`adderize.tables.FORMATS`."""
+    if form == "json":
         reasons = {network.name: network.reason for network in NETWORKS}
-        return json.dumps(
-            [asdict(entry) | {"reason": reasons[entry.network]} for entry in entries], indent=2
-        )
-    if format == "csv":
+        return json_text([asdict(entry) | {"reason": reasons[entry.network]} for entry in entries])
+    if form == "csv":
         return _csv(entries)
-    rows = _rows(entries)
-    if format == "md":
-        rule = ["---", "---"] + ["---:"] * (len(rows[0]) - 2)
-        return "\n".join(
-            [*markdown_lines([rows[0], rule, *rows[1:]]), "", *(f"- {n}" for n in _notes(entries))]
-        )
-    return "\n".join([*aligned(rows, texts=2), "", *_notes(entries)])
+    table, notes = _table(entries), _notes(entries)
+    if form == "md":
+        return f"{table.markdown()}\n\n{bullets(notes)}"
+    return "\n".join([table.text(), "", *notes])
 
 
 def _csv(entries: list[Entry]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     views = [f"{view}.{kind}" for view in ("convention", "full") for kind in KINDS]
-    writer.writerow(["network", "arithmetic", *views, "printed", "difference"])
+    rows = []
     for entry in entries:
         counts = [*entry.convention.by_kind().values(), *entry.full.by_kind().values()]
         printed = " / ".join(entry.printed) if entry.printed else ""
-        writer.writerow([entry.network, entry.arithmetic, *counts, printed, entry.difference])
-    return text.getvalue().rstrip("\n")
+        rows.append([entry.network, entry.arithmetic, *counts, printed, entry.difference])
+    return csv_text(["network", "arithmetic", *views, "printed", "difference"], rows)

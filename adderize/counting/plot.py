@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adderize.counting.budget import Layer, OpBudget, sum_of
-from adderize.counting.report import quantity
+from adderize.counting.quantities import quantity
+from adderize.counting.rows import Layer, grouped, sum_of
 from adderize.errors import AdderizeError
 
 _MULTIPLICATIONS, _ADDITIONS = "#c44e52", "#4c72b0"
@@ -14,7 +15,7 @@ _ENOUGH_STAGES = 4
 _SMALL = 1 / 500
 
 
-def plot(budget: OpBudget, path: Path) -> None:
+def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     """Stacked bars of multiplications and additions per stage, before and after."""
     try:
         from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def plot(budget: OpBudget, path: Path) -> None:
         raise AdderizeError(
             "plots need matplotlib: install it with pip install 'adderize[plot]'"
         ) from error
-    stages = _stages(budget)
+    stages = _stages(total, layers)
     figure = Figure(figsize=(max(6.4, 0.6 * len(stages) + 2), 4.4), layout="constrained")
     axes = figure.add_subplot()
     for offset, view, hatch in ((-0.21, "before", ""), (0.21, "after", "//")):
@@ -39,8 +40,8 @@ def plot(budget: OpBudget, path: Path) -> None:
     axes.yaxis.set_major_formatter(lambda value, position: quantity(value))
     axes.set_ylabel("operations for one example")
     axes.set_title(
-        f"{budget.model}: {quantity(budget.before.multiplications)} multiplications before, "
-        f"{quantity(budget.after.multiplications)} after"
+        f"{total.name}: {quantity(total.before.multiplications)} multiplications before, "
+        f"{quantity(total.after.multiplications)} after"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=_legend(), frameon=False)
@@ -61,14 +62,13 @@ def _legend() -> list[Any]:
     ]
 
 
-def _stages(budget: OpBudget) -> list[Layer]:
+def _stages(total: Layer, layers: Sequence[Layer]) -> list[Layer]:
     """The coarsest grouping with enough large groups; small ones are summed up as `other`."""
     large: list[Layer] = []
     small: list[Layer] = []
-    limit = _SMALL * max(budget.before.flops, budget.after.flops)
     for depth in (1, 2, 3):
-        groups = budget.select(depth=depth).layers
-        large = [group for group in groups if max(group.before.flops, group.after.flops) > limit]
+        groups = grouped(layers, depth)
+        large = [group for group in groups if group.flops > _SMALL * total.flops]
         small = [group for group in groups if group not in large]
         if len(large) >= _ENOUGH_STAGES:
             break

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adderize.counting.report import aligned, markdown_lines
 from adderize.layers import AdderConv2d, AdderLinear
+from adderize.tables import Report, Table, bullets, csv_text, plain, shape_text
 
 if TYPE_CHECKING:
     from adderize.inspection.measurement import Measured
@@ -133,7 +129,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Report):
     """The layers of a model in registration order, what was found, and on how many images."""
 
     model: str
@@ -143,40 +139,29 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """NaN and infinity become None."""
-        found: dict[str, Any] = _plain(dataclasses.asdict(self))
+        found: dict[str, Any] = plain(dataclasses.asdict(self))
         return found
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
-
     def to_csv(self) -> str:
-        text = io.StringIO()
         rows = [_flat(layer) for layer in self.layers]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().rstrip("\n")
+        return csv_text(list(rows[0]), (list(row.values()) for row in rows))
 
     def to_markdown(self) -> str:
-        header, *rows = self._cells()
-        rule = ["---"] * _TEXTS + ["---:"] * (len(header) - _TEXTS)
-        lines = [self._title(), "", *markdown_lines([header, rule, *rows])]
-        if self.findings:
-            lines += ["", *(f"- {line}" for line in self._finding_lines())]
-        return "\n".join(lines)
+        findings = [bullets(self._finding_lines())] if self.findings else []
+        return "\n\n".join([self._title(), self._table().markdown(), *findings])
 
     def __str__(self) -> str:
-        lines = [self._title(), "", *aligned(self._cells(), texts=_TEXTS)]
         findings = self._finding_lines() or ["nothing to warn of"]
-        return "\n".join([*lines, "", *findings])
+        return "\n\n".join([self._title(), self._table().text(), "\n".join(findings)])
 
     def _title(self) -> str:
         seen = f"measured on {self.images} images" if self.images else "without images"
         return f"{self.model}, {len(self.layers)} layers, {seen}"
 
-    def _cells(self) -> list[list[str]]:
+    def _table(self) -> Table:
         columns = _COLUMNS if self.images else {**_FILTER_COLUMNS, **_NORM_COLUMNS}
-        return [list(columns), *([show(row) for show in columns.values()] for row in self.layers)]
+        rows = [[show(row) for show in columns.values()] for row in self.layers]
+        return Table(list(columns), rows, texts=4)
 
     def _finding_lines(self) -> list[str]:
         """One line a kind, with the first of its places."""
@@ -207,11 +192,10 @@ def _gammas(layer: Layer) -> str:
 
 
 _Columns = dict[str, Callable[[Layer], str]]
-_TEXTS = 4
 _FILTER_COLUMNS: _Columns = {
     "layer": lambda row: row.name or "(model)",
     "kind": lambda row: row.kind,
-    "filters": lambda row: "x".join(map(str, row.shape)),
+    "filters": lambda row: shape_text(row.shape),
     "norm": _norm_name,
     "filter range": lambda row: str(row.filters),
     "filter std": lambda row: _number(row.filter_std),
@@ -237,22 +221,10 @@ def _flat(layer: Layer) -> dict[str, Any]:
             least, largest = value or (None, None)
             row |= {f"{key}.least": least, f"{key}.largest": largest}
         elif key == "shape":
-            row[key] = "x".join(map(str, value))
+            row[key] = shape_text(value)
         elif key == "norm":
             fields = [field.name for field in dataclasses.fields(NormState)]
             row |= {f"norm.{field}": (value or {}).get(field) for field in fields}
         else:
             row[key] = value
     return row
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Range):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

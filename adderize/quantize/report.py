@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.quantize.grid import Grid
 from adderize.quantize.layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.surgery.report import _aligned
+from adderize.tables import Table
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class QuantizationReport:
             raise AdderizeError(f"the report of the quantisation is damaged: {error}") from error
 
     def __str__(self) -> str:
-        table = _aligned([_HEADER, *map(_cells, self.layers)])
+        table = Table(_HEADER, [_cells(row) for row in self.layers]).text()
         summary = f"{len(self.layers)} adders in {self.bits}-bit integers, ranges by {self.method}"
-        return "\n".join([*table, "", summary, *self.remarks])
+        return "\n".join([table, "", summary, *self.remarks])
 
 
 _HEADER = ["layer", "range", "zero", "clamped", "error", "output", "fused"]

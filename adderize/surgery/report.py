@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from adderize.tables import Report, Table, csv_text, shape_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Report):
     """The rows in registration order, and the options they came from."""
 
     rows: tuple[Row, ...]
@@ -56,22 +54,17 @@ class Plan:
         rows = [{key: getattr(row, key) for key in _FIELDS} for row in self.rows]
         return {"options": dict(self.options), "layers": rows}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
-
     def to_csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADER)
-        writer.writerows(_cells(row) for row in self.rows)
-        return text.getvalue().rstrip("\n")
+        return csv_text(_HEADER, map(_cells, self.rows))
 
     def to_markdown(self) -> str:
-        lines = [_HEADER, ["---"] * len(_HEADER), *(_cells(row) for row in self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return self._table().markdown()
 
     def __str__(self) -> str:
-        return "\n".join([*_aligned([_HEADER, *map(_cells, self.rows)]), "", self._summary()])
+        return f"{self._table().text()}\n\n{self._summary()}"
+
+    def _table(self) -> Table:
+        return Table(_HEADER, [_cells(row) for row in self.rows])
 
     def _summary(self) -> str:
         counts = dict.fromkeys(("convert", "keep", "adder"), 0)
@@ -88,15 +81,7 @@ _HEADER = ["layer", *_FIELDS[1:]]
 
 
 def _cells(row: Row) -> list[str]:
-    shape = "x".join(map(str, row.shape))
+    shape = shape_text(row.shape)
     return [
         row.name or "(root)", row.kind, shape, row.decision, row.reason, row.norm, row.method
     ]  # fmt: skip
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]

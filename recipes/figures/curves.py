@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from adderize.tables import Table
 from recipes.ablation import PAPER
 from recipes.figures import style
 from recipes.figures.runs import ABLATION, Run
@@ -63,4 +64,5 @@ def _summary(cells: Sequence[Sequence[Run]]) -> str:
         ])  # fmt: skip
     header = ["filters' gradient and rate", "seeds", "test top-1, %", "mean", "paper, 50 epochs"]
     epochs = cells[0][0].epochs
-    return f"{style.markdown(header, rows)}\n\nAfter {epochs:g} epochs, norms recalibrated."
+    table = Table(header, rows, texts=1).markdown()
+    return f"{table}\n\nAfter {epochs:g} epochs, norms recalibrated."

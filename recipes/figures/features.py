@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adderize.data import ImageSet, load_mnist
+from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.runs import Run
 
@@ -128,8 +129,9 @@ def _summary(found: dict[str, Geometry], runs: dict[str, Run]) -> str:
         for name, g in found.items()
     ]
     header = ["", "epochs", "network, %", "nearest centre, %", "nearest angle, %", "elongation"]
+    table = Table(header, rows, texts=1).markdown()
     return (
-        f"{style.markdown(header, rows)}\n\nTop-1 on the test images by the network, by the "
+        f"{table}\n\nTop-1 on the test images by the network, by the "
         "nearest class mean and by the direction of the class means alone; elongation: deviation "
         "of a class away from the origin over that across, median over the classes."
     )

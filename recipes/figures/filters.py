@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.runs import Run
 
@@ -78,7 +79,8 @@ def _summary(filters: dict[str, _Filters]) -> str:
         for name, values in filters.items()
     ]
     likenesses = [likeness(turned, filters["CNN"]) for turned in orientations(filters["AdderNet"])]
-    table = style.markdown(["", "range", "deviation", "correlation of neighbours"], rows)
+    header = ["", "range", "deviation", "correlation of neighbours"]
+    table = Table(header, rows, texts=1).markdown()
     return (
         f"{table}\n\nAn adder filter's largest absolute correlation with a filter of the CNN is "
         f"{likenesses[0]:.2f} on average; for the same filters turned and mirrored in the seven "

@@ -19,6 +19,7 @@ from torch.optim import SGD
 from adderize import AdderConv2d, AdderLinear, adderize, scale_adder_gradients_
 from adderize.data import Dataset, ImageSet, load_mnist
 from adderize.models import lenet5_bn
+from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.features import normalised
 from recipes.mnist import LAYERS
@@ -106,7 +107,8 @@ def _summary(norms: dict[str, _Norms]) -> str:
         first = [norms[series][layer][0] for series in SERIES]
         rows.append([layer, *(f"{value:.4g}" for value in first), f"{first[0] / first[1]:.3g}"])
     header = ["layer", *SERIES, "CNN / AdderNet"]
+    table = Table(header, rows, texts=1).markdown()
     return (
-        f"{style.markdown(header, rows)}\n\nL2 norms of the filters' gradients at the first "
+        f"{table}\n\nL2 norms of the filters' gradients at the first "
         f"iteration, batch {_BATCH}."
     )

@@ -51,9 +51,3 @@ def save(figure: Figure, numbers: str, folder: Path, name: str) -> list[Path]:
     except OSError as error:
         raise AdderizeError(f"cannot write to {folder}: {error}") from error
     return paths
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table; the first column is text, the others numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

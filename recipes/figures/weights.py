@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 
 from adderize import AdderConv2d, AdderLinear
+from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.runs import Run
 
@@ -115,4 +116,5 @@ def _summary(
             f"likelihood, in {wins[1]} by the KS distance"
         )
     text = "; ".join(counts)
-    return f"{style.markdown(header, rows)}\n\nLog-likelihoods in nats a value. {text}."
+    table = Table(header, rows, texts=1).markdown()
+    return f"{table}\n\nLog-likelihoods in nats a value. {text}."

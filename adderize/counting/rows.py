@@ -1,0 +1,88 @@
+"""The rows of a budget: layers with their operations, grouped, summed up, and what has no row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from adderize.counting.formulas import FREE, Operations
+from adderize.errors import AdderizeError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a budget: a layer, or all layers below a common prefix.
+
+    Attributes:
+        name: qualified name; "" for what the model computes outside of its submodules.
+        kind: "adder", "binary", "convolution", "linear", "norm" or "other"; "mixed" for a group.
+        type: class name; "" for a group.
+        output: shape of the last result for one example; empty for a group.
+        before: operations as a convolutional network.
+        after: operations as an adder network, or as the binary network that it is.
+    """
+
+    name: str
+    kind: str
+    type: str
+    output: tuple[int, ...]
+    before: Operations
+    after: Operations
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions, of the view that has more of them."""
+        return max(self.before.flops, self.after.flops)
+
+
+@dataclass(frozen=True)
+class Uncounted:
+    """Calls of an operator that no formula is known for; their operations are in no total."""
+
+    operator: str
+    layer: str
+    calls: int
+
+
+def of_kind(layers: Iterable[Layer], kind: str) -> list[Layer]:
+    """
+    Raises:
+        AdderizeError: there is none.
+    """
+    layers = list(layers)
+    found = [layer for layer in layers if layer.kind == kind]
+    if not found:
+        kinds = ", ".join(sorted({layer.kind for layer in layers}))
+        raise AdderizeError(f"no layer is of kind {kind!r}; there are: {kinds}")
+    return found
+
+
+def sum_of(layers: Iterable[Layer], name: str) -> Layer:
+    """One row for many layers: their common kind, or "mixed"."""
+    layers = list(layers)
+    kinds = {layer.kind for layer in layers}
+    return Layer(
+        name,
+        kinds.pop() if len(kinds) == 1 else "mixed",
+        "",
+        (),
+        sum((layer.before for layer in layers), FREE),
+        sum((layer.after for layer in layers), FREE),
+    )
+
+
+def grouped(layers: Iterable[Layer], depth: int) -> list[Layer]:
+    """One row for all layers that share their first `depth` names.
+
+    Raises:
+        AdderizeError: `depth` is less than 1.
+    """
+    if depth < 1:
+        raise AdderizeError(f"depth is {depth}; expected 1 or more")
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+    return [
+        replace(rows[0], name=name) if len(rows) == 1 else sum_of(rows, name)
+        for name, rows in groups.items()
+    ]
