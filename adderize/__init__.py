@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adderize.callbacks import AdaptiveLearningRate
     from adderize.checkpoints.authors import load_authors_checkpoint
-    from adderize.checkpoints.manifest import load_model, save_model
+    from adderize.checkpoints.folders import load_model, save_model
     from adderize.counting import count
     from adderize.errors import AdderizeError
     from adderize.layers import AdderConv2d, AdderLinear

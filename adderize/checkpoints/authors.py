@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adderize.checkpoints.manifest import load_weights
+from adderize.checkpoints.files import read_file
+from adderize.checkpoints.state_dicts import StateDict, load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.layers.adder import _rename_authors_keys
+from adderize.surgery import convert_like
+from adderize.surgery.engine import adder_kind
 from adderize.surgery.steps import listed
+
+_FILTERS = ".adder"
 
 
 def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a checkpoint of the AdderNet authors' code (PyTorch file, state dict).
 
-    A leading ``module.`` of every key is dropped; ``adder`` and ``b`` become the layers' ``weight``
-    and ``bias``.
+    A prefix of every key, such as ``module.``, is dropped; ``adder`` and ``b`` become the layers'
+    ``weight`` and ``bias``.
 
     Args:
         model: a network with :class:`AdderConv2d` layers where the checkpoint has adders.
@@ -31,8 +37,9 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         AdderizeError: no such file, no state dict, adders where the model has convolutions or the
             reverse, keys or shapes that do not fit.
     """
-    state = _read_authors(Path(path))
-    filters = {key.removesuffix(".adder") for key in state if key.endswith(".adder")}
+    path = Path(path)
+    state = authors_part(read_file(path).state, model, path)
+    filters = {key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)}
     modules = dict(model.named_modules(remove_duplicate=False))
     adders = {name for name, m in modules.items() if isinstance(m, (AdderConv2d, AdderLinear))}
     plain = sorted(name for name in filters & set(modules) if name not in adders)
@@ -47,25 +54,34 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} has convolutions where the model has adders: {listed(kept)}; leave them out "
             "of the conversion (exclude=)"
         )
-    for name in adders:
-        _rename_authors_keys(state, name + ".")
-    load_weights(model, state, Path(path))
+    load_authors_weights(model, state, path)
     return model
 
 
-def _read_authors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise AdderizeError(f"{path} is no file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdderizeError(f"{path} is no PyTorch checkpoint: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
-    if content and all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): tensor for key, tensor in content.items()}
-    return content
+def holds_authors_filters(state: Mapping[str, Any]) -> bool:
+    return any(key.endswith(_FILTERS) for key in state)
+
+
+def authors_part(state: Mapping[str, Any], model: nn.Module, source: Path) -> StateDict:
+    """The model's entries, with the authors' names of filters."""
+    names = [*model.state_dict()]
+    filters = [name.removesuffix(".weight") + _FILTERS for name in names]
+    return own_part(state, [*names, *filters], source)[0]
+
+
+def convert_as_the_authors(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+    """Make adders, without norms of their own, where filters have the authors' name."""
+    modules = dict(model.named_modules())
+    entries = {}
+    for name in (key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)):
+        kind = adder_kind(modules.get(name, nn.Identity()))
+        if kind is not None:
+            entries[name] = {"kind": kind.__name__, "gradient": "full", "norm": None}
+    return convert_like(model, entries)
+
+
+def load_authors_weights(model: nn.Module, state: StateDict, source: Path) -> None:
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (AdderConv2d, AdderLinear)):
+            _rename_authors_keys(state, name + ".")
+    load_weights(model, state, source)

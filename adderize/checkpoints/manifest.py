@@ -1,177 +1,94 @@
-"""Saving and loading converted models: safetensors weights and the list of what was converted.
+"""What a saved model's folder says beside its tensors, and whether a file says it soundly.
 
-A convolution's and an adder's state dicts have the same keys and load into each other without a
-word, so the weights alone do not say what they belong to.
+A convolution's and an adder's state dicts have the same names and load into each other without a
+word, and so do those of convolutions with other strides: tensors alone do not say what they belong
+to.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch import nn
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.quantize.record import Quantization, quantization_of, rebuild
-from adderize.surgery import convert_like
-from adderize.surgery.engine import become_original, original_kind
-from adderize.surgery.entries import converted_entries, entry_problem
-from adderize.surgery.steps import listed
+from adderize.surgery.entries import entry_problem
 
-WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 _FORMAT = 1
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
+# Constants of torch's layers that training alone sees, or that the tensors' shapes tell.
+_UNTOLD = {
+    "affine", "elementwise_affine", "embedding_dim", "head_dim", "in1_features", "in2_features",
+    "in_channels", "in_features", "inplace", "momentum", "normalized_shape", "num_channels",
+    "num_embeddings", "num_features", "out_channels", "out_features", "p", "return_indices",
+}  # fmt: skip
 
 
-def save_model(model: nn.Module, folder: str | Path) -> None:
-    """Write a model's weights and what was converted in it.
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``adderize.json``.
 
-    Args:
-        model: a model with or without adders or binary layers, not wrapped.
-        folder: created where absent; gets ``model.safetensors`` (the state dict) and
-            ``adderize.json`` (converted layers, their kind, gradient and own norm, shared tensors,
-            library versions; for a quantised model the grids of its tensors).
+    Attributes:
+        layers: the entries of converted layers, by name.
+        shared: names of tensors that are another one, and that one's name.
+        quantized: what :mod:`adderize.quantize` records of a quantised network.
+        values: entries of the state dict that are no tensors, as JSON.
+        versions: of modules' state dicts, where it is not torch's 1.
+        settings: what the layers compute with beside tensors: strides, paddings, eps.
+        weights: the SHA-256 of the file with the tensors.
 
-    Raises:
-        AdderizeError: a wrapped model, parameters on the meta device, a converted layer whose
-            ``norm`` is no plain batch norm, or a folder that cannot be written.
+    Folders of earlier versions lack the last four: None.
     """
-    _check_unwrapped(model)
-    state = model.state_dict()
-    empty = [name for name, tensor in state.items() if tensor.is_meta]
-    if empty:
-        raise AdderizeError(f"{empty[0]} is on the meta device and has no values to save")
-    aliases = _aliases(model)
-    manifest = {
-        "format": _FORMAT,
-        "adderize": __version__,
-        "libraries": _versions(),
-        "layers": converted_entries(model),
-        "shared": aliases,
-    }
-    if (record := quantization_of(model)) is not None:
-        manifest |= {"layers": record.layers(), "quantized": record.to_dict()}
-    folder = Path(folder)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if name not in aliases
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_unshared(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise AdderizeError(f"cannot write to {folder}: {error}") from error
 
+    layers: dict[str, dict[str, Any]]
+    shared: dict[str, str]
+    quantized: Any = None
+    values: dict[str, Any] | None = None
+    versions: dict[str, int] | None = None
+    settings: dict[str, dict[str, Any]] | None = None
+    weights: str | None = None
 
-def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Convert a fresh model as the saved one was, then load the saved weights.
-
-    Args:
-        model: built as the saved one was before its conversion, or converted in the same way; on
-            any device, the meta device too (its parameters become the loaded tensors).
-        folder: what :func:`save_model` wrote.
-
-    Returns:
-        the model itself; a new one, in evaluation mode, where the saved one was quantised.
-
-    Raises:
-        AdderizeError: files missing or damaged, a wrapped model, buffers on the meta device that no
-            weights are saved for, or a model that the weights do not belong to: the message names
-            the layers, and the model is left as it was.
-    """
-    _check_unwrapped(model)
-    _check_buffers(model)
-    folder = Path(folder)
-    manifest, state = _read(folder)
-    if "quantized" in manifest:
-        return _load_quantized(copy.deepcopy(model), manifest, state, folder)
-    saved = manifest["layers"]
-    present = converted_entries(model)
-    strangers = [name for name in present if name not in saved]
-    if strangers:
-        raise AdderizeError(
-            f"{folder} holds plain layers where the model has converted ones: {listed(strangers)}; "
-            "load into a model that is not converted, or restore() this one first"
+    def to_json(self) -> str:
+        content = {"format": _FORMAT, "adderize": __version__, "libraries": _installed()}
+        return _lines(
+            content | {key: value for key, value in vars(self).items() if value is not None}
         )
-    new = {name: entry for name, entry in saved.items() if name not in present}
-    if new:
-        convert_like(model, new)
-    try:
-        entries = converted_entries(model)
-        different = [name for name, entry in entries.items() if entry != saved[name]]
-        if different:
-            raise AdderizeError(
-                f"the layers {listed(different)} differ from the saved ones in kind, gradient or "
-                "norm; load into a model that is not converted"
-            )
-        _check_ties(model, manifest["shared"], folder)
-        for alias, name in manifest["shared"].items():
-            state[alias] = state[name].clone()
-        load_weights(model, state, folder)
-    except AdderizeError:
-        for layer in map(model.get_submodule, new):
-            kind = original_kind(layer)
-            assert kind is not None
-            become_original(layer, kind)
-        raise
-    return model
 
-
-def _load_quantized(
-    model: nn.Module, manifest: dict[str, Any], state: dict[str, Tensor], folder: Path
-) -> nn.Module:
-    record = Quantization.from_dict(manifest["quantized"], manifest["layers"])
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        model.to_empty(device="cpu")
-    present = converted_entries(model)
-    convert_like(model, {n: entry for n, entry in manifest["layers"].items() if n not in present})
-    if converted_entries(model) != manifest["layers"]:
-        raise AdderizeError(f"the model's converted layers are not those of {folder}")
-    quantized = rebuild(model, record)
-    _check_ties(quantized, manifest["shared"], folder)
-    for alias, name in manifest["shared"].items():
-        state[alias] = state[name].clone()
-    load_weights(quantized, state, folder)
-    return quantized
-
-
-def _check_unwrapped(model: nn.Module) -> None:
-    found = type(model).__name__
-    if isinstance(model, (DataParallel, DistributedDataParallel)):
-        raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")
-    if found == "OptimizedModule":
-        raise AdderizeError("the model is compiled: pass what torch.compile got, model._orig_mod")
-
-
-def _check_buffers(model: nn.Module) -> None:
-    state = model.state_dict()
-    lost = [name for name, b in model.named_buffers() if b.is_meta and name not in state]
-    if lost:
-        raise AdderizeError(
-            f"the buffers {listed(lost)} are on the meta device and not among saved weights "
-            "(persistent=False): build the model on the CPU"
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """
+        Raises:
+            AdderizeError: another format, or damaged contents.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise AdderizeError(f"damaged: {error}") from error
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != _FORMAT:
+            raise AdderizeError(f"of format {found!r}; this version of adderize reads {_FORMAT}")
+        if (problem := _problem(content)) is not None:
+            raise AdderizeError(f"damaged: {problem}")
+        return cls(
+            **{key: content[key] for key in (field.name for field in fields(cls)) if key in content}
         )
 
 
-def _check_ties(model: nn.Module, shared: dict[str, str], folder: Path) -> None:
-    for alias, name in _aliases(model).items():
-        if shared.get(alias, alias) != shared.get(name, name):
-            raise AdderizeError(
-                f"{alias} and {name} are one tensor in the model and two in {folder}: build the "
-                "model as the saved one was"
-            )
+def _problem(content: dict[str, Any]) -> str | None:
+    for key in ("layers", "shared", "values", "versions", "settings"):
+        value = content.get(key, {} if key in ("values", "versions", "settings") else None)
+        if not isinstance(value, dict):
+            return f"{key} is {value!r}; expected names and what they stand for"
+    problems = (entry_problem(name, entry) for name, entry in content["layers"].items())
+    return next((problem for problem in problems if problem is not None), None)
 
 
-def _versions() -> dict[str, str]:
+def _installed() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:
         try:
@@ -181,103 +98,39 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """State-dict names of shared tensors -> the first name of each."""
-    first: dict[Tensor, str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ):
-        if first.setdefault(tensor, name) != name:
-            aliases[name] = first[tensor]
-    return {name: aliases[name] for name in model.state_dict() if name in aliases}
+def _lines(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each layer."""
+    blocks = []
+    for key, value in content.items():
+        text = json.dumps(value)
+        if isinstance(value, dict) and value:
+            items = (f"    {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            text = "{\n" + ",\n".join(items) + "\n  }"
+        blocks.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Views of one storage become tensors of their own, which safetensors asks for."""
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer in seen:
-            tensors[name] = tensor.clone()
-        seen.add(pointer)
-    return tensors
+def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What each layer computes with beside tensors, as torch's layers name it (``__constants__``),
+    and the kinds of activations."""
+    found = {name: _settings(module) for name, module in model.named_modules()}
+    return {name: settings for name, settings in found.items() if settings}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in (MANIFEST, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        state = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise AdderizeError(f"{folder} is damaged: {error}") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != _FORMAT:
-        raise AdderizeError(
-            f"{folder / MANIFEST} has format {found!r}; this version of adderize reads {_FORMAT}"
-        )
-    problem = _manifest_problem(manifest, state)
-    if problem:
-        raise AdderizeError(f"{folder / MANIFEST} is damaged: {problem}")
-    return manifest, state
+def _settings(module: nn.Module) -> dict[str, Any]:
+    names = [name for name in getattr(module, "__constants__", ()) if name not in _UNTOLD]
+    values = {name: _plain(getattr(module, name, ...)) for name in names}
+    settings = {name: value for name, value in values.items() if value is not ...}
+    if type(module).__module__ == "torch.nn.modules.activation":
+        settings["kind"] = type(module).__name__
+    return settings
 
 
-def _manifest_problem(manifest: dict[str, Any], state: dict[str, Tensor]) -> str | None:
-    for key in ("layers", "shared"):
-        if not isinstance(manifest.get(key), dict):
-            return f"{key} is {manifest.get(key)!r}; expected names and what they stand for"
-    for name, entry in manifest["layers"].items():
-        if (problem := entry_problem(name, entry)) is not None:
-            return problem
-    for alias, name in manifest["shared"].items():
-        if name not in state:
-            return f"{alias} is shared with {name}, which is not among the weights"
-    return None
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Load a state dict strictly; into parameters on the meta device by assignment.
-
-    Raises:
-        AdderizeError: keys or shapes that do not fit; nothing was loaded then.
-    """
-    _check_fit(model, state, source)
-    aliases = _aliases(model)
-    meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    try:
-        model.load_state_dict(state, strict=True, assign=meta)
-    except RuntimeError as error:
-        details = " ".join(str(error).split())
-        raise AdderizeError(
-            f"the weights of {source} do not belong to this model: {details}"
-        ) from error
-    # Assigning gives each name a parameter of its own.
-    for alias, name in aliases.items() if meta else ():
-        owner, _, key = name.rpartition(".")
-        other, _, other_key = alias.rpartition(".")
-        setattr(model.get_submodule(other), other_key, getattr(model.get_submodule(owner), key))
-
-
-def _check_fit(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Raise before anything is loaded: load_state_dict copies what fits, then raises."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [
-        f"{name} has the shape {tuple(state[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    # Files older than this counter lack it, and torch fills it in.
-    counter = "num_batches_tracked"
-    missing = [name for name in expected if name not in state and not name.endswith(counter)]
-    unexpected = [name for name in state if name not in expected]
-    if missing:
-        problems.append(f"they lack {listed(missing)}")
-    if unexpected:
-        problems.append(f"the model lacks {listed(unexpected)}")
-    if problems:
-        raise AdderizeError(
-            f"the weights of {source} do not belong to this model: {'; '.join(problems[:5])}"
-        )
+def _plain(value: Any) -> Any:
+    """Numbers and strings, ``...`` for all else; a stride of (2, 2) is one of 2."""
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item) for item in value]
+        if ... in items:
+            return ...
+        return items[0] if items and items == items[:1] * len(items) else items
+    return value if type(value) in (type(None), bool, int, float, str) else ...

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from adderize.checkpoints.authors import load_authors_checkpoint
-from adderize.checkpoints.manifest import load_model, load_weights
+from adderize.checkpoints.authors import (
+    authors_part,
+    convert_as_the_authors,
+    holds_authors_filters,
+    load_authors_weights,
+)
+from adderize.checkpoints.files import Stored, read_file
+from adderize.checkpoints.folders import load_model
+from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.models import by_name
-from adderize.surgery import adderize, convert_like, plan
-from adderize.surgery.engine import adder_kind
+from adderize.surgery import adderize, binarize, plan
 
-_AUTHORS_FILTERS = ".adder"
+PUBLISHED = "published"
+_SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
 
 
 class Loaded(NamedTuple):
@@ -28,15 +33,24 @@ class Loaded(NamedTuple):
     note: str = ""
 
 
-def load(target: str, arch: str | None = None, **options: Any) -> Loaded:
+def load(
+    target: str,
+    arch: str | None = None,
+    *,
+    arch_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Loaded:
     """Build a network, make its adders and load its weights.
 
     Args:
         target: a folder that ``save_model`` wrote; a file: a checkpoint of the AdderNet authors'
-            code, of Lightning (its ``hyper_parameters`` may name ``arch``, ``num_classes`` and
-            ``conversion``, as the recipes' do), or a state dict (PyTorch's or safetensors); or an
-            architecture, as ``adderize plan`` takes it, for freshly initialised weights.
+            code, of Lightning (its ``hyper_parameters`` may name ``arch``, ``arch_options``,
+            ``num_classes``, ``conversion`` and ``binarization``, as the recipes' do), or a state
+            dict (PyTorch's or safetensors); or an architecture, as ``adderize plan`` takes it, for
+            freshly initialised weights.
         arch: what the weights belong to, unless the checkpoint says so.
+        arch_options: keyword arguments of the architecture's builder, beside what the checkpoint
+            says.
         options: those of :func:`adderize.adderize`, where nothing else says which layers are
             adders: for architectures and plain state dicts.
 
@@ -44,62 +58,77 @@ def load(target: str, arch: str | None = None, **options: Any) -> Loaded:
         AdderizeError: nothing there, damaged files, an unknown architecture, or weights that do not
             belong to it.
     """
-    path = Path(target)
+    path, more = Path(target), dict(arch_options or {})
     if path.is_dir():
         arch = _named(arch, path)
-        return Loaded(load_model(by_name.build(arch), path), arch)
+        return Loaded(load_model(by_name.build(arch, **more), path), arch)
     if path.is_file():
-        return _from_file(path, arch, options)
+        stored = _believed(read_file(path), arch, path)
+        arch = _named(stored.said.get("arch") or arch, path)
+        model, note = _with_weights(_build(stored.said, arch, more), stored, path, arch, options)
+        return Loaded(model, arch, note)
     if arch is not None:
         raise AdderizeError(f"{target} does not exist; expected a checkpoint of {arch}")
-    if path.suffix in (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin"):
+    if path.suffix in _SUFFIXES:
         raise AdderizeError(f"{target} does not exist")
-    return Loaded(_converted(by_name.build(target), options), target)
+    return Loaded(_converted(by_name.build(target, **more), options), target)
 
 
-def _from_file(path: Path, arch: str | None, options: dict[str, Any]) -> Loaded:
-    content = _read(path)
-    state = content.get("state_dict", content)
-    tensors = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    )
-    if not tensors or not state:
-        raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
-    said = content.get("hyper_parameters")
-    said = said if isinstance(said, dict) and arch in (None, said.get("arch")) else {}
-    arch = _named(said.get("arch") or arch, path)
-    classes = {"num_classes": said["num_classes"]} if "num_classes" in said else {}
-    model = by_name.build(arch, **classes)
-    if any(key.endswith(_AUTHORS_FILTERS) for key in state):
-        return Loaded(load_authors_checkpoint(_as_the_authors(model, state), path), arch)
-    note = ""
-    state = _own_part(state, model)
-    if "conversion" in said:
-        model = _converted(model, said["conversion"])
-    else:
-        model = _converted(model, options)
-        adders = sum(row.decision == "adder" for row in plan(model).rows)
-        note = (
-            f"{path} does not say which layers are adders: {adders} were taken as such, as "
-            f"`adderize plan {arch}` lists them; --exclude '*' takes none"
-        )
-    load_weights(model, state, path)
-    return Loaded(model, arch, note)
+def blank(target: str, arch: str | None = None) -> nn.Module:
+    """A model without storage, on the meta device where its builder allows it.
 
+    Args:
+        target: as for :func:`adderize.models.by_name.build`, or the folder of a saved model.
+        arch: what the saved model was built from.
 
-def _read(path: Path) -> dict[str, Any]:
+    Raises:
+        AdderizeError: an unknown name; a folder without an architecture, or of another one.
+    """
+    folder = Path(target)
+    if not folder.is_dir():
+        return by_name.blank(target)
+    arch = _named(arch, folder)
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise AdderizeError(f"{path} cannot be read: {error}") from error
+        return load_model(by_name.blank(arch), folder)
+    except AdderizeError:
+        # Buffers that are not saved have no values on the meta device; other errors come again.
+        return load_model(by_name.build(arch), folder)
+
+
+def start_from(model: nn.Module, arch: str, source: str) -> nn.Module:
+    """Give a fresh network the weights of a trained one of the same architecture.
+
+    Args:
+        model: gets the weights, and the adders of a folder or checkpoint that has some.
+        arch: its name.
+        source: ``"published"`` for the weights of torchvision or timm (downloaded); the folder of a
+            recipe's run or of :func:`adderize.save_model`; or a file, as for :func:`load`.
+
+    Raises:
+        AdderizeError: no such weights, or weights of another architecture.
+    """
+    if source == PUBLISHED:
+        return _start_from_published(model, arch)
+    path = Path(source)
+    if path.is_dir():
+        return load_model(model, path / "model" if (path / "model").is_dir() else path)
+    return _with_weights(model, read_file(path), path, arch, {"exclude": "*"})[0]
+
+
+def _start_from_published(model: nn.Module, arch: str) -> nn.Module:
+    import timm
+    import torchvision
+
+    try:
+        if arch.startswith("timm:"):
+            state = timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
+        else:
+            weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
+            state = weights.get_state_dict(progress=False)
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise AdderizeError(f"{path} is no PyTorch checkpoint: {reason}") from error
-    if not isinstance(content, dict):
-        raise AdderizeError(f"{path} holds a {type(content).__name__}; expected a state dict")
-    return content
+        raise AdderizeError(f"no published weights of {arch}: {error}") from error
+    load_weights(model, state, Path(f"the published {arch}"))
+    return model
 
 
 def _named(arch: str | None, path: Path) -> str:
@@ -111,31 +140,47 @@ def _named(arch: str | None, path: Path) -> str:
     return arch
 
 
-def _converted(model: nn.Module, options: dict[str, Any] | None) -> nn.Module:
+def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
+    """What Lightning's checkpoint says of itself counts, unless another architecture is named."""
+    said = stored.said.get("arch")
+    if said is None or arch is None or by_name.full_name(arch) == by_name.full_name(said):
+        return stored
+    note = f"{path} says that it belongs to {said}; it is taken as {arch}"
+    return Stored(stored.state, {}, "; ".join(filter(None, (stored.note, note))))
+
+
+def _build(said: Mapping[str, Any], arch: str, more: Mapping[str, Any]) -> nn.Module:
+    classes = {"num_classes": said["num_classes"]} if "num_classes" in said else {}
+    return by_name.build(arch, **{**classes, **(said.get("arch_options") or {}), **more})
+
+
+def _with_weights(
+    model: nn.Module, stored: Stored, path: Path, arch: str, options: dict[str, Any]
+) -> tuple[nn.Module, str]:
+    """The network with the adders and weights of a file, and what had to be assumed."""
+    if holds_authors_filters(stored.state):
+        state = authors_part(stored.state, model, path)
+        model = convert_as_the_authors(model, state)
+        load_authors_weights(model, state, path)
+        return model, stored.note
+    notes = [stored.note] if stored.note else []
+    state, _ = own_part(stored.state, model.state_dict(), path)
+    if "conversion" in stored.said:
+        model = _converted(model, stored.said["conversion"])
+        binarization = stored.said.get("binarization")
+        model = model if binarization is None else binarize(model, **binarization)
+    else:
+        model = _converted(model, options)
+        adders = sum(row.decision == "adder" for row in plan(model).rows)
+        notes.append(
+            f"{path} does not say which layers are adders: {adders} were taken as such, as "
+            f"`adderize plan {arch}` lists them; --exclude '*' takes none"
+        )
+    load_weights(model, state, path)
+    return model, "; ".join(notes)
+
+
+def _converted(model: nn.Module, options: Mapping[str, Any] | None) -> nn.Module:
     if options is None or not plan(model, **options).converted:
         return model
     return adderize(model, **options)
-
-
-def _as_the_authors(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    filters = {key.removeprefix("module.") for key in state if key.endswith(_AUTHORS_FILTERS)}
-    entries = {}
-    for name in (key.removesuffix(_AUTHORS_FILTERS) for key in filters):
-        kind = adder_kind(dict(model.named_modules()).get(name, nn.Identity()))
-        if kind is not None:
-            entries[name] = {"kind": kind.__name__, "gradient": "full", "norm": None}
-    return convert_like(model, entries)
-
-
-def _own_part(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The entries of the model itself, where it was saved as a part of something (``model.``,
-    ``module.``, ``_orig_mod.``)."""
-    names = list(model.state_dict())
-    if not names or names[0] in state:
-        return state
-    prefixes = [key.removesuffix(names[0]) for key in state if key.endswith("." + names[0])]
-    if not prefixes:
-        return state
-    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in state for name in names))
-    start = len(prefix)
-    return {key[start:]: tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -68,11 +68,12 @@ def _paper(arguments: argparse.Namespace) -> str:
 def _budget(arguments: argparse.Namespace) -> str:
     import torch
 
+    from adderize.checkpoints import named
     from adderize.counting import count
     from adderize.models import by_name
     from adderize.surgery import binarize
 
-    model = by_name.blank(arguments.model, arguments.arch)
+    model = named.blank(arguments.model, arguments.arch)
     input_size = arguments.input or by_name.input_size(arguments.arch or arguments.model, model)
     options = conversion_options(arguments)
     if arguments.layers == "bnn":

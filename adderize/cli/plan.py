@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from adderize.checkpoints import named
 from adderize.cli.options import add_conversion_options, conversion_options
-from adderize.models import by_name
 from adderize.surgery import plan
 from adderize.tables import FORMATS
 
@@ -21,6 +21,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = plan(by_name.blank(arguments.model), **conversion_options(arguments))
+    found = plan(named.blank(arguments.model), **conversion_options(arguments))
     print(found.render(arguments.format))
     return 0

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from adderize.checkpoints import named
-    from adderize.checkpoints.manifest import save_model
+    from adderize.checkpoints.folders import save_model
     from adderize.quantize import quantize, quantize_report
 
     loaded = named.load(arguments.model, arguments.arch)

@@ -28,11 +28,20 @@ def build(name: str, **options: Any) -> nn.Module:
     Raises:
         AdderizeError: the name is unknown or its builder does not return a module.
     """
+    name = full_name(name)
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), options)
     if ":" in name:
         return _from_callable(name, options)
     return _from_torchvision(name, options)
+
+
+def full_name(name: str) -> str:
+    """One name of each model: ``adderize.models:resnet20`` for ``resnet20``, and for
+    ``recipes.models:resnet20``, where these networks were before."""
+    package, colon, network = name.rpartition(":")
+    own = not colon or package == "recipes.models"
+    return f"adderize.models:{network}" if own and network in models.__all__ else name
 
 
 def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
@@ -48,8 +57,6 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     import torchvision
 
     if name not in torchvision.models.list_models():
-        if name in models.__all__:
-            return _from_callable(f"adderize.models:{name}", options)
         raise AdderizeError(f"unknown model {name!r}; expected {FORMS}")
     # GoogLeNet and Inception warn about their slow default initialisation otherwise.
     if name in ("googlenet", "inception_v3"):
@@ -85,34 +92,8 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def blank(name: str, architecture: str | None = None) -> nn.Module:
-    """A model without storage, on the meta device where its builder allows it.
-
-    Args:
-        name: as for :func:`build`, or the folder of a saved model.
-        architecture: what the saved model was built from, as for :func:`build`.
-
-    Raises:
-        AdderizeError: as :func:`build`; a folder without an architecture, or of another one.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        return _on_meta(name)
-    if architecture is None:
-        raise AdderizeError(
-            f"{name} is a folder, which holds weights and not the network's code: name what it was "
-            f"built from with --arch, {FORMS}"
-        )
-    from adderize.checkpoints.manifest import load_model
-
-    try:
-        return load_model(_on_meta(architecture), folder)
-    except AdderizeError:
-        # Buffers that are not saved have no values on the meta device; other errors come again.
-        return load_model(build(architecture), folder)
-
-
-def _on_meta(name: str) -> nn.Module:
+def blank(name: str) -> nn.Module:
+    """As :func:`build`, without storage: on the meta device where the builder allows it."""
     try:
         with torch.device("meta"):
             return build(name)

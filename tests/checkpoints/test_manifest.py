@@ -281,7 +281,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(AdderizeError, match="no file"):
         load_authors_checkpoint(authors_network(), tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(AdderizeError, match="no PyTorch checkpoint"):
+    with pytest.raises(AdderizeError, match="not a PyTorch checkpoint"):
         load_authors_checkpoint(authors_network(), tmp_path / "text.pth")
     torch.save({0: torch.zeros(1)}, tmp_path / "number.pth")
     with pytest.raises(AdderizeError, match="state dict"):

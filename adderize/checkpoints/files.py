@@ -1,0 +1,77 @@
+"""Files with weights: PyTorch's, Lightning's, safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adderize.checkpoints.state_dicts import is_extra_state
+from adderize.errors import AdderizeError
+
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+
+class Stored(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        state: the state dict, as it is stored.
+        said: Lightning's ``hyper_parameters``; empty where there are none.
+        note: what had to be chosen.
+    """
+
+    state: Mapping[str, Any]
+    said: dict[str, Any]
+    note: str
+
+
+def read_file(path: Path) -> Stored:
+    """The state dict in a file.
+
+    Args:
+        path: of safetensors, or a PyTorch file: a state dict, or a dict with one under
+            ``state_dict``, ``model_state_dict``, ``model`` or ``net``. Nothing in it is executed.
+
+    Raises:
+        AdderizeError: no such file, a damaged one, or one without a state dict.
+    """
+    content = _content(path)
+    key = next((key for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)
+    state = content if key is None else content[key]
+    if not _is_state_dict(state):
+        raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
+    averages = next((key for key in _AVERAGES if isinstance(content.get(key), dict)), None)
+    note = f"{path} holds averaged weights too ({averages}); these are those of {key}"
+    said = content.get("hyper_parameters")
+    return Stored(state, said if isinstance(said, dict) else {}, note if key and averages else "")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AdderizeError(f"there is no file {path}; expected a checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise AdderizeError(f"{path} cannot be read: {error}") from error
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise AdderizeError(f"{path} is not a PyTorch checkpoint: {reason}") from error
+    if not isinstance(content, dict):
+        raise AdderizeError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    return content
+
+
+def _is_state_dict(state: Mapping[Any, Any]) -> bool:
+    return bool(state) and all(
+        isinstance(key, str) and (isinstance(value, Tensor) or is_extra_state(key))
+        for key, value in state.items()
+    )

@@ -1,0 +1,243 @@
+"""Saving and loading converted models as folders."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from adderize.checkpoints.manifest import Manifest, settings_of
+from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
+from adderize.checkpoints.tensors import storable, unshared
+from adderize.checkpoints.values import decoded, encoded
+from adderize.errors import AdderizeError
+from adderize.quantize.record import Quantization, quantization_of, rebuild
+from adderize.surgery import convert_like
+from adderize.surgery.engine import become_original, original_kind
+from adderize.surgery.entries import converted_entries
+from adderize.surgery.steps import listed
+
+WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
+
+
+def save_model(model: nn.Module, folder: str | Path) -> None:
+    """Write a model's weights and what was converted in it.
+
+    A folder that holds a saved model already gets the new one whole, or stays as it is.
+
+    Args:
+        model: a model with or without adders or binary layers, not wrapped. What its modules'
+            ``get_extra_state`` gives may be None, tensors, numbers, strings, and lists, tuples and
+            dicts of them.
+        folder: created where absent; gets ``model.safetensors`` (the state dict) and
+            ``adderize.json`` (converted layers, their kind, gradient and own norm, strides and
+            other settings of all layers, shared tensors, library versions; for a quantised model
+            the grids of its tensors).
+
+    Raises:
+        AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
+            does not hold, extra state of another type, a converted layer whose ``norm`` is no plain
+            batch norm, or a folder that cannot be written.
+    """
+    _check_unwrapped(model)
+    state = model.state_dict()
+    aliases = aliases_of(model)
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+
+    def store(name: str, tensor: Tensor) -> None:
+        tensors[name] = storable(name, tensor)
+
+    for name, entry in state.items():
+        if isinstance(entry, Tensor) and name not in aliases:
+            store(name, entry)
+        elif not isinstance(entry, Tensor):
+            values[name] = encoded(name, entry, store)
+    record = quantization_of(model)
+    metadata = getattr(state, "_metadata", {})
+    manifest = Manifest(
+        layers=converted_entries(model) if record is None else record.layers(),
+        shared=aliases,
+        quantized=None if record is None else record.to_dict(),
+        values=values,
+        versions={n: v for n, m in metadata.items() if (v := m.get("version", 1)) != 1},
+        settings=settings_of(model),
+    )
+    _write(Path(folder), unshared(tensors), manifest)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            weights, description = Path(unfinished) / WEIGHTS, Path(unfinished) / MANIFEST
+            save_file(tensors, weights, metadata={"format": "pt"})
+            description.write_text(replace(manifest, weights=_digest(weights)).to_json())
+            weights.replace(folder / WEIGHTS)
+            description.replace(folder / MANIFEST)
+    except (OSError, SafetensorError) as error:
+        raise AdderizeError(f"cannot write to {folder}: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Convert a fresh model as the saved one was, then load the saved weights.
+
+    Args:
+        model: built as the saved one was before its conversion, or converted in the same way; on
+            any device, the meta device too (its parameters become the loaded tensors).
+        folder: what :func:`save_model` wrote.
+
+    Returns:
+        the model itself; a new one, in evaluation mode, where the saved one was quantised.
+
+    Raises:
+        AdderizeError: files missing, damaged or not of one save, a wrapped model, buffers on the
+            meta device that no weights are saved for, or a model that the weights do not belong to,
+            also one whose layers have other strides, paddings, eps or activations: the message
+            names the layers, and the model is left as it was.
+    """
+    _check_unwrapped(model)
+    _check_buffers(model)
+    folder = Path(folder)
+    manifest, state = _read(folder)
+    if manifest.quantized is not None:
+        return _load_quantized(copy.deepcopy(model), manifest, state, folder)
+    saved = manifest.layers
+    present = converted_entries(model)
+    strangers = [name for name in present if name not in saved]
+    if strangers:
+        raise AdderizeError(
+            f"{folder} holds plain layers where the model has converted ones: {listed(strangers)}; "
+            "load into a model that is not converted, or restore() this one first"
+        )
+    new = {name: entry for name, entry in saved.items() if name not in present}
+    if new:
+        convert_like(model, new)
+    try:
+        entries = converted_entries(model)
+        different = [name for name, entry in entries.items() if entry != saved[name]]
+        if different:
+            raise AdderizeError(
+                f"the layers {listed(different)} differ from the saved ones in kind, gradient or "
+                "norm; load into a model that is not converted"
+            )
+        _load(model, manifest, state, folder)
+    except AdderizeError:
+        for layer in map(model.get_submodule, new):
+            kind = original_kind(layer)
+            assert kind is not None
+            become_original(layer, kind)
+        raise
+    return model
+
+
+def _load_quantized(
+    model: nn.Module, manifest: Manifest, state: StateDict, folder: Path
+) -> nn.Module:
+    record = Quantization.from_dict(manifest.quantized, manifest.layers)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        model.to_empty(device="cpu")
+    present = converted_entries(model)
+    convert_like(model, {n: entry for n, entry in manifest.layers.items() if n not in present})
+    if converted_entries(model) != manifest.layers:
+        raise AdderizeError(f"the model's converted layers are not those of {folder}")
+    quantized = rebuild(model, record)
+    _load(quantized, manifest, state, folder)
+    return quantized
+
+
+def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> None:
+    _check_settings(model, manifest.settings or {}, folder)
+    _check_ties(model, manifest.shared, folder)
+    for alias, name in manifest.shared.items():
+        state[alias] = state[name].clone()
+    if manifest.versions is not None:
+        versions = {name: manifest.versions.get(name, 1) for name, _ in model.named_modules()}
+        state._metadata = {name: {"version": version} for name, version in versions.items()}
+    load_weights(model, state, folder)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    found = type(model).__name__
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")
+    if found == "OptimizedModule":
+        raise AdderizeError("the model is compiled: pass what torch.compile got, model._orig_mod")
+
+
+def _check_buffers(model: nn.Module) -> None:
+    state = model.state_dict()
+    lost = [name for name, b in model.named_buffers() if b.is_meta and name not in state]
+    if lost:
+        raise AdderizeError(
+            f"the buffers {listed(lost)} are on the meta device and not among saved weights "
+            "(persistent=False): build the model on the CPU"
+        )
+
+
+def _check_ties(model: nn.Module, shared: Mapping[str, str], folder: Path) -> None:
+    for alias, name in aliases_of(model).items():
+        if shared.get(alias, alias) != shared.get(name, name):
+            raise AdderizeError(
+                f"{alias} and {name} are one tensor in the model and two in {folder}: build the "
+                "model as the saved one was"
+            )
+
+
+def _check_settings(model: nn.Module, saved: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    differences = [
+        f"{name or 'the model'} has {key} {value} instead of {saved[name][key]}"
+        for name, settings in settings_of(model).items()
+        for key, value in settings.items()
+        if name in saved and saved[name].get(key, value) != value
+    ]
+    if differences:
+        raise AdderizeError(
+            f"the model computes otherwise than the one in {folder}: {listed(differences)}; build "
+            "the model as the saved one was, and change it after that"
+        )
+
+
+def _read(folder: Path) -> tuple[Manifest, StateDict]:
+    for name in (MANIFEST, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    except (AdderizeError, OSError, UnicodeDecodeError) as error:
+        raise AdderizeError(f"{folder / MANIFEST} is {error}") from error
+    try:
+        if manifest.weights not in (None, _digest(folder / WEIGHTS)):
+            raise AdderizeError(
+                f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: one of them was "
+                "changed, or a later save was interrupted; save the model again"
+            )
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise AdderizeError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    try:
+        return manifest, _state_of(manifest, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdderizeError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+
+
+def _state_of(manifest: Manifest, tensors: dict[str, Tensor]) -> StateDict:
+    values = {name: decoded(value, tensors.pop) for name, value in (manifest.values or {}).items()}
+    for alias, name in manifest.shared.items():
+        if name not in tensors:
+            raise ValueError(f"{alias} is shared with {name}, which is not among the weights")
+    return StateDict({**tensors, **values})
