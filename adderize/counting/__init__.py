@@ -13,16 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
-from adderize.counting.flop_counter import register
-from adderize.counting.formulas import FREE
 from adderize.counting.rows import Layer, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
 from adderize.errors import AdderizeError
+from adderize.formulas import FREE
 from adderize.layers.binary import BinaryConv2d
 from adderize.models.by_name import own_input_size
-
-register()
 
 __all__ = ["Layer", "OpBudget", "Uncounted", "count"]
 
@@ -48,7 +45,7 @@ def count(
 
     Counts everything that one forward pass in evaluation mode computes: norms, biases, activations,
     pooling and the layers that stay convolutions too, which the AdderNet paper leaves out
-    (Chen et al., CVPR 2020). An adder pair is two additions; :mod:`adderize.counting.formulas` has
+    (Chen et al., CVPR 2020). An adder pair is two additions; :mod:`adderize.formulas` has
     every convention. The model is traced as a copy without storage and is left alone.
 
     Args:

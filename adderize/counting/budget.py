@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from adderize.counting.costs import CostTable
-from adderize.counting.formulas import KINDS, Operations
 from adderize.counting.plot import plot
 from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
+from adderize.formulas import KINDS, Operations
 from adderize.tables import Report, Table, bullets, csv_text, shape_text
 
 SORT_KEYS = (*KINDS, "energy_joule", "latency_cycles")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adderize.counting.formulas import KINDS, Operations
 from adderize.errors import AdderizeError
+from adderize.formulas import KINDS, Operations
 
 JOULE, CYCLES = "joule", "cycles"
 
@@ -30,7 +30,7 @@ class CostTable:
         unit: ``"joule"`` or ``"cycles"``.
         source: publication, table or measurement that the prices come from.
         prices: unit per operation, by the kinds of
-            :class:`adderize.counting.formulas.Operations`. A kind without a price is left out of
+            :class:`adderize.formulas.Operations`. A kind without a price is left out of
             the cost; :meth:`unpriced` names it.
     """
 

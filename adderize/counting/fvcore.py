@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.counting.formulas import Operations
 from adderize.counting.operators import FORMULAS, FREE_OPERATORS, count_call
+from adderize.formulas import Operations
 
 
 def analysis(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Any:

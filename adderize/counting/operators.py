@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from adderize.counting import formulas
-from adderize.counting.formulas import FREE, Operations, Shape
+from adderize import formulas
+from adderize.formulas import FREE, Operations, Shape
 
 Formula = Callable[[Sequence[Any], Shape], Operations]
 

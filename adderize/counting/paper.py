@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass
 import torch
 
 from adderize.counting.costs import LATENCY
-from adderize.counting.formulas import (
+from adderize.counting.networks import NETWORKS, Network
+from adderize.counting.quantities import quantity
+from adderize.counting.trace import Call, trace
+from adderize.counting.views import adder_twin, own_norms, read_as
+from adderize.formulas import (
     ADDER_PAIR,
     CONVOLUTION_PAIR,
     FREE,
@@ -20,10 +24,6 @@ from adderize.counting.formulas import (
     XNOR_PAIR,
     Operations,
 )
-from adderize.counting.networks import NETWORKS, Network
-from adderize.counting.quantities import quantity
-from adderize.counting.trace import Call, trace
-from adderize.counting.views import adder_twin, own_norms, read_as
 from adderize.tables import Format, Table, bullets, csv_text, json_text
 
 _ARITHMETICS = {

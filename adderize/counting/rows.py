@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from adderize.counting.formulas import FREE, Operations
 from adderize.errors import AdderizeError
+from adderize.formulas import FREE, Operations
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from adderize.counting.formulas import Operations, Shape
 from adderize.counting.operators import count_call
 from adderize.errors import AdderizeError
+from adderize.formulas import Operations, Shape
 
 
 class Call(NamedTuple):

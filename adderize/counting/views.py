@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from adderize.counting import formulas
-from adderize.counting.formulas import FREE, Operations
+from adderize import formulas
 from adderize.counting.trace import Call, meta_copy
+from adderize.formulas import FREE, Operations
 from adderize.surgery.engine import ADDER, Converted
 
 ADDERS = ADDER.classes

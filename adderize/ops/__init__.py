@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.ops import backends, binary, reference
+from adderize.ops import backends, binary, flops, reference
 from adderize.ops import u8 as u8
 from adderize.ops._registration import register_autocast, register_gradients
 from adderize.ops._shapes import check, memory_format, output_dtype, output_size
@@ -132,3 +132,4 @@ register_gradients(
 )
 register_autocast(_library, "adder_conv2d", _cast)
 binary.register(_library)
+flops.register()

@@ -135,7 +135,7 @@ def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
         (["timm:nosuchnet"], "timm has no model"),
         (["adderize.errors:nosuch"], "cannot find"),
         (["json:dumps"], "cannot call 'json:dumps'"),
-        (["adderize.counting.formulas:Operations"], "gave a Operations"),
+        (["adderize.formulas:Operations"], "gave a Operations"),
         (["resnet18", "--input", "4,64,64"], "through conv1, Conv2d(3, 64"),
         (["resnet18", "--input", "64,64"], "cannot be traced"),
         (["resnet18", "--include", "nothing*"], "nothing*"),

@@ -10,7 +10,7 @@ import pytest
 
 from adderize import AdderizeError
 from adderize.counting.costs import ENERGY, LATENCY, CostTable, energy_table, latency_table
-from adderize.counting.formulas import Operations
+from adderize.formulas import Operations
 
 PAIRS = 416_520  # of LeNet-5-BN
 

@@ -14,8 +14,8 @@ from torchvision import models
 
 from adderize import AdderConv2d, AdderLinear, adderize
 from adderize.counting import fvcore
-from adderize.counting.formulas import FREE, Operations
 from adderize.counting.trace import meta_copy, trace
+from adderize.formulas import FREE, Operations
 
 
 def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:

@@ -13,8 +13,8 @@ from torchvision import models
 
 from adderize import AdderizeError, adderize, count, restore
 from adderize.counting import networks
-from adderize.counting.formulas import FREE, Operations
 from adderize.counting.trace import meta_copy, trace
+from adderize.formulas import FREE, Operations
 
 
 def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:

@@ -11,7 +11,7 @@ from torchvision import models
 
 from adderize import count
 from adderize.counting import networks, paper
-from adderize.counting.formulas import Operations
+from adderize.formulas import Operations
 from tests.golden import check_golden
 
 

@@ -1,4 +1,8 @@
-"""FLOP formulas of the ops for ``torch.utils.flop_counter``, which counts unknown ops as zero."""
+"""FLOP formulas of the ops for ``torch.utils.flop_counter``.
+
+They are registered with the ops themselves: ``FlopCounterMode`` takes a copy of the formulas when
+it is made and counts an op without one as zero, with no warning.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,8 @@ from typing import Any
 import torch
 from torch.utils import flop_counter as counter
 
-import adderize.ops  # noqa: F401  (defines torch.ops.adderize)
-from adderize.counting import formulas
-from adderize.counting.formulas import Shape
+from adderize import formulas
+from adderize.formulas import Shape
 
 
 def _forward(input: Shape, weight: Shape, *arguments: Any, out_shape: Shape) -> int:
