@@ -9,10 +9,10 @@ import torch
 from torch import fx, nn
 
 from adderize.errors import AdderizeError
-from adderize.quantize import layerwise
-from adderize.quantize.grid import Grid
-from adderize.quantize.network import TracedNetwork
-from adderize.quantize.report import QuantizationReport
+from adderize.quantize.qparams import QParams
+from adderize.quantize.quantization_report import QuantizationReport
+from adderize.quantize.traced import TracedNetwork
+from adderize.quantize.untraced import UntracedNetwork
 
 _KEY = "adderize_quantization"
 
@@ -23,7 +23,7 @@ class Quantization:
 
     Attributes:
         report: for people.
-        grids: of each group of byte tensors, or of each layer's input, by name.
+        qparams: of each group of byte tensors, or of each layer's input, by name.
         absorbed: the nodes that each adder call took in; None for layer by layer.
         apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
         converted: the manifest's entries of the float network's adders; None where it had some that
@@ -31,7 +31,7 @@ class Quantization:
     """
 
     report: QuantizationReport
-    grids: dict[str, Grid]
+    qparams: dict[str, QParams]
     absorbed: dict[str, list[str]] | None
     apart: tuple[str, ...]
     converted: dict[str, dict[str, Any]] | None
@@ -48,7 +48,7 @@ class Quantization:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the entries of the adders."""
         return {
-            "grids": {name: asdict(grid) for name, grid in self.grids.items()},
+            "grids": {name: asdict(qparams) for name, qparams in self.qparams.items()},
             "absorbed": self.absorbed,
             "apart": list(self.apart),
             "report": self.report.to_dict(),
@@ -58,21 +58,21 @@ class Quantization:
     def from_dict(cls, content: Any, converted: dict[str, dict[str, Any]]) -> Quantization:
         """Raises AdderizeError where the content is damaged."""
         try:
-            grids = {name: Grid(**grid) for name, grid in content["grids"].items()}
-            if not all(_is_grid(grid) for grid in grids.values()):
+            qparams = {name: QParams(**values) for name, values in content["grids"].items()}
+            if not all(map(_are_qparams, qparams.values())):
                 raise TypeError("a grid is a scale, a zero point and bits")
             report = QuantizationReport.from_dict(content["report"])
             absorbed = content["absorbed"]
             if absorbed is not None:
                 absorbed = {name: list(followers) for name, followers in absorbed.items()}
-            return cls(report, grids, absorbed, tuple(content["apart"]), converted)
+            return cls(report, qparams, absorbed, tuple(content["apart"]), converted)
         except (KeyError, TypeError, AttributeError) as error:
             raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
 
 
-def _is_grid(grid: Grid) -> bool:
-    kinds = [type(value) for value in (grid.scale, grid.zero_point, grid.bits)]
-    return kinds == [float, int, int] and grid.scale > 0 and 2 <= grid.bits <= 8
+def _are_qparams(qparams: QParams) -> bool:
+    kinds = [type(value) for value in (qparams.scale, qparams.zero_point, qparams.bits)]
+    return kinds == [float, int, int] and qparams.scale > 0 and 2 <= qparams.bits <= 8
 
 
 def finished(model: nn.Module, record: Quantization) -> nn.Module:
@@ -103,19 +103,16 @@ def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
     Raises:
         AdderizeError: the network is built otherwise than the recorded one.
     """
+    network: TracedNetwork | UntracedNetwork
     if record.absorbed is None:
-        return finished(layerwise.replace(model, record.grids), record)
-    try:
-        network = TracedNetwork(model.eval())
-    except Exception as error:
-        raise AdderizeError(f"the model cannot be traced as the saved one was: {error}") from error
-    names = {name for followers in record.absorbed.values() for name in followers}
-    network.plan(lambda _, node: node.name in names, record.apart)
-    groups = {group.name for group in network.flow.groups.values()}
-    if network.absorbed() != record.absorbed or groups != set(record.grids):
-        raise AdderizeError(
-            "the model is built otherwise than the quantised one that was saved: its layers follow "
-            "each other in another way"
-        )
-    network.rewrite(record.grids)
-    return finished(network.traced, record)
+        network = UntracedNetwork(model)
+        network.fuse()
+    else:
+        try:
+            network = TracedNetwork(model.eval())
+        except Exception as error:
+            raise AdderizeError(
+                f"the model cannot be traced as the saved one was: {error}"
+            ) from error
+        network.fuse_as(record.absorbed, record.apart)
+    return finished(network.convert(record.qparams), record)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
 from adderize.quantize import quantize, quantize_report
-from adderize.quantize.calibration import ValueRange
+from adderize.quantize.observe import Observer
 from tests.quantize.networks import Residual, conv, trained
 
 X = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -272,7 +272,7 @@ def test_norms_with_activations(traceable, tmp_path):
 
 def test_a_sample_does_not_prefer_columns():
     """Padding makes the first column of an image different from all others."""
-    found = ValueRange()
+    found = Observer()
     batch = torch.zeros(64, 64, 16, 16)
     batch[..., 0] = 1
     for _ in range(8):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderLinear
 from adderize.layers import AdderConv2dSame
-from adderize.quantize.grid import Grid
-from adderize.quantize.layers import Epilogue, QuantAdderConv2d, quantized_layer
+from adderize.quantize.byte_layers import Epilogue, QuantAdderConv2d, quantized_layer
+from adderize.quantize.qparams import QParams
 
 
 def plain(channels: int) -> Epilogue:
@@ -45,7 +45,7 @@ def test_exact_where_the_grid_holds_all_values(options, zero_point):
     if layer.bias is not None:
         layer.bias.data = on_lines((16,), -99, 99)
     x = on_lines((2, 8, 9, 7), -zero_point, 255 - zero_point)
-    quantized = quantized_layer(layer, Grid(1 / 16, zero_point, 8), plain(16))
+    quantized = quantized_layer(layer, QParams(1 / 16, zero_point, 8), plain(16))
     assert torch.equal(quantized(x), layer(x))
     assert torch.equal(quantized(x[0]), layer(x)[0])
 
@@ -56,7 +56,7 @@ def test_a_range_without_zero_needs_no_zero_among_its_bytes():
     for zero_point in (-400, 700):
         x = on_lines((1, 4, 5, 5), -zero_point, 255 - zero_point)
         assert torch.equal(
-            quantized_layer(layer, Grid(1 / 16, zero_point, 8), plain(4))(x), layer(x)
+            quantized_layer(layer, QParams(1 / 16, zero_point, 8), plain(4))(x), layer(x)
         )
 
 
@@ -65,26 +65,26 @@ def test_padding_of_tensorflow(size):
     layer = AdderConv2dSame(4, 4, 3, stride=2, bias=False)
     layer.weight.data = on_lines((4, 4, 3, 3), -900, 900)
     x = on_lines((1, 4, *size), -9, 246)
-    assert torch.equal(quantized_layer(layer, Grid(1 / 16, 9, 8), plain(4))(x), layer(x))
+    assert torch.equal(quantized_layer(layer, QParams(1 / 16, 9, 8), plain(4))(x), layer(x))
 
 
 def test_linear_layers_of_any_rank():
     layer = AdderLinear(12, 5)
     layer.weight.data = on_lines((5, 12), -500, 500)
     x = on_lines((2, 3, 12), -8, 247)
-    quantized = quantized_layer(layer, Grid(1 / 16, 8, 8), plain(5))
+    quantized = quantized_layer(layer, QParams(1 / 16, 8, 8), plain(5))
     assert torch.equal(quantized(x), layer(x))
     assert torch.equal(quantized(x[0, 0]), layer(x)[0, 0])
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
-@pytest.mark.parametrize("output", [Grid(0.03, 20, 8), Grid(0.2, 3, 4), None], ids=str)
+@pytest.mark.parametrize("output", [QParams(0.03, 20, 8), QParams(0.2, 3, 4), None], ids=str)
 def test_the_whole_epilogue(bits, output):
     """clamp(gain * (bias - sum|x - w|) + offset + residual), rounded to the output's grid."""
     layer = AdderConv2d(6, 8, 3, padding=1)
     nn.init.normal_(layer.bias)
     nn.init.normal_(layer.weight, std=3)
-    grid, residual_grid = Grid.covering(-0.5, 2, bits, with_zero=True), Grid(0.02, 60, 8)
+    grid, residual_grid = QParams.covering(-0.5, 2, bits, with_zero=True), QParams(0.02, 60, 8)
     gain = torch.rand(8, dtype=torch.float64) * 0.2 - 0.05
     x, residual = torch.rand(2, 6, 5, 5) * 3 - 1, torch.randn(2, 8, 5, 5)
     offset = -gain * layer(x.clamp(grid.low, grid.high)).mean((0, 2, 3)).double()
@@ -112,7 +112,7 @@ def test_the_whole_epilogue(bits, output):
 
 
 def test_what_a_layer_says_and_takes():
-    layer = quantized_layer(AdderConv2d(4, 6, 3, groups=2), Grid(0.1, 3, 8), plain(6))
+    layer = quantized_layer(AdderConv2d(4, 6, 3, groups=2), QParams(0.1, 3, 8), plain(6))
     assert isinstance(layer, QuantAdderConv2d) and "zero_point=3" in repr(layer)
     assert layer.weight.dtype == torch.uint8 and layer.weight.shape == (6, 2, 3, 3)
     for wrong in (torch.randn(1, 5, 6, 6), torch.arange(144).view(1, 4, 6, 6)):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoint
 from adderize.quantize import QuantAdderConv2d, quantize, quantize_report
-from adderize.quantize.grid import Grid
+from adderize.quantize.qparams import QParams
 from tests.quantize.networks import Branches, Residual, Untraceable, conv, trained
 
 X = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -67,12 +67,12 @@ def test_the_residual_network_step_by_step_in_float64():
     model = trained(Residual())
     quantized = quantize(model, [X])
     grids = {
-        row.layer: Grid((row.high - row.low) / 255, 0, 8)
+        row.layer: QParams((row.high - row.low) / 255, 0, 8)
         for row in quantize_report(quantized).layers
     }
     double = copy.deepcopy(model).double()
 
-    def on(grid: Grid, x: Tensor) -> Tensor:
+    def on(grid: QParams, x: Tensor) -> Tensor:
         return (x / grid.scale).round().clamp(0, 255) * grid.scale
 
     def adder(name: str, norm: nn.Module, x: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ def test_the_residual_network_step_by_step_in_float64():
     x = on(grids["wide.conv1"], (adder("block.conv2", double.block.bn2, y) + x).relu())
     y = on(grids["wide.conv2"], adder("wide.conv1", double.wide.bn1, x).relu())
     last = quantized.get_submodule("wide.conv2")
-    if last.residual_grid is None:
+    if last.residual_qparams is None:
         pytest.fail("the last layer adds the other branch")
     down = adder("wide.down.0", double.wide.down[1], x)
-    grid = last.residual_grid
+    grid = last.residual_qparams
     down = ((down / grid.scale).round() + grid.zero_point).clamp(0, 255) - grid.zero_point
     y = (adder("wide.conv2", double.wide.bn2, y) + down * grid.scale).relu()
     expected = double.head(F.adaptive_avg_pool2d(y, 1).flatten(1))

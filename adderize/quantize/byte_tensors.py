@@ -1,16 +1,17 @@
-"""Which tensors of the network are kept as bytes, and which of them share a grid."""
+"""Which tensors of a network are kept as bytes, and which of them share their parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import fx
 from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
-from adderize.quantize.chains import Chain
-from adderize.quantize.graph import carriers, module_of, operation
+from adderize.layers import AdderConv2d, AdderConv2dSame
+from adderize.quantize.calls import Adder, carriers, is_max_pool, operation
+from adderize.quantize.fuse import Fusion
 
 # They move values without computing any, so they do with bytes what they do with floats.
 _MOVING = frozenset({
@@ -25,40 +26,42 @@ _JOINTS = _JOINING | _SEVERAL | {"getitem"}
 
 @dataclass(eq=False)
 class ByteGroup:
-    """Tensors that hold bytes on one grid.
+    """Tensors that hold bytes with one scale and zero point.
 
     Attributes:
         name: of the first tensor.
         read: the tensors whose values something other than a move reads; their range counts.
         with_zero: some reader pads with zeros.
-        inputs: an adder reads it: the grid is also that of filters.
+        inputs: an adder reads it: its filters have these parameters, too.
     """
 
     name: str
-    read: list[Node] = field(default_factory=list)
+    read: list[Hashable] = field(default_factory=list)
     with_zero: bool = False
     inputs: bool = False
 
 
-class ByteFlow:
-    """The groups of byte tensors of a network with its chains found.
+class ByteTensors:
+    """The tensors of a fused network that hold bytes.
 
-    Bytes are what adders and the residual inputs of chains read, and what only moves on its way
+    Bytes are what adders and the residual inputs of fusions read, and what only moves on its way
     there: max pooling, concatenation, reshaping.
 
     Args:
         apart: names of nodes that do not move bytes, see :meth:`joints`.
 
     Attributes:
-        ends, inside: the last node, and every node, of each chain.
+        ends, inside: the last node, and every node, of each fusion.
         moving: the nodes that work on bytes as they do on floats, and are to.
         groups: by the first tensor of each.
     """
 
-    def __init__(self, graph: fx.Graph, chains: list[Chain], apart: Collection[str] = ()) -> None:
+    def __init__(
+        self, graph: fx.Graph, fusions: Sequence[Fusion], apart: Collection[str] = ()
+    ) -> None:
         self._apart = apart
-        self.ends = {chain.end: chain for chain in chains}
-        self.inside = {node: chain for chain in chains for node in chain.nodes}
+        self.ends = {fusion.end: fusion for fusion in fusions}
+        self.inside = {node: fusion for fusion in fusions for node in fusion.nodes}
         self._values = carriers(graph)
         self._parents: dict[Node, Node] = {}
         for node in reversed(graph.nodes):
@@ -67,20 +70,18 @@ class ByteFlow:
         self.moving = {
             node
             for node in self._parents
-            if self._sources(node) and self._parents.keys() >= set(self._sources(node))
+            if (sources := self._sources(node)) and self._parents.keys() >= set(sources)
         }
         for node in self.moving:
             for source in self._sources(node):
-                self._join(source, node)
+                self._parents[self._root(node)] = self._root(source)
         self.groups = self._describe(graph)
 
-    @property
-    def tensors(self) -> list[Node]:
-        """Every node that holds bytes."""
-        return list(self._parents)
-
-    def is_bytes(self, node: Node) -> bool:
+    def __contains__(self, node: object) -> bool:
         return node in self._parents
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._parents)
 
     def group(self, node: Node) -> ByteGroup:
         return self.groups[self._root(node)]
@@ -97,18 +98,16 @@ class ByteFlow:
         """Whether something reads the node as bytes; its users have been looked at."""
         if node in self.inside and node not in self.ends:
             return False
+        moved = [user in self._parents and node in self._sources(user) for user in node.users]
         if operation(node) in _SEVERAL:
-            return all(user in self._parents and node in self._sources(user) for user in node.users)
-        return any(
-            self._reads_bytes(user, node) or (user in self._parents and node in self._sources(user))
-            for user in node.users
-        )
+            return all(moved)
+        return any(moved) or any(self._reads_bytes(user, node) for user in node.users)
 
     def _reads_bytes(self, user: Node, node: Node) -> bool:
-        chain = self.inside.get(user)
-        if chain is None:
+        fusion = self.inside.get(user)
+        if fusion is None:
             return False
-        return node is chain.residual or (user is chain.call and node is chain.input)
+        return node is fusion.residual or (user is fusion.call and node is fusion.input)
 
     def _sources(self, node: Node) -> list[Node]:
         """The tensors that a moving node moves; none for any other node."""
@@ -119,16 +118,11 @@ class ByteFlow:
             tensors = node.args[0] if node.args else node.kwargs.get("tensors")
             sources = list(tensors) if isinstance(tensors, (list, tuple)) else []
             return sources if self._values.issuperset(sources) else []
-        first = node.args[0] if node.args else None
         if name == "getitem" and not _gives_tensor(node):
             return []
-        if name in _MOVING or is_max_pool(node):
-            return [first] if isinstance(first, Node) and first in self._values else []
-        return []
-
-    def _join(self, first: Node, second: Node) -> None:
-        first, second = self._root(first), self._root(second)
-        self._parents[second] = first
+        first = node.args[0] if node.args else None
+        moves = name in _MOVING or is_max_pool(node)
+        return [first] if moves and isinstance(first, Node) and first in self._values else []
 
     def _root(self, node: Node) -> Node:
         while self._parents[node] is not node:
@@ -138,7 +132,7 @@ class ByteFlow:
     def _describe(self, graph: fx.Graph) -> dict[Node, ByteGroup]:
         groups: dict[Node, ByteGroup] = {}
         for node in graph.nodes:
-            if node not in self._parents:
+            if node not in self:
                 continue
             group = groups.setdefault(self._root(node), ByteGroup(node.name))
             readers = [
@@ -147,10 +141,10 @@ class ByteFlow:
             if readers:
                 group.read.append(node)
             for user in readers:
-                chain = self.inside.get(user)
-                if chain is not None and user is chain.call:
+                fusion = self.inside.get(user)
+                if fusion is not None and user is fusion.call:
                     group.inputs = True
-                    group.with_zero |= pads_with_zeros(chain.layer)
+                    group.with_zero |= pads_with_zeros(fusion.layer)
         return groups
 
 
@@ -161,16 +155,10 @@ def _gives_tensor(node: Node) -> bool:
     return isinstance(index, int if several else tuple)
 
 
-def is_max_pool(node: Node) -> bool:
-    """Whether a node is a max pooling over two dimensions that gives no indices."""
-    module = module_of(node)
-    if module is not None:
-        return type(module) is nn.MaxPool2d and not module.return_indices
-    return operation(node) == "max_pool2d" and not node.kwargs.get("return_indices")
-
-
-def pads_with_zeros(layer: nn.Module) -> bool:
+def pads_with_zeros(layer: Adder) -> bool:
     """Whether zeros are among what an adder's filters meet."""
-    around = getattr(layer, "_reversed_padding_repeated_twice", [0])
-    zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
-    return (zeros and any(around)) or type(layer).__name__ == "AdderConv2dSame"
+    if isinstance(layer, AdderConv2dSame):
+        return True
+    if not isinstance(layer, AdderConv2d) or layer.padding_mode != "zeros":
+        return False
+    return any(layer._reversed_padding_repeated_twice)

@@ -14,28 +14,28 @@ from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
 from adderize.layers.same import same_padding
 from adderize.ops.u8 import pack, unpack
-from adderize.quantize.grid import Grid, filters_on_grid
+from adderize.quantize.qparams import QParams, quantize_filters
 
 
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to a layer's distances before they leave the kernel.
 
-    ``clamp(gain * y + offset + residual, low, high)``, on the output's grid where there is one.
+    ``clamp(gain * y + offset + residual, low, high)``, as bytes where the output has parameters.
 
     Attributes:
         gain, offset: float64 (Cout,): the batch norms; the layer's bias is added before.
         low, high: the activation.
-        residual: the grid of the bytes that are added, or None.
-        output: the grid of the result, or None for float32.
+        residual: the parameters of the bytes that are added, or None.
+        output: those of the result, or None for float32.
     """
 
     gain: Tensor
     offset: Tensor
     low: float = -math.inf
     high: float = math.inf
-    residual: Grid | None = None
-    output: Grid | None = None
+    residual: QParams | None = None
+    output: QParams | None = None
 
 
 class _QuantAdder(nn.Module):
@@ -46,11 +46,11 @@ class _QuantAdder(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, groups: int, grid: Grid, epilogue: Epilogue
+        self, weight: Tensor, bias: Tensor | None, groups: int, qparams: QParams, epilogue: Epilogue
     ) -> None:
         super().__init__()
-        filters = filters_on_grid(weight, grid)
-        output = epilogue.output or Grid(1.0, 0, 8)
+        filters = quantize_filters(weight, qparams)
+        output = epilogue.output or QParams(1.0, 0, 8)
         offset = -filters.constant if bias is None else bias.detach().double() - filters.constant
         shift = (epilogue.gain * offset + epilogue.offset) / output.scale + output.zero_point
         residual = epilogue.residual
@@ -59,12 +59,16 @@ class _QuantAdder(nn.Module):
             shift = shift - self.residual_scale * residual.zero_point
         self.weight_shape, self.groups = list(weight.shape), groups
         self.register_buffer("packed", pack(filters.weight, groups))
-        self.register_buffer("scale", (epilogue.gain * (-grid.scale / output.scale)).float())
+        self.register_buffer("scale", (epilogue.gain * (-qparams.scale / output.scale)).float())
         self.register_buffer("shift", shift.float())
-        self.grid, self.output_grid, self.residual_grid = grid, epilogue.output, residual
+        self.qparams, self.output_qparams, self.residual_qparams = (
+            qparams,
+            epilogue.output,
+            residual,
+        )
         self.clamped = filters.clamped
         # Where nothing is padded, a zero point may lie outside the bytes, and nobody reads it.
-        self.zero_point = min(max(grid.zero_point, 0), grid.levels)
+        self.zero_point = min(max(qparams.zero_point, 0), qparams.levels)
         self.low, self.high = epilogue.low, epilogue.high
         if epilogue.output:
             self.low, self.high = (float(output.nearest(end)) for end in (self.low, self.high))
@@ -91,34 +95,42 @@ class _QuantAdder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _bytes(self, input: Tensor) -> Tensor:
-        return input if input.dtype == torch.uint8 else self.grid.to_bytes(input)
+        return input if input.dtype == torch.uint8 else self.qparams.to_bytes(input)
 
-    def _grids(self) -> str:
-        texts = [f"zero_point={self.grid.zero_point}, step={self.grid.scale:.3g}"]
-        if self.residual_grid:
+    def _qparams(self) -> str:
+        texts = [f"zero_point={self.qparams.zero_point}, step={self.qparams.scale:.3g}"]
+        if self.residual_qparams:
             texts.append("residual")
-        texts.append("to bytes" if self.output_grid else "to float32")
+        texts.append("to bytes" if self.output_qparams else "to float32")
         return ", ".join(texts)
 
 
 class QuantAdderConv2d(_QuantAdder):
     """An :class:`AdderConv2d` in integers, with what follows it.
 
-    Input and filters are bytes on one grid, ``x = s * (q - zero_point)``; their distance is exact
-    in 32-bit integers. Bias, batch norms, residual addition, activation and the output's grid are
-    one affine map of it per channel. Made by :func:`adderize.quantize.quantize`.
+    Input and filters are bytes of one scale and zero point, ``x = s * (q - zero_point)``; their
+    distance is exact in 32-bit integers. Bias, batch norms, residual addition, activation and the
+    rounding to the output's bytes are one affine map of it per channel::
+
+        clamp(scale * sum |q - weight| + shift + residual_scale * residual, low, high)
+
+    Made by :func:`adderize.quantize.quantize`.
 
     Attributes:
         weight: uint8 (Cout, Cin/groups, kh, kw).
         scale, shift: float32 (Cout,), the affine map.
+        residual_scale: of the bytes that are added; 0 where none are.
+        low, high: what the result is clamped to; integers where it is bytes.
+        qparams, residual_qparams, output_qparams: scale, zero point and bits of the input and the
+            filters, of the bytes that are added, and of the result; None where there are none.
 
     Shape:
-        (N, Cin, H, W) or (Cin, H, W), uint8 on the layer's grid, or floats, which are put on it
-        -> (N, Cout, OH, OW) or (Cout, OH, OW), uint8 on the output's grid, or float32.
+        (N, Cin, H, W) or (Cin, H, W), uint8, or floats, which become bytes by ``qparams``
+        -> (N, Cout, OH, OW) or (Cout, OH, OW), uint8, or float32 without ``output_qparams``.
     """
 
-    def __init__(self, layer: AdderConv2d, grid: Grid, epilogue: Epilogue) -> None:
-        super().__init__(layer.weight, layer.bias, layer.groups, grid, epilogue)
+    def __init__(self, layer: AdderConv2d, qparams: QParams, epilogue: Epilogue) -> None:
+        super().__init__(layer.weight, layer.bias, layer.groups, qparams, epilogue)
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size = layer.kernel_size
         self.stride, self.dilation = list(layer.stride), list(layer.dilation)
@@ -148,7 +160,7 @@ class QuantAdderConv2d(_QuantAdder):
             self.groups,
             self.low,
             self.high,
-            self.output_grid is None,
+            self.output_qparams is None,
         )
         return output
 
@@ -167,7 +179,7 @@ class QuantAdderConv2d(_QuantAdder):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={tuple(self.stride)}"
         )
-        return f"{text}, groups={self.groups}, {self._grids()}"
+        return f"{text}, groups={self.groups}, {self._qparams()}"
 
 
 class QuantAdderLinear(_QuantAdder):
@@ -177,8 +189,8 @@ class QuantAdderLinear(_QuantAdder):
         (..., in_features), uint8 or floats -> (..., out_features), uint8 or float32.
     """
 
-    def __init__(self, layer: AdderLinear, grid: Grid, epilogue: Epilogue) -> None:
-        super().__init__(layer.weight[:, :, None, None], layer.bias, 1, grid, epilogue)
+    def __init__(self, layer: AdderLinear, qparams: QParams, epilogue: Epilogue) -> None:
+        super().__init__(layer.weight[:, :, None, None], layer.bias, 1, qparams, epilogue)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -204,18 +216,17 @@ class QuantAdderLinear(_QuantAdder):
             1,
             self.low,
             self.high,
-            self.output_grid is None,
+            self.output_qparams is None,
         )
         return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self._grids()}"
+        return f"{self.in_features}, {self.out_features}, {self._qparams()}"
 
 
 def quantized_layer(
-    layer: AdderConv2d | AdderLinear, grid: Grid, epilogue: Epilogue
+    layer: AdderConv2d | AdderLinear, qparams: QParams, epilogue: Epilogue
 ) -> QuantAdderConv2d | QuantAdderLinear:
-    """The integer form of an adder layer; its own norm is the epilogue's business."""
-    if isinstance(layer, AdderLinear):
-        return QuantAdderLinear(layer, grid, epilogue)
-    return QuantAdderConv2d(layer, grid, epilogue)
+    """An adder layer on bytes; its own norm is the epilogue's business."""
+    kind = QuantAdderLinear if isinstance(layer, AdderLinear) else QuantAdderConv2d
+    return kind(layer, qparams, epilogue).eval()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Ranges of activations, seen on calibration data, and the grids that they give."""
+"""Observers of activations: the ranges seen on calibration data, and what follows from them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.quantize.grid import Grid
+from adderize.quantize.qparams import QParams
 
-METHODS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
 _SAMPLES = 2**20
 _BINS = 4096
 
 
-class ValueRange:
+class Observer:
     """The smallest and largest value of a tensor, and a random sample of all the values.
 
     Every n-th value would not do: of images of 2^k columns these lie in a few columns.
@@ -60,8 +59,8 @@ class ValueRange:
         return values[kept.to(values.device)]
 
     @classmethod
-    def union(cls, parts: Iterable[ValueRange]) -> ValueRange:
-        """The range of several tensors that share one grid."""
+    def union(cls, parts: Iterable[Observer]) -> Observer:
+        """The range of several tensors that share scale and zero point."""
         merged = cls()
         for part in parts:
             merged.low, merged.high = min(merged.low, part.low), max(merged.high, part.high)
@@ -77,37 +76,37 @@ class ValueRange:
     def sample(self) -> Tensor:
         return torch.cat(self._sample)
 
-    def grid(self, method: str, bits: int, *, with_zero: bool) -> Grid:
-        """The grid for these values.
+    def qparams(self, method: str, bits: int, *, with_zero: bool) -> QParams:
+        """Scale and zero point for these values.
 
         Args:
             method: ``"minmax"``: from the smallest to the largest value; ``"percentile"``: leaves
                 out 0.01 % of the values at each end; ``"mse"``: cuts the ends where that rounds the
                 values with a smaller mean squared error.
             bits: 2 to 8.
-            with_zero: see :meth:`Grid.covering`.
+            with_zero: see :meth:`QParams.covering`.
         """
 
-        def covering(low: float, high: float) -> Grid:
-            return Grid.covering(low, high, bits, with_zero=with_zero)
+        def covering(low: float, high: float) -> QParams:
+            return QParams.covering(low, high, bits, with_zero=with_zero)
 
         return _METHODS[method](self, covering)
 
 
-_Covering = Callable[[float, float], Grid]
+_Covering = Callable[[float, float], QParams]
 
 
-def _minmax(seen: ValueRange, covering: _Covering) -> Grid:
+def _minmax(seen: Observer, covering: _Covering) -> QParams:
     return covering(seen.low, seen.high)
 
 
-def _percentile(seen: ValueRange, covering: _Covering) -> Grid:
+def _percentile(seen: Observer, covering: _Covering) -> QParams:
     values = seen.sample.sort().values
     outside = int(len(values) * (1 - _PERCENTILE / 100))
     return covering(float(values[outside]), float(values[len(values) - 1 - outside]))
 
 
-def _mse(seen: ValueRange, covering: _Covering) -> Grid:
+def _mse(seen: Observer, covering: _Covering) -> QParams:
     width = seen.high - seen.low
     counts = torch.histc(seen.sample, _BINS, seen.low, seen.high)
     centres = seen.low + width * (torch.arange(_BINS) + 0.5) / _BINS
@@ -119,15 +118,18 @@ def _mse(seen: ValueRange, covering: _Covering) -> Grid:
         if below + above < 0.9
     ]
     errors = [
-        float((counts * (grid.to_float(grid.to_bytes(centres)) - centres).square()).sum())
-        for grid in candidates
+        float((counts * (qparams.to_float(qparams.to_bytes(centres)) - centres).square()).sum())
+        for qparams in candidates
     ]
     return candidates[errors.index(min(errors))]
 
 
-_METHODS: dict[str, Callable[[ValueRange, _Covering], Grid]] = dict(
-    zip(METHODS, (_minmax, _percentile, _mse), strict=True)
-)
+_METHODS: dict[str, Callable[[Observer, _Covering], QParams]] = {
+    "minmax": _minmax,
+    "percentile": _percentile,
+    "mse": _mse,
+}
+METHODS = tuple(_METHODS)
 
 
 @contextlib.contextmanager

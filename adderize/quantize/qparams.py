@@ -1,4 +1,4 @@
-"""Unsigned integer grids, and filters that are clamped to one without changing any distance."""
+"""Scale, zero point and bits of tensors of bytes, and filters clamped to them, distances kept."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from adderize.errors import AdderizeError
-from adderize.ops.u8.to_bytes import to_bytes
+from adderize.ops.u8 import to_bytes
 
 
 @dataclass(frozen=True)
-class Grid:
+class QParams:
     """The values ``scale * (q - zero_point)`` for q in 0 .. 2^bits - 1.
 
     Zero lies on the grid whatever the range. The zero point of a range that leaves zero out is no
@@ -40,7 +40,7 @@ class Grid:
         return (self.levels - self.zero_point) * self.scale
 
     @classmethod
-    def covering(cls, low: float, high: float, bits: int, *, with_zero: bool) -> Grid:
+    def covering(cls, low: float, high: float, bits: int, *, with_zero: bool) -> QParams:
         """The finest grid from low to high; its ends may move by half a step.
 
         Args:
@@ -101,23 +101,21 @@ def dequantize_bytes(q: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 class ByteFilters(NamedTuple):
-    """Filters on a grid.
+    """Filters as bytes.
 
     Attributes:
         weight: uint8, the filters' shape.
         constant: float64 (Cout,), what clamping took from each filter's distances.
-        clamped: share of the values that lay outside the grid's range.
-        scale: the grid's step.
+        clamped: share of the values that lay outside the range.
     """
 
     weight: Tensor
     constant: Tensor
     clamped: float
-    scale: float
 
 
-def filters_on_grid(weight: Tensor, grid: Grid) -> ByteFilters:
-    """Clamp filters to a grid's range, exactly, and round them to it.
+def quantize_filters(weight: Tensor, qparams: QParams) -> ByteFilters:
+    """Clamp filters to a range, exactly, and round them.
 
     For every x in [low, high], ``|x - w| = (w - high) + |x - high|`` where w > high, and likewise
     below (lossless clamping for AdderNet, NeurIPS 2022): with the clamped filter v,
@@ -128,11 +126,10 @@ def filters_on_grid(weight: Tensor, grid: Grid) -> ByteFilters:
         weight: (Cout, ...), finite floats.
     """
     w = weight.detach().double()
-    v = w.clamp(grid.low, grid.high)
-    q = (v / grid.scale).round_().add_(grid.zero_point).clamp_(0, grid.levels)
+    v = w.clamp(qparams.low, qparams.high)
+    q = (v / qparams.scale).round_().add_(qparams.zero_point).clamp_(0, qparams.levels)
     return ByteFilters(
         q.to(torch.uint8),
         (w - v).abs().flatten(1).sum(1),
         float((w != v).double().mean()),
-        grid.scale,
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.quantize.grid import Grid
-from adderize.quantize.layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.fuse import Fusion
+from adderize.quantize.qparams import QParams
 from adderize.tables import Table
 
 
@@ -20,7 +21,7 @@ class LayerReport:
 
     Attributes:
         layer: qualified name in the quantised network.
-        low, high: what its input's grid covers; inputs outside saturate.
+        low, high: what its input's bytes cover; inputs outside saturate.
         zero_point: the q of zero.
         clamped: share of the filters' values that lay outside, and were clamped exactly.
         fused: the operations in its epilogue.
@@ -87,30 +88,31 @@ def _cells(row: LayerReport) -> Sequence[str]:
 def layer_report(
     name: str,
     layer: nn.Module,
-    fused: tuple[str, ...],
-    given: Tensor | None,
-    expected: Tensor | None,
+    fusion: Fusion,
+    given: Mapping[Fusion, Tensor],
+    expected: Mapping[Fusion, Tensor],
 ) -> LayerReport:
     """A line on one layer, from what it gives and what the float network gave there, if called."""
     assert isinstance(layer, (QuantAdderConv2d, QuantAdderLinear))
+    qparams, output = layer.qparams, layer.output_qparams
     return LayerReport(
         name,
-        layer.grid.low,
-        layer.grid.high,
-        layer.grid.zero_point,
+        qparams.low,
+        qparams.high,
+        qparams.zero_point,
         layer.clamped,
-        fused,
-        "bytes" if layer.output_grid else "float32",
-        _relative_error(layer.output_grid, given, expected),
+        tuple(fusion.fused),
+        "bytes" if output else "float32",
+        _relative_error(output, given.get(fusion), expected.get(fusion)),
     )
 
 
 def _relative_error(
-    grid: Grid | None, given: Tensor | None, expected: Tensor | None
+    output: QParams | None, given: Tensor | None, expected: Tensor | None
 ) -> float | None:
     if given is None or expected is None or given.shape != expected.shape:
         return None
-    values = grid.to_float(given) if grid else given
+    values = output.to_float(given) if output else given
     deviation = float((values - expected).double().square().mean().sqrt())
     spread = float(expected.double().std(correction=0))
     return deviation / spread if spread else float(deviation > 0)

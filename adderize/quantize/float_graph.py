@@ -1,10 +1,9 @@
-"""The traced network in the form that the rewriting reads: plain calls, no changes in place."""
+"""A float network as a graph of plain calls without changes in place."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import Node
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adderize.dataflow.graph import function_name
-from adderize.dataflow.symbolic import LayerTracer, is_query
+from adderize.dataflow.symbolic import LayerTracer
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.quantize.calls import has_hooks, is_foldable, module_of, operation
 
 _IN_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: torch.add,
@@ -30,10 +27,9 @@ _IN_PLACE: dict[Any, Callable[..., Any]] = {
 }
 # What a model says about its inputs.
 _STATEMENTS = {"default_cfg", "example_input_array", "image_size", "input_size", "pretrained_cfg"}
-_PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def float_graph(model: nn.Module) -> fx.GraphModule:
     """The model in evaluation mode as a graph; raises whatever tracing it raises.
 
     What does nothing in evaluation is left out, kept convolutions take their batch norms in, and
@@ -56,91 +52,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     for name in _STATEMENTS & vars(model).keys() | _STATEMENTS & vars(type(model)).keys():
         setattr(traced, name, getattr(model, name))
     return traced
-
-
-def module_of(node: Node) -> nn.Module | None:
-    """The module that a node calls."""
-    owner = node.graph.owning_module
-    return owner.get_submodule(str(node.target)) if owner and node.op == "call_module" else None
-
-
-def adder_of(node: Node) -> AdderConv2d | AdderLinear | None:
-    """The adder that a node calls, if the layer can be put into integers."""
-    module = module_of(node)
-    if isinstance(module, (AdderConv2d, AdderLinear)) and why_float(module) is None:
-        return module
-    return None
-
-
-def why_float(layer: AdderConv2d | AdderLinear) -> str | None:
-    """Why an adder cannot be put into integers; None where it can."""
-    if type(layer) not in (AdderConv2d, AdderLinear, AdderConv2dSame):
-        return f"a class of its own, {type(layer).__name__}"
-    if _has_hooks(layer):
-        return "it has forward hooks, which integers would pass by"
-    if layer.norm is not None and not is_foldable(layer.norm):
-        return f"its norm, {type(layer.norm).__name__}, has no fixed statistics"
-    return None
-
-
-def is_foldable(norm: nn.Module | None) -> bool:
-    """Whether a norm is one affine map whatever the input: a batch norm with statistics."""
-    if not isinstance(norm, _BatchNorm) or type(norm).forward not in _PLAIN_NORMS:
-        return False
-    return norm.running_mean is not None and not _has_hooks(norm)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def operation(node: Node) -> str:
-    """What a node does: a module's class, or the name of a function or method."""
-    module = module_of(node)
-    if module is not None:
-        return type(module).__name__
-    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
-
-
-def carriers(graph: fx.Graph) -> set[Node]:
-    """The nodes that hold values computed from the input; sizes and parameters do not."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or (
-            not is_query(node) and not found.isdisjoint(node.all_input_nodes)
-        ):
-            found.add(node)
-    return found
-
-
-def clamp_bounds(node: Node) -> tuple[float, float] | None:
-    """(low, high) of a ReLU, ReLU6, hard tanh or clamp between numbers; None for all else."""
-    module = module_of(node)
-    if module is not None:
-        if _has_hooks(module):
-            return None
-        if type(module) is nn.ReLU:
-            return 0.0, math.inf
-        if type(module) in (nn.ReLU6, nn.Hardtanh):
-            return float(module.min_val), float(module.max_val)  # type: ignore[arg-type]
-        return None
-    name = operation(node)
-    if name == "relu":
-        return 0.0, math.inf
-    if name == "relu6":
-        return 0.0, 6.0
-    names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    if name not in ("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"):
-        return None
-    given = dict(zip(names[1:] if name == "clamp_max" else names, node.args[1:3], strict=False))
-    given.update(node.kwargs)
-    defaults = (-1.0, 1.0) if name == "hardtanh" else (-math.inf, math.inf)
-    bounds = [given.get(key) for key in names]
-    bounds = [end if value is None else value for value, end in zip(bounds, defaults, strict=True)]
-    low, high = bounds
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        return float(low), float(high)
-    return None
 
 
 @contextlib.contextmanager
@@ -227,7 +138,7 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         (source,) = node.all_input_nodes
         convolution = module_of(source)
         once = len(source.users) == 1 and calls.count(convolution) == 1
-        if type(convolution) is nn.Conv2d and once and not _has_hooks(convolution):
+        if type(convolution) is nn.Conv2d and once and not has_hooks(convolution):
             traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)

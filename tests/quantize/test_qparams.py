@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from adderize import AdderizeError
-from adderize.quantize.calibration import ValueRange, calibration_inputs
-from adderize.quantize.grid import Grid, filters_on_grid
+from adderize.quantize.observe import Observer, calibration_inputs
+from adderize.quantize.qparams import QParams, quantize_filters
 
 
-def seen(*batches: Tensor) -> ValueRange:
-    found = ValueRange()
+def seen(*batches: Tensor) -> Observer:
+    found = Observer()
     for values in batches:
         found.update(values, "here")
     return found
@@ -35,12 +35,12 @@ def seen(*batches: Tensor) -> ValueRange:
     ],
 )
 def test_grids_by_hand(low, high, bits, with_zero, scale, zero_point):
-    grid = Grid.covering(low, high, bits, with_zero=with_zero)
+    grid = QParams.covering(low, high, bits, with_zero=with_zero)
     assert grid.scale == pytest.approx(scale) and grid.zero_point == zero_point
 
 
 def test_values_go_to_the_nearest_step_and_outside_to_the_ends():
-    grid = Grid(0.5, 10, 4)
+    grid = QParams(0.5, 10, 4)
     values = torch.tensor([-9.0, -5.0, -0.3, 0.0, 0.2, 0.26, 2.5, 9.0, -math.inf, math.inf])
     assert grid.to_bytes(values).tolist() == [0, 0, 9, 10, 10, 11, 15, 15, 0, 15]
     assert [grid.nearest(float(v)) for v in values] == grid.to_bytes(values).tolist()
@@ -49,15 +49,15 @@ def test_values_go_to_the_nearest_step_and_outside_to_the_ends():
 
 def test_integers_have_no_place_on_a_grid():
     with pytest.raises(AdderizeError, match="int64"):
-        Grid(1.0, 0, 8).to_bytes(torch.arange(3))
+        QParams(1.0, 0, 8).to_bytes(torch.arange(3))
 
 
-@pytest.mark.parametrize("grid", [Grid(0.02, 0, 8), Grid(0.02, 100, 8), Grid(0.1, -50, 8)])
+@pytest.mark.parametrize("grid", [QParams(0.02, 0, 8), QParams(0.02, 100, 8), QParams(0.1, -50, 8)])
 def test_clamping_changes_no_distance(grid):
     """For every x in the range: filters on the grid's lines, inside and outside the range."""
     lines = torch.arange(-300, 600, dtype=torch.float64) * grid.scale
     weight = lines[torch.randint(len(lines), (6, 3, 2, 2))]
-    filters = filters_on_grid(weight, grid)
+    filters = quantize_filters(weight, grid)
     x = grid.low + grid.scale * torch.arange(256, dtype=torch.float64)
     distances = (x[:, None, None] - weight.flatten(1)).abs().sum(2)
     q = filters.weight.flatten(1).double()
@@ -71,7 +71,7 @@ def test_minmax_percentile_and_mse_of_known_values():
     values = torch.cat([torch.linspace(0, 1, 100_000), torch.tensor([100.0])])
     found = seen(values[:50_000], values[50_000:])
     minmax, percentile, mse = (
-        found.grid(method, 8, with_zero=True) for method in ("minmax", "percentile", "mse")
+        found.qparams(method, 8, with_zero=True) for method in ("minmax", "percentile", "mse")
     )
     assert minmax.high == pytest.approx(100)
     assert percentile.high == pytest.approx(1, abs=1e-3)
@@ -83,7 +83,7 @@ def test_minmax_percentile_and_mse_of_known_values():
 
 
 def test_a_sample_of_many_values_is_even():
-    found = ValueRange()
+    found = Observer()
     for start in range(0, 4_000_000, 500_000):
         found.update(torch.arange(start, start + 500_000, dtype=torch.float32), "here")
     sample = found.sample

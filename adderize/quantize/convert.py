@@ -1,0 +1,183 @@
+"""The integer network: fusions as layers on bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.dataflow.symbolic import is_query
+from adderize.ops.u8 import max_pool2d_bytes
+from adderize.quantize.byte_layers import (
+    Epilogue,
+    QuantAdderConv2d,
+    QuantAdderLinear,
+    quantized_layer,
+)
+from adderize.quantize.byte_tensors import ByteTensors
+from adderize.quantize.calls import Adder, clamp_bounds, is_max_pool, module_of
+from adderize.quantize.fuse import Fusion
+from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
+
+# What bytes answer as the floats do that they stand for.
+_SIZES = {"device", "dim", "ndim", "numel", "shape", "size"}
+_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+def convert_layer(
+    fusion: Fusion,
+    input: QParams,
+    residual: QParams | None = None,
+    output: QParams | None = None,
+) -> QuantAdderConv2d | QuantAdderLinear:
+    """A fusion as a layer on bytes, from the parameters of the tensors around it."""
+    gain, offset = norm_affine(fusion.layer, fusion.norms)
+    epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output)
+    return quantized_layer(fusion.layer, input, epilogue)
+
+
+def norm_affine(layer: Adder, norms: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
+    """gain and offset of a layer's batch norms, float64 (Cout,): ``gain * y + offset``."""
+    filters = layer.weight
+    gain = torch.ones(len(filters), dtype=torch.float64, device=filters.device)
+    offset = torch.zeros_like(gain)
+    for norm in norms:
+        assert isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            factor = factor * norm.weight.detach().double()
+        gain, offset = gain * factor, (offset - norm.running_mean.double()) * factor
+        if norm.bias is not None:
+            offset = offset + norm.bias.detach().double()
+    return gain, offset
+
+
+class GraphConversion:
+    """The conversion of a traced network, in place.
+
+    Args:
+        traced: the float network.
+        tensors: its fusions and which of its tensors become bytes.
+        qparams: those of each group of byte tensors, by the group's name.
+
+    Attributes:
+        calls: the node that calls the layer of each fusion.
+    """
+
+    def __init__(
+        self, traced: fx.GraphModule, tensors: ByteTensors, qparams: Mapping[str, QParams]
+    ) -> None:
+        self.traced, self.graph, self._tensors, self._given = traced, traced.graph, tensors, qparams
+        self.calls: dict[Fusion, Node] = {}
+        self._bytes: dict[Node, Node] = {}
+        self._floats: dict[Node, Node] = {}
+        nodes = list(self.graph.nodes)
+        for node in nodes:
+            self._convert(node)
+        for node in reversed(nodes):
+            skipped = node in tensors.inside or clamp_bounds(node) is not None
+            if skipped and not node.users:
+                self.graph.erase_node(node)
+        traced.delete_all_unused_submodules()
+        self.graph.lint()
+        traced.recompile()
+
+    def _qparams(self, node: Node) -> QParams:
+        return self._given[self._tensors.group(node).name]
+
+    def _convert(self, node: Node) -> None:
+        if node in self._tensors.ends:
+            self._insert_layer(node, self._tensors.ends[node])
+        elif node in self._tensors.inside:
+            return
+        elif node in self._tensors.moving:
+            _read(
+                node,
+                lambda source: (self._as_bytes if source in self._tensors else self._any)(source),
+            )
+            self._bytes[node] = node
+            if is_max_pool(node):
+                _pool_bytes(node)
+        else:
+            asked = node.args[1] if node.target is getattr else node.target
+            _read(node, self._any if is_query(node) and asked in _SIZES else self._float)
+
+    def _insert_layer(self, end: Node, fusion: Fusion) -> None:
+        residual, to_bytes = fusion.residual, end in self._tensors
+        layer = convert_layer(
+            fusion,
+            self._qparams(fusion.input),
+            self._qparams(residual) if residual else None,
+            self._qparams(end) if to_bytes else None,
+        )
+        name = self._new_name(fusion)
+        self.traced.add_submodule(name, layer)
+        operands = [fusion.input] if residual is None else [fusion.input, residual]
+        with self.graph.inserting_before(end):
+            call = self.graph.call_module(name, tuple(map(self._as_bytes, operands)))
+        call.meta.update(end.meta)
+        self.calls[fusion] = call
+        (self._bytes if to_bytes else self._floats)[end] = call
+
+    def _new_name(self, fusion: Fusion) -> str:
+        """The layer's own, or another one where an earlier call of the layer has that."""
+        if fusion.name not in {call.target for call in self.calls.values()}:
+            return fusion.name
+        taken = {name for name, _ in self.traced.named_modules(remove_duplicate=False)}
+        names = (f"{fusion.name}_{number}" for number in itertools.count(1))
+        return next(name for name in names if name not in taken)
+
+    def _moved(self, node: Node) -> Node:
+        return self._as_bytes(node) if node in self._tensors else self._any(node)
+
+    def _any(self, node: Node) -> Node:
+        return self._bytes.get(node) or self._floats.get(node, node)
+
+    def _as_bytes(self, node: Node) -> Node:
+        """The node's values as bytes, made right after the values are."""
+        if node not in self._bytes:
+            qparams, source = self._qparams(node), self._floats.get(node, node)
+            bounds = clamp_bounds(source)
+            # The range of the bytes does what this activation does.
+            if bounds and bounds[0] == qparams.low and bounds[1] >= qparams.high:
+                (source,) = source.all_input_nodes
+            with self.graph.inserting_after(node):
+                self._bytes[node] = self.graph.call_function(
+                    quantize_bytes, (source, qparams.scale, qparams.zero_point, qparams.levels)
+                )
+        return self._bytes[node]
+
+    def _float(self, node: Node) -> Node:
+        is_made_as_bytes = node in self._tensors.ends or node in self._tensors.moving
+        if node in self._bytes and node not in self._floats and is_made_as_bytes:
+            qparams, made = self._qparams(node), self._bytes[node]
+            with self.graph.inserting_after(made):
+                self._floats[node] = self.graph.call_function(
+                    dequantize_bytes, (made, qparams.scale, qparams.zero_point)
+                )
+        return self._floats.get(node, node)
+
+
+def _read(node: Node, form: Callable[[Node], Node]) -> None:
+    """Let a node read other forms of what it reads."""
+    node.args, node.kwargs = fx.map_arg((node.args, dict(node.kwargs)), form)
+
+
+def _pool_bytes(node: Node) -> None:
+    """Turn a max pooling of floats into one of bytes, in place."""
+    module = module_of(node)
+    given: dict[str, Any] = dict(zip(_POOLING, node.args[1:], strict=False))
+    given.update({name: value for name, value in node.kwargs.items() if name in _POOLING})
+    if module is not None:
+        given = {name: getattr(module, name) for name in _POOLING}
+    kernel = given["kernel_size"]
+    stride, padding = given.get("stride") or kernel, given.get("padding", 0)
+    dilation, ceil_mode = given.get("dilation", 1), bool(given.get("ceil_mode", False))
+    node.op, node.target, node.kwargs = "call_function", max_pool2d_bytes, {}
+    node.args = (node.args[0], kernel, stride, padding, dilation, ceil_mode)

@@ -1,0 +1,54 @@
+"""A float network made ready for quantisation: as a graph where it can be traced."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from adderize.quantize.calls import adders_of
+from adderize.quantize.observe import named_failures
+from adderize.quantize.traced import TracedNetwork
+from adderize.quantize.untraced import UntracedNetwork
+
+
+def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork:
+    """The network as a graph that computes what the model does, or else layer by layer.
+
+    Args:
+        model: in evaluation mode; its modules are used, not copied.
+        inputs: a batch to compare the two on.
+    """
+    with named_failures("the first calibration batch"):
+        expected = model(inputs.clone())  # a model may change its input in place
+    if adders_of(model).keys() == {""}:
+        return UntracedNetwork(model, "it is a single layer")
+    try:
+        network = TracedNetwork(model)
+        output = network.run(inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return UntracedNetwork(model, reason)
+    difference = _difference(output, expected)
+    # A deep network may turn differences in the last digit into large ones.
+    if difference > 1e-3 and difference > 10 * _difference(model(inputs * (1 + 1e-6)), expected):
+        return UntracedNetwork(model, "the traced network computes something else")
+    return network
+
+
+def _difference(output: Any, expected: Any) -> float:
+    """The largest one of any tensor, as a share of its largest value."""
+    found, wanted = (
+        [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+        for tree in (output, expected)
+    )
+    if [leaf.shape for leaf in found] != [leaf.shape for leaf in wanted]:
+        return math.inf
+    shares = [
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
+        for a, b in zip(found, wanted, strict=True)
+        if b.is_floating_point() and b.numel()
+    ]
+    return max((math.inf if math.isnan(share) else share for share in shares), default=0.0)

@@ -1,0 +1,149 @@
+"""A network that torch.fx traces on its way into integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+
+from adderize.errors import AdderizeError
+from adderize.quantize.byte_tensors import ByteGroup, ByteTensors
+from adderize.quantize.convert import GraphConversion
+from adderize.quantize.float_graph import float_graph
+from adderize.quantize.fuse import Fusion, fits_shapes, fuse
+from adderize.quantize.observe import Observer, named_failures
+from adderize.quantize.qparams import QParams
+
+_UNLIKE = 8
+
+
+class TracedNetwork:
+    """The adders hand bytes to each other; what follows them becomes part of them.
+
+    Args:
+        model: in evaluation mode; its modules are used, not copied.
+
+    Attributes:
+        model: the graph, in floats until :meth:`convert`.
+        fusions: what becomes a layer.
+        apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
+
+    Raises:
+        Exception: whatever tracing the model raises.
+    """
+
+    remarks: tuple[str, ...] = ()
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = float_graph(model)
+        self.fusions: list[Fusion] = []
+        self.apart: tuple[str, ...] = ()
+
+    def run(self, inputs: Tensor) -> Any:
+        """The float network's output; notes the shapes of its float32 tensors for :meth:`fuse`."""
+        return _Watcher(self.model, _note_shape).run(inputs)
+
+    def fuse(self) -> None:
+        """Find the fusions, and which tensors become bytes."""
+        self._describe(fuse(self.model.graph, fits_shapes))
+
+    def fuse_as(self, absorbed: Mapping[str, Sequence[str]], apart: Collection[str]) -> None:
+        """The same with the fusions of another time; AdderizeError where there are others."""
+        names = {name for followers in absorbed.values() for name in followers}
+        self._describe(fuse(self.model.graph, lambda _, node: node.name in names), apart)
+        if self.absorbed != absorbed:
+            raise AdderizeError(_OTHERWISE)
+
+    def _describe(self, fusions: list[Fusion], apart: Collection[str] = ()) -> None:
+        self.fusions, self.apart = fusions, tuple(apart)
+        self._tensors = ByteTensors(self.model.graph, fusions, apart)
+        self._made = {fusion.end: fusion for fusion in fusions}
+
+    @property
+    def groups(self) -> list[ByteGroup]:
+        return list(self._tensors.groups.values())
+
+    @property
+    def absorbed(self) -> dict[str, list[str]]:
+        """What each adder call took in, by the names of the nodes."""
+        return {f.call.name: [node.name for node in f.nodes[1:]] for f in self.fusions}
+
+    def observe(self, batches: Iterable[Tensor]) -> dict[Any, Observer]:
+        """The values of each tensor that may become bytes."""
+        observers = {node: Observer() for node in self._tensors}
+
+        def update(node: Node, value: Any) -> None:
+            if node in observers and isinstance(value, Tensor):
+                observers[node].update(value, node.name)
+
+        watcher = _Watcher(self.model, update)
+        for inputs in batches:
+            with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
+                watcher.run(inputs)
+        self._part(observers)
+        return observers
+
+    def _part(self, observers: Mapping[Any, Observer]) -> None:
+        """Tensors of unlike ranges get parameters of their own.
+
+        With those of a tensor that is eight times as wide the other one would keep 5 bits.
+        """
+        apart: set[str] = set()
+        for group in self.groups:
+            seen = [observers[node] for node in group.read]
+            whole = Observer.union(seen).width(group.with_zero)
+            alive = [part for part in seen if (part.low, part.high) != (0, 0)]
+            if any(_UNLIKE * part.width(group.with_zero) < whole for part in alive):
+                apart |= self._tensors.joints(group)
+        if apart:
+            self._describe(self.fusions, sorted(apart))
+
+    def convert(self, qparams: Mapping[str, QParams]) -> fx.GraphModule:
+        """The network in integers, in place."""
+        if {group.name for group in self.groups} != qparams.keys():
+            raise AdderizeError(_OTHERWISE)
+        calls = GraphConversion(self.model, self._tensors, qparams).calls
+        self._made = {call: fusion for fusion, call in calls.items()}
+        return self.model
+
+    def layers(self) -> dict[Fusion, str]:
+        """The names of the layers that the fusions became, in the order of their results."""
+        return {fusion: str(call.target) for call, fusion in self._made.items()}
+
+    def outputs(self, inputs: Tensor) -> dict[Fusion, Tensor]:
+        """What each fusion gives, and after :meth:`convert` its layer."""
+        found: dict[Fusion, Tensor] = {}
+
+        def keep(node: Node, value: Any) -> None:
+            if node in self._made:
+                found[self._made[node]] = value
+
+        _Watcher(self.model, keep).run(inputs)
+        return found
+
+
+_OTHERWISE = (
+    "the model is built otherwise than the quantised one that was saved: its layers follow each "
+    "other in another way"
+)
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and shows every node's value to a function."""
+
+    def __init__(self, traced: fx.GraphModule, look: Callable[[Node, Any], None]) -> None:
+        super().__init__(traced)
+        self._look = look
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self._look(n, value)
+        return value
+
+
+def _note_shape(node: Node, value: Any) -> None:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        node.meta["shape"] = tuple(value.shape)
