@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from adderize.counting.costs import LATENCY
-from adderize.counting.paper_networks import NETWORKS, Network
+from adderize.counting.networks import NETWORKS, Network
 from adderize.counting.quantities import quantity
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import adder_twin, own_norms, read_as

@@ -7,11 +7,10 @@ import re
 
 import pytest
 from torch import nn
-from torchvision.models import resnet50
+from torchvision import models
 
-from adderize import count, models
-from adderize.counting import paper
-from adderize.counting.paper_networks import NETWORKS
+from adderize import count
+from adderize.counting import networks, paper
 from adderize.formulas import Operations
 from tests.golden import check_golden
 
@@ -42,7 +41,7 @@ def test_paper_convention(entries: dict[tuple[str, str], paper.Entry]) -> None:
 
 
 def test_full_counts_are_those_of_count(entries: dict[tuple[str, str], paper.Entry]) -> None:
-    budget = count(models.resnet20(), (3, 32, 32))
+    budget = count(networks.cifar_resnet(20), (3, 32, 32))
     assert entries["ResNet-20", "CNN"].full == budget.before
     assert entries["ResNet-20", "AdderNet"].full == budget.after
     kept = sum(
@@ -54,7 +53,7 @@ def test_full_counts_are_those_of_count(entries: dict[tuple[str, str], paper.Ent
 
 def test_reasons_add_up(entries: dict[tuple[str, str], paper.Entry]) -> None:
     """Every sum in a reason is right, and is the count."""
-    for network in NETWORKS:
+    for network in networks.NETWORKS:
         pairs = entries[network.name, "CNN"].convention.multiplications
         reason = re.sub(r" \([^)]*\)", "", network.reason).replace(",", "")
         sums = re.findall(r"((?:\d+ \+ )+\d+) = (\d+)", reason)
@@ -69,18 +68,18 @@ def test_alternatives_named_in_the_reasons() -> None:
         layers = count(model, size).layers
         return sum(layer.before.multiplications for layer in layers if layer.kind in kinds)
 
-    reasons = {network.name: network.reason for network in NETWORKS}
-    assert f"{pairs(resnet50(), (3, 224, 224)):,}" in reasons["ResNet-50"]
+    reasons = {network.name: network.reason for network in networks.NETWORKS}
+    assert f"{pairs(models.resnet50(), (3, 224, 224)):,}" in reasons["ResNet-50"]
+    vgg = networks.vgg_small()
     hidden = [nn.Linear(8192, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)]
-    wider, deeper = models.vgg_small(), models.vgg_small()
-    wider.classifier = nn.Sequential(*hidden)
-    assert f"{pairs(wider, (3, 32, 32)):,}" in reasons["VGG-small"]
-    deeper.features.append(nn.Conv2d(512, 512, 3, padding=1, bias=False))
+    assert f"{pairs(nn.Sequential(*vgg[:-1], *hidden), (3, 32, 32)):,}" in reasons["VGG-small"]
+    seventh = nn.Conv2d(512, 512, 3, padding=1, bias=False)
+    deeper = nn.Sequential(*vgg[:-2], seventh, *vgg[-2:])
     assert f"{pairs(deeper, (3, 32, 32)):,}" in reasons["VGG-small"]
-    lenet5 = count(models.lenet5_bn(), (1, 32, 32)).layers
+    lenet5 = count(networks.lenet5_bn(), (1, 32, 32)).layers
     outputs = sum(layer.before.multiplications for layer in lenet5 if layer.kind == "norm")
     assert f"{416_520 + 3 * outputs:,}" in reasons["LeNet-5-BN"]
-    budget = count(models.resnet20(), (3, 32, 32))
+    budget = count(networks.cifar_resnet(20), (3, 32, 32))
     norms = sum(layer.before.multiplications for layer in budget.layers if layer.kind == "norm")
     assert f"batch norms ({norms:,})" in reasons["ResNet-20"]
     others = sum(layer.before.additions for layer in budget.layers if layer.kind == "other")

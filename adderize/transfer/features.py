@@ -1,0 +1,149 @@
+"""What goes into one adder and should come out of it, on the images of the transfer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.errors import AdderizeError
+from adderize.layers import AdderLinear
+from adderize.transfer.images import Images
+from adderize.transfer.pairs import Pair, Reached, run_until_reached
+
+
+@dataclass
+class Features:
+    """Inputs of an adder and its teacher's outputs, all of one size.
+
+    Attributes:
+        inputs: (M, Cin, H, W), or (M, in_features) for linear layers.
+        targets: (M, Cout, OH, OW) or (M, out_features).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def few(self, count: int) -> Features:
+        """Evenly spaced ones, `count` at most."""
+        step = max(1, len(self.inputs) // count)
+        return Features(self.inputs[::step][:count], self.targets[::step][:count])
+
+    @property
+    def bytes(self) -> int:
+        return self.inputs.nbytes + self.targets.nbytes
+
+
+class Bench:
+    """A model and its teacher side by side on the same images."""
+
+    def __init__(self, model: nn.Module, teacher: nn.Module, images: Images, memory: int) -> None:
+        self.model, self.teacher, self.images = model, teacher, images
+        self.memory = memory
+
+    def chunks(self, pair: Pair) -> int:
+        """Parts in which the images' features of one pair stay within the memory."""
+        first = self.images.chunks(len(self.images.batches))[0]
+        size = sum(f.bytes for f in self.features(pair, first)) * self.images.count / first.count
+        # Joining the batches holds all of them twice for a moment.
+        return min(math.ceil(2 * size / self.memory), len(self.images.batches))
+
+    @torch.no_grad()
+    def features(self, pair: Pair, images: Images) -> list[Features]:
+        """One entry a call and size. The first call's inputs are the model's own, those of later
+        calls of a shared layer the teacher's: what the model gives there depends on the layer."""
+        found: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
+        for batch in images:
+            inputs, targets = self._of_teacher(pair, batch)
+            inputs[0] = self._own_input(pair, batch)
+            for call, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+                x, y = _in_rows(pair.adder, x), _in_rows(pair.adder, y)
+                if not len(x):
+                    continue
+                entry = found.setdefault((call, x.shape[1:], y.shape[1:]), ([], []))
+                entry[0].append(x)
+                entry[1].append(y)
+        features = [Features(_joined(xs), _joined(ys)) for xs, ys in found.values()]
+        for f in features:
+            for network, values in (("teacher", f.targets), ("model", f.inputs)):
+                if not bool(values.isfinite().all()):
+                    raise AdderizeError(f"the {network} gives NaN or infinity at {pair.name}")
+        return features
+
+    def _of_teacher(self, pair: Pair, batch: Any) -> tuple[list[Tensor], list[Tensor]]:
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
+
+        def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            # What follows may work in place on an output, or on an input.
+            keep = pair.calls > 1
+            inputs.append(args[0].clone() if keep else args[0])
+            targets.append(output.clone() if keep else output)
+            if len(targets) == pair.calls:
+                raise Reached
+
+        handle = pair.original.register_forward_hook(see)
+        try:
+            run_until_reached(self.teacher, batch)
+        finally:
+            handle.remove()
+        return inputs, targets
+
+    def _own_input(self, pair: Pair, batch: Any) -> Tensor:
+        seen: list[Tensor] = []
+
+        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
+            raise Reached
+
+        handle = pair.adder.register_forward_pre_hook(see)
+        try:
+            run_until_reached(self.model, batch)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def settle_norms(self, norms: Sequence[_BatchNorm], until: Pair | None) -> None:
+        """Estimate the statistics of these norms anew, as plain averages over the images.
+
+        Args:
+            until: the pair at which the forward pass may end.
+        """
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+
+        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise Reached
+
+        handle = None if until is None else until.adder.register_forward_pre_hook(stop)
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
+            for batch in self.images:
+                run_until_reached(self.model, batch)
+        finally:
+            if handle is not None:
+                handle.remove()
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+
+
+def _in_rows(adder: nn.Module, x: Tensor) -> Tensor:
+    """The first dimension counts samples, the second channels."""
+    if isinstance(adder, AdderLinear):
+        return x.reshape(-1, x.shape[-1])
+    return x.unsqueeze(0) if x.ndim == 3 else x
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,141 @@
+"""The adders of a network beside the layers of its teacher, in the order in which they run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.errors import AdderizeError
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.checks import check_model
+
+Adder = AdderConv2d | AdderLinear
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An adder and the layer of the teacher that it stands for.
+
+    Attributes:
+        name: qualified name of both.
+        calls: how often one forward pass calls them.
+        norms: the batch norms with running statistics that run between this adder's first call and
+            that of the next pair: those whose statistics the adder decides.
+    """
+
+    name: str
+    adder: Adder
+    original: nn.Module
+    calls: int
+    norms: tuple[_BatchNorm, ...]
+
+
+class Reached(BaseException):
+    """Ends a forward pass whose rest is not needed; models catch no such thing."""
+
+
+def run_until_reached(module: nn.Module, inputs: Any) -> None:
+    with contextlib.suppress(Reached):
+        module(inputs)
+
+
+def find_pairs(model: nn.Module, teacher: nn.Module, inputs: Any) -> tuple[list[Pair], list[str]]:
+    """The pairs in the order of their first calls, and the names of adders that are not called.
+
+    Args:
+        inputs: one batch, on the device of both; both networks run on it.
+
+    Raises:
+        AdderizeError: models that are wrapped or compiled, are the same, or do not belong together.
+    """
+    adders = _counterparts(model, teacher)
+    norms = {m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+    names: dict[nn.Module, str] = {adder: name for name, (adder, _) in adders.items()}
+    calls = _calls(model, [*names, *norms], inputs)
+    of_teacher = _calls(teacher, [original for _, original in adders.values()], inputs)
+    for name, (adder, original) in adders.items():
+        count, expected = calls.count(adder), of_teacher.count(original)
+        if count != expected:
+            raise AdderizeError(
+                f"{name} is called {count} times in the model and {expected} times in the teacher: "
+                "expected networks of one kind"
+            )
+    order = [names[module] for module in dict.fromkeys(calls) if module in names]
+    if not order:
+        raise AdderizeError("the model's forward calls none of its adders: pass the whole model")
+    starts = [calls.index(adders[name][0]) for name in order]
+    pairs = []
+    for name, start, end in zip(order, starts, [*starts[1:], len(calls)], strict=True):
+        between = dict.fromkeys(module for module in calls[start:end] if module in norms)
+        adder, original = adders[name]
+        pairs.append(Pair(name, adder, original, calls.count(adder), tuple(between)))
+    return pairs, [name for name in adders if name not in order]
+
+
+def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Adder, nn.Module]]:
+    for network in (model, teacher):
+        check_model(network)
+    adders = {name: m for name, m in model.named_modules() if isinstance(m, Adder)}
+    if not adders:
+        raise AdderizeError("the model has no adder layers: convert it first (adderize)")
+    of_teacher = dict(teacher.named_modules(remove_duplicate=False))
+    found: dict[str, tuple[Adder, nn.Module]] = {}
+    for name, adder in adders.items():
+        original = of_teacher.get(name)
+        if isinstance(original, Adder):
+            if original is adder:
+                raise AdderizeError(
+                    "model and teacher are the same network: keep the teacher, and convert a copy "
+                    "(adderize(teacher, inplace=False))"
+                )
+            continue  # the teacher has adders too: nothing to learn there
+        weight = getattr(original, "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != adder.weight.shape:
+            has = "no such layer" if original is None else f"a {type(original).__name__}"
+            if isinstance(weight, Tensor):
+                has += f" with filters of {tuple(weight.shape)}"
+            raise AdderizeError(
+                f"{name} has filters of {tuple(adder.weight.shape)}, but the teacher has {has}: "
+                "pass the network that the model was converted from"
+            )
+        if weight.is_meta or adder.weight.is_meta or weight.device != adder.weight.device:
+            raise AdderizeError(
+                f"{name} is on {adder.weight.device} and the teacher's on {weight.device}; "
+                "expected one device, and values on it"
+            )
+        found[name] = (adder, original)  # type: ignore[assignment]
+    if not found:
+        raise AdderizeError("every adder of the model is an adder in the teacher too")
+    return found
+
+
+@torch.no_grad()
+def _calls(network: nn.Module, modules: list[nn.Module], inputs: Any) -> list[nn.Module]:
+    """Each call of the modules in a forward pass, in order."""
+    seen: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda module, _: seen.append(module)) for m in modules]
+    try:
+        network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@contextlib.contextmanager
+def evaluation(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode; each module's own mode comes back."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
