@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from adderize.data.photographs import Photographs, Splits
+from adderize.data.imagenet import Splits
+from adderize.data.photographs import Photographs
 from adderize.errors import AdderizeError
 from recipes.data import ImageData
 from recipes.sampling import Batch, EpochShuffle, InOrder, seed_of

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from adderize.data.photographs import load_photographs
+from adderize.data import load_photographs
 from recipes import classifier, run
 from recipes.image_files import ImageFiles
 

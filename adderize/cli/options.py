@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adderize.data.images import Statistics, load_images, usual_statistics
+from adderize.data.images import load_images
+from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.models.by_name import input_size
 
 _FLAGS = {

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from adderize.data.image_sets import Dataset, ImageSet, checked, stacked
-from adderize.data.parquet import parquet_files, read_parquet
+from adderize.data.image_sets import Dataset, ImageSet, checked, decoded
+from adderize.data.normalisation import CIFAR10, CIFAR100
+from adderize.data.photographs import (
+    TIMM,
+    Photographs,
+    class_folder_splits,
+    parquet_splits,
+    timm_splits,
+)
+from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 
-FAKE, TIMM = "fake", "timm:"
-_STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
+FAKE = "fake"
+_STATISTICS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CLASSES = {"cifar10": 10, "cifar100": 100}
 _Splits = tuple[ImageSet, ImageSet]
 
 
+@on_cpu
 def load_cifar(name: str, source: str | None) -> Dataset:
     """CIFAR-10 or CIFAR-100.
 
@@ -42,7 +47,7 @@ def load_cifar(name: str, source: str | None) -> Dataset:
     if source == FAKE:
         splits, kind = _fake(classes), "fake images"
     elif source is not None and source.startswith(TIMM):
-        splits, kind = _from_timm(source.removeprefix(TIMM)), source
+        splits, kind = _decoded(timm_splits(source.removeprefix(TIMM)), source), source
     else:
         splits, kind = _from_folder(name, source or os.environ.get("ADDERIZE_DATA"))
     train, test = (checked(images, classes) for images in splits)
@@ -70,18 +75,17 @@ def _from_folder(name: str, source: str | None) -> tuple[_Splits, str]:
 
 
 def _from_parquet(name: str, folder: Path) -> _Splits | None:
-    files = {split: parquet_files(folder, split) for split in ("train", "test")}
-    if not any(files.values()):
-        return None
-    label = "fine_label" if name == "cifar100" else "label"
-    for split, found in files.items():
-        if not found:
-            raise AdderizeError(f"no {split}*.parquet in {folder}, only the other split")
-    train, test = (
-        ImageSet(*map(torch.cat, zip(*(read_parquet(f, label=label) for f in found), strict=True)))
-        for found in files.values()
-    )
-    return train, test
+    found = parquet_splits(folder, "fine_label" if name == "cifar100" else "label")
+    return None if found is None else _decoded(found, str(folder))
+
+
+def _from_class_folders(folder: Path) -> _Splits | None:
+    found = class_folder_splits(folder)
+    return None if found is None else _decoded(found[:2], str(folder))
+
+
+def _decoded(splits: tuple[Photographs, Photographs], where: str) -> _Splits:
+    return decoded(splits[0], where), decoded(splits[1], where)
 
 
 def _torchvision_class(name: str) -> Any:
@@ -105,53 +109,13 @@ def _read_torchvision(name: str, folder: Path, download: bool = False) -> _Split
             f"cannot {action} {name} in {folder / kind.base_folder}: {error}"
         ) from error
     train, test = (
-        ImageSet(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets))
+        ImageSet(
+            torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(s.targets),
+        )
         for s in sets
     )
     return train, test
-
-
-def _from_class_folders(folder: Path) -> _Splits | None:
-    from torchvision.datasets import ImageFolder
-
-    if not all((folder / split).is_dir() for split in ("train", "test")):
-        return None
-    try:
-        sets = [ImageFolder(str(folder / split)) for split in ("train", "test")]
-    except (OSError, FileNotFoundError) as error:
-        raise AdderizeError(f"cannot read class folders in {folder}: {error}") from error
-    if sets[0].classes != sets[1].classes:
-        raise AdderizeError(f"{folder}/train and {folder}/test have different class folders")
-    train, test = (_decoded(s, str(folder)) for s in sets)
-    return train, test
-
-
-def _from_timm(name: str) -> _Splits:
-    from timm.data.dataset_factory import create_dataset
-
-    root = os.environ.get("ADDERIZE_DATA", "data")
-    try:
-        sets = [
-            create_dataset(
-                name, root=root, split=split, is_training=split == "train", download=True
-            )
-            for split in ("train", "validation")
-        ]
-    except Exception as error:
-        raise AdderizeError(f"timm cannot create the data set {name!r}: {error}") from error
-    train, test = (_decoded(s, f"timm's {name}") for s in sets)
-    return train, test
-
-
-def _decoded(pairs: Iterable[tuple[Any, int]], where: str) -> ImageSet:
-    images, labels = [], []
-    try:
-        for image, label in pairs:
-            images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
-            labels.append(int(label))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise AdderizeError(f"image {len(images)} of {where} is corrupt: {error}") from error
-    return ImageSet(stacked(images, where), torch.tensor(labels))
 
 
 def _fake(classes: int) -> _Splits:

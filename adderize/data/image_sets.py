@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adderize.data.parquet import read_rows
+from adderize.data.photographs import Photographs, open_row
+from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 
 
@@ -29,18 +33,42 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def stacked(images: Sequence[Tensor], where: str) -> Tensor:
-    """Images (C, H, W) of one size as (N, C, H, W).
+def decoded(photographs: Photographs, where: str) -> ImageSet:
+    """All pictures of one size.
 
     Raises:
-        AdderizeError: several sizes.
+        AdderizeError: a corrupt picture, or several sizes.
     """
+    images = [photographs.pixels(index) for index in range(len(photographs.labels))]
+    labels = torch.tensor(photographs.labels, dtype=torch.int64)
+    return ImageSet(_stacked(images, where), labels)
+
+
+def _stacked(images: Sequence[Tensor], where: str) -> Tensor:
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:
         raise AdderizeError(
             f"{where} holds images of several sizes, {sizes[:3]}; expected one size"
         )
-    return torch.stack(list(images)) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    return torch.stack(list(images)) if images else empty
+
+
+@on_cpu
+def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "label") -> ImageSet:
+    """Images of one size from a parquet file of the Hugging Face schema.
+
+    Args:
+        path: as for :func:`adderize.data.parquet.read_rows`.
+        limit: only the first images.
+        label: the name of the label column.
+
+    Raises:
+        AdderizeError: as :func:`read_rows`; an image is corrupt or of another size.
+    """
+    rows, labels = (values[:limit] for values in read_rows(path, label))
+    names = [f"image {index} of {path}" for index in range(len(rows))]
+    return decoded(Photographs(labels, rows, names, open_row), str(path))
 
 
 def checked(images: ImageSet, num_classes: int) -> ImageSet:

@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adderize.data.mnist import idx_set, read_idx
+from adderize.data.normalisation import Statistics, normalised
+from adderize.data.parquet import count_rows, parquet_files, read_rows
+from adderize.data.photographs import Photographs, from_files, open_row
+from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SOURCES = (
     "an image file, a folder of images (searched through), a Hugging Face parquet file or a folder "
     "with such files, a folder with MNIST/raw, or an array (.npy, .pt)"
 )
 _IMAGE_FILES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_IDX_SETS = ("MNIST", "FashionMNIST", "KMNIST")
 _SPLITS = {"train": ("train",), "test": ("test", "val")}
 
 
-class Statistics(NamedTuple):
-    """Mean and deviation per channel, of pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-MNIST = Statistics((0.1307,), (0.3081,))
-CIFAR10 = Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def usual_statistics(model: nn.Module, size: Sequence[int]) -> Statistics:
-    """What a network's inputs are usually normalised with.
-
-    Args:
-        model: its own statement counts (timm's ``default_cfg``).
-        size: (C, H, W); else MNIST's for one channel, CIFAR-10's for 3x32x32, or ImageNet's.
-
-    Raises:
-        AdderizeError: neither one nor three channels, and no statement.
-    """
-    stated = getattr(model, "default_cfg", None)
-    if isinstance(stated, dict) and "mean" in stated and "std" in stated:
-        return Statistics(tuple(stated["mean"]), tuple(stated["std"]))
-    if size[0] == 1:
-        return MNIST
-    if size[0] != 3:
-        raise AdderizeError(f"no usual mean and deviation for {size[0]} channels: give both")
-    return CIFAR10 if tuple(size[1:]) == (32, 32) else IMAGENET
-
-
+@on_cpu
 def load_images(
     source: str | Path,
     size: Sequence[int],
@@ -95,10 +64,8 @@ def load_images(
     if not found:
         raise AdderizeError(f"{path} holds no images; expected {SOURCES}")
     images = [_fitted(image, size, path) for image in found]
-    if images[0].is_floating_point():
-        return torch.stack(images).float()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
-    return (torch.stack(images) / 255 - mean) / std
+    stacked = torch.stack(images)
+    return stacked.float() if stacked.is_floating_point() else normalised(stacked, *statistics)
 
 
 _Reader = Callable[[Path, int, int, str], Sequence[Tensor]]
@@ -106,7 +73,7 @@ _Reader = Callable[[Path, int, int, str], Sequence[Tensor]]
 
 def _reader(path: Path) -> _Reader:
     if path.is_dir():
-        if any((path / name / "raw").is_dir() for name in _IDX_SETS):
+        if idx_set(path) is not None:
             return _read_idx
         return _read_parquet if any(path.glob("*.parquet")) else _read_files
     if not path.is_file():
@@ -126,15 +93,8 @@ def _spread(count: int, limit: int) -> list[int]:
 
 
 def _read_idx(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
-    from torchvision import datasets
-
-    name = next(name for name in _IDX_SETS if (path / name / "raw").is_dir())
-    try:
-        pixels: Tensor = getattr(datasets, name)(path, train=split == "train").data
-    except Exception as error:
-        reason = str(error) or repr(error)
-        raise AdderizeError(f"cannot read {path / name / 'raw'}: {reason}") from error
-    return [pixels[index][None] for index in _spread(len(pixels), limit)]
+    pixels = read_idx(path, str(idx_set(path)), split).images
+    return [pixels[index] for index in _spread(len(pixels), limit)]
 
 
 def _read_array(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
@@ -162,64 +122,37 @@ def _read_files(path: Path, channels: int, limit: int, split: str) -> Sequence[T
     files = [path]
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_FILES)
-    return [
-        _decoded(files[index], channels, str(files[index])) for index in _spread(len(files), limit)
-    ]
+    chosen = from_files([files[index] for index in _spread(len(files), limit)])
+    return _pixels(chosen, channels)
 
 
 def _read_parquet(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise AdderizeError("parquet files need pyarrow: pip install pyarrow") from error
-    if path.is_dir():
-        path = _file_of_split(path, split)
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        columns = file.schema_arrow.names
-        column = next((name for name in ("img", "image") if name in columns), None)
-        if column is None:
-            found = ", ".join(columns)
-            raise AdderizeError(f"{path} has the columns {found}; expected img or image")
-        values = file.read(columns=[column])[column]
-        rows = values.take(_spread(len(values), limit)).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise AdderizeError(f"cannot read {path} as a parquet file: {error}") from error
-    contents = [row.get("bytes") if isinstance(row, dict) else None for row in rows]
-    if not all(contents):
-        raise AdderizeError(f"{path} holds no encoded images in {column}; expected {{bytes, path}}")
-    return [
-        _decoded(io.BytesIO(content), channels, f"an image of {path}")
-        for content in contents
-        if content
-    ]
+    files = _files_of_split(path, split) if path.is_dir() else [path]
+    counts = [count_rows(file) for file in files]
+    chosen = _spread(sum(counts), limit)
+    found: list[Tensor] = []
+    for file, count, end in zip(files, counts, itertools.accumulate(counts), strict=True):
+        own = [index - end + count for index in chosen if end - count <= index < end]
+        rows, _ = read_rows(file, None, own)
+        if not all(isinstance(row, dict) and row.get("bytes") for row in rows):
+            raise AdderizeError(f"{file} holds no encoded images; expected rows of {{bytes, path}}")
+        names = [f"an image of {file}"] * len(rows)
+        found += _pixels(Photographs((), rows, names, open_row), channels)
+    return found
 
 
-def _file_of_split(folder: Path, split: str) -> Path:
+def _files_of_split(folder: Path, split: str) -> list[Path]:
     files = sorted(folder.glob("*.parquet"))
-    chosen = [f for start in _SPLITS[split] for f in files if f.name.startswith(start)]
+    chosen = parquet_files(folder, *_SPLITS[split])
     if not chosen and len(files) > 1:
         names = ", ".join(f.name for f in files[:5])
         raise AdderizeError(f"{folder} holds {names}: name one of them")
-    return (chosen or files)[0]
+    return chosen or files
 
 
-def _decoded(file: Path | io.BytesIO, channels: int, where: str) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return _pixels(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise AdderizeError(f"{where} cannot be decoded: {error}") from error
-
-
-def _pixels(image: Image) -> Tensor:
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    pixels: Tensor = pil_to_tensor(image)
-    return pixels
+def _pixels(photographs: Photographs, channels: int) -> list[Tensor]:
+    mode = "L" if channels == 1 else "RGB"
+    return [photographs.pixels(index, mode) for index in range(len(photographs.items))]
 
 
 def _fitted(image: Tensor, size: Sequence[int], path: Path) -> Tensor:

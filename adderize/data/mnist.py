@@ -9,11 +9,15 @@ import numpy as np
 import torch
 
 from adderize.data.image_sets import Dataset, ImageSet, checked
+from adderize.data.normalisation import MNIST
+from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 
 EMBEDDED = "embedded"
+IDX_SETS = ("MNIST", "FashionMNIST", "KMNIST")
 
 
+@on_cpu
 def load_mnist(source: str | None, size: int = 32) -> Dataset:
     """MNIST, or its embedded 5,000 digits.
 
@@ -29,13 +33,11 @@ def load_mnist(source: str | None, size: int = 32) -> Dataset:
     if source == EMBEDDED:
         name, (train, test) = "the embedded MNIST digits", _embedded_digits()
     else:
-        name, (train, test) = "MNIST", _torchvision_mnist(source)
-    return Dataset(name, _resized(train, size), _resized(test, size), (0.1307,), (0.3081,), 10)
+        name, (train, test) = "MNIST", _real_digits(source)
+    return Dataset(name, _resized(train, size), _resized(test, size), *MNIST, 10)
 
 
-def _torchvision_mnist(source: str | None) -> tuple[ImageSet, ImageSet]:
-    from torchvision.datasets import MNIST
-
+def _real_digits(source: str | None) -> tuple[ImageSet, ImageSet]:
     folder = source or os.environ.get("ADDERIZE_DATA")
     download, root = not folder, Path(folder or "data")
     raw = root / "MNIST" / "raw"
@@ -45,16 +47,35 @@ def _torchvision_mnist(source: str | None) -> tuple[ImageSet, ImageSet]:
             "MNIST/, leave it out to download, or use --data embedded"
         )
     try:
-        sets = [MNIST(root, train=train, download=download) for train in (True, False)]
-        train, test = (checked(ImageSet(s.data.unsqueeze(1), s.targets), 10) for s in sets)
+        train, test = (read_idx(root, "MNIST", split, download) for split in ("train", "test"))
+    except AdderizeError as error:
+        raise AdderizeError(
+            f"{error}. Put sound files there (torchvision's layout: train-images-idx3-ubyte, ...), "
+            "or use --data embedded"
+        ) from error
+    return train, test
+
+
+def idx_set(root: Path) -> str | None:
+    """The first of torchvision's data sets in idx files that a folder holds."""
+    return next((name for name in IDX_SETS if (root / name / "raw").is_dir()), None)
+
+
+def read_idx(root: Path, name: str, split: str, download: bool = False) -> ImageSet:
+    """Grey images (N, 1, 28, 28) of one of `IDX_SETS`, by torchvision.
+
+    Raises:
+        AdderizeError: the files are missing, damaged or cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    try:
+        found = getattr(datasets, name)(root, train=split == "train", download=download)
+        return checked(ImageSet(found.data.unsqueeze(1), found.targets), 10)
     except Exception as error:
         action = "download" if download else "read"
         reason = (str(error) or repr(error)).splitlines()[0].rstrip(".: ")
-        raise AdderizeError(
-            f"cannot {action} MNIST in {raw}: {reason}. Put sound files there (torchvision's "
-            "layout: train-images-idx3-ubyte, ...), or use --data embedded"
-        ) from error
-    return train, test
+        raise AdderizeError(f"cannot {action} {name} in {root / name / 'raw'}: {reason}") from error
 
 
 def _embedded_digits() -> tuple[ImageSet, ImageSet]:

@@ -1,72 +1,71 @@
-"""Images in parquet files of the Hugging Face schema."""
+"""Parquet files of the Hugging Face schema: encoded images beside their labels."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from adderize.data.image_sets import ImageSet, stacked
 from adderize.errors import AdderizeError
 
 
-def parquet_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split, in order: ``train.parquet``, ``data/train-00000-of-00002.parquet``."""
+def parquet_files(folder: Path, *splits: str) -> list[Path]:
+    """The files of the first of some splits that has any, in order: ``train.parquet``,
+    ``data/train-00000-of-00002.parquet``."""
     places = (folder, folder / "data", folder / "plain_text")
-    return next(filter(None, (sorted(p.glob(f"{split}*.parquet")) for p in places)), [])
+    found = (sorted(place.glob(f"{split}*.parquet")) for split in splits for place in places)
+    return next(filter(None, found), [])
 
 
-def read_rows(path: Path | str, label: str = "label") -> tuple[list[dict[str, Any]], list[int]]:
+def count_rows(path: Path | str) -> int:
+    """
+    Raises:
+        AdderizeError: as :func:`read_rows`.
+    """
+    return int(_opened(path).metadata.num_rows)
+
+
+def read_rows(
+    path: Path | str, label: str | None = "label", at: Sequence[int] | None = None
+) -> tuple[list[Any], list[int]]:
     """Encoded images, as rows {bytes, path}, and their labels.
 
     Args:
         path: a file with a column ``img`` or ``image`` of {bytes, path}, and a column of labels.
-        label: the name of the label column.
+        label: the name of the label column; None for no labels.
+        at: numbers of the rows to read; all by default.
 
     Raises:
         AdderizeError: the file is missing, is not parquet, or lacks a column.
     """
     import pyarrow
-    import pyarrow.parquet
 
+    file = _opened(path)
+    found = file.schema_arrow.names
+    image = next((name for name in ("img", "image") if name in found), None)
+    if image is None or label not in (None, *found):
+        expected = "img or image" if label is None else f"img or image, and {label}"
+        raise AdderizeError(f"{path} has the columns {', '.join(found)}; expected {expected}")
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = file.read(columns=[image] if label is None else [image, label])
+        if at is not None:
+            table = table.take(at)
+        return table[image].to_pylist(), [] if label is None else table[label].to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise AdderizeError(f"cannot read {path} as a parquet file: {error}") from error
-    column = next((name for name in ("img", "image") if name in table.column_names), None)
-    if column is None or label not in table.column_names:
-        raise AdderizeError(
-            f"{path} has the columns {', '.join(table.column_names)}; expected img or image, "
-            f"and {label}"
-        )
-    return table[column].to_pylist(), table[label].to_pylist()
+        raise _unreadable(path, error) from error
 
 
-def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "label") -> ImageSet:
-    """Images of one size from a parquet file of the Hugging Face schema.
-
-    Args:
-        path: as for :func:`read_rows`.
-        limit: only the first images.
-        label: the name of the label column.
-
-    Raises:
-        AdderizeError: as :func:`read_rows`; an image is corrupt or of another size.
-    """
-    rows, labels = read_rows(path, label)
-    images = [_decoded(row, f"image {index} of {path}") for index, row in enumerate(rows[:limit])]
-    return ImageSet(stacked(images, str(path)), torch.tensor(labels[:limit], dtype=torch.int64))
-
-
-def _decoded(row: dict[str, bytes], where: str) -> Tensor:
-    from PIL import Image
-
+def _opened(path: Path | str) -> Any:
     try:
-        pixels = np.array(Image.open(io.BytesIO(row["bytes"])).convert("RGB"))
-    except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise AdderizeError(f"{where} cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise AdderizeError("parquet files need pyarrow: pip install pyarrow") from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: Exception) -> AdderizeError:
+    return AdderizeError(f"cannot read {path} as a parquet file: {error}")

@@ -108,7 +108,4 @@ def _summary(norms: dict[str, _Norms]) -> str:
         rows.append([layer, *(f"{value:.4g}" for value in first), f"{first[0] / first[1]:.3g}"])
     header = ["layer", *SERIES, "CNN / AdderNet"]
     table = Table(header, rows, texts=1).markdown()
-    return (
-        f"{table}\n\nL2 norms of the filters' gradients at the first "
-        f"iteration, batch {_BATCH}."
-    )
+    return f"{table}\n\nL2 norms of the filters' gradients at the first iteration, batch {_BATCH}."

@@ -10,7 +10,8 @@ import pytest
 
 from adderize import adderize, load_model, recalibrate, save_model
 from adderize.cli import main
-from adderize.data.images import MNIST, load_images
+from adderize.data.images import load_images
+from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
 
 ARCH = "adderize.models:lenet5_bn"

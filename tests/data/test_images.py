@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 from adderize import AdderizeError
-from adderize.data.images import CIFAR10, IMAGENET, MNIST, Statistics, load_images, usual_statistics
+from adderize.data.images import load_images
+from adderize.data.normalisation import CIFAR10, IMAGENET, MNIST, Statistics, usual_statistics
 
 PLAIN = Statistics((0.0,), (1.0,))
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from adderize import AdderizeError, load_model
-from adderize.data.photographs import load_photographs
+from adderize.data import load_photographs
 from adderize.models.by_name import build
 from recipes import imagenet
 from recipes.image_files import MEAN, STD, ImageFiles
