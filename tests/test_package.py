@@ -1,15 +1,28 @@
-"""What `import adderize` costs and offers."""
+"""What `import adderize` costs and offers, in every order of imports."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+import inspect
+import itertools
+import os
+import pickle
+import pydoc
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-import adderize
+from adderize import adderize
 
 HEAVY = ("fvcore", "lightning", "timm", "torchvision", "triton", "matplotlib")
 
@@ -60,3 +73,128 @@ def test_no_file_of_the_project_is_ignored() -> None:
     listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
     ignored = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True).stdout
     assert ignored == ""
+
+
+IMPORTS = (
+    "import adderize",
+    "from adderize import adderize",
+    "from adderize import plan",
+    "import adderize.counting",
+    "from adderize.surgery import restore",
+)
+USES = """
+import inspect, torch.nn as nn
+model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3)))
+assert adderize.plan(model).converted == ["1"]
+assert "adder_conv2d" in dir(adderize.functional)
+assert adderize(model) is model and type(model[1]) is adderize.AdderConv2d
+assert adderize.adderize is adderize
+assert "example_input" in inspect.signature(adderize).parameters
+"""
+# One interpreter that has loaded torch and nothing of adderize, and a fork of it for each program.
+FORKS = """
+import os, sys, warnings, torch
+warnings.simplefilter("ignore")
+for program in PROGRAMS:
+    child = os.fork()
+    if child == 0:
+        try:
+            exec(program, {})
+        except BaseException as error:
+            print(repr(error), "in", program, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_every_order_of_imports() -> None:
+    orders = [*itertools.permutations(IMPORTS, 2), *((statement,) for statement in IMPORTS)]
+    programs = ["\n".join(order) for order in orders]
+    programs += [
+        "from adderize import adderize\nfrom adderize import *",
+        "import adderize, importlib; assert importlib.reload(adderize) is adderize",
+    ]
+    bound = re.compile(r"^(import adderize|from adderize import adderize$)", re.MULTILINE)
+    programs = [f"{program}\n{USES}" for program in programs if bound.search(program)]
+    assert len(programs) == 23
+    code = FORKS.replace("PROGRAMS", repr(programs))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_package_looks_like_its_function() -> None:
+    function = importlib.import_module("adderize.surgery").adderize
+    assert inspect.signature(adderize) == inspect.signature(function)
+    assert callable(adderize)
+    text = pydoc.plain(pydoc.render_doc(adderize))
+    assert "adderize(model: 'nn.Module', *, include:" in text
+    assert "shell-style patterns of qualified layer names" in text
+    assert "Adder networks for PyTorch and Lightning" in text
+
+
+def test_the_package_is_copied_and_pickled_as_a_function_is() -> None:
+    convert = functools.partial(adderize, norm="ignore")
+    assert pickle.loads(pickle.dumps(convert)).func is adderize
+    assert copy.copy(adderize) is adderize
+    assert copy.deepcopy({"call": convert})["call"].func is adderize
+
+
+TYPED = """
+from adderize import AdderConv2d, adderize, plan
+from torch import nn
+
+model = nn.Sequential()
+reveal_type(adderize(model))
+reveal_type(adderize.plan(model))
+reveal_type(adderize.AdderConv2d(1, 1, 1))
+reveal_type(plan(model).converted)
+adderize(model, stem="yes")
+adderize.binarize("model")
+"""
+
+
+def test_the_package_is_typed(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "user.py").write_text(TYPED)
+    options = ["--follow-imports=silent", "--ignore-missing-imports", "--no-error-summary"]
+    found, errors, _ = api.run([*options, str(tmp_path / "user.py")])
+    assert not errors
+    kinds = re.findall(r'Revealed type is "(?:[\w.]*\.)?(\w+(?:\[.*\])?)"', found)
+    assert kinds == ["Module", "Plan", "AdderConv2d", "list[str]"], found
+    wrong = re.findall(r"user.py:(\d+): error", found)
+    assert wrong == ["10", "11"], found
+
+
+def _wrong_ways_round() -> dict[str, Callable[[Any], Any]]:
+    from adderize.checkpoints import load_authors_checkpoint
+    from adderize.counting.fvcore import analysis
+    from adderize.inspection import inspect
+    from adderize.quantize import quantize, quantize_report
+
+    return {
+        "adderize": adderize,
+        "analysis": lambda wrong: analysis(wrong, torch.zeros(1)),
+        "binarize": adderize.binarize,
+        "count": lambda wrong: adderize.count(wrong, (3, 8, 8)),
+        "inspect": inspect,
+        "load_authors_checkpoint": lambda wrong: load_authors_checkpoint(wrong, nn.ReLU()),
+        "load_model": lambda wrong: adderize.load_model(wrong, nn.ReLU()),
+        "plan": adderize.plan,
+        "quantize": lambda wrong: quantize(wrong, nn.ReLU()),
+        "quantize_report": quantize_report,
+        "recalibrate": lambda wrong: adderize.recalibrate(wrong, nn.ReLU()),
+        "restore": adderize.restore,
+        "save_model": lambda wrong: adderize.save_model(wrong, nn.ReLU()),
+        "scale_adder_gradients_": lambda wrong: adderize.scale_adder_gradients_(wrong, nn.ReLU()),
+    }
+
+
+@pytest.mark.parametrize("wrong", ["folder", None, torch.zeros(2), nn.ReLU, [nn.ReLU()]], ids=str)
+@pytest.mark.parametrize("name", _wrong_ways_round())
+def test_what_is_no_model(name: str, wrong: object) -> None:
+    found = "the class ReLU, which has to be called" if wrong is nn.ReLU else type(wrong).__name__
+    with pytest.raises(adderize.AdderizeError, match=f"the model is .*{found}.*torch.nn.Module"):
+        _wrong_ways_round()[name](wrong)

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from adderize.arguments import check_module
 from adderize.checkpoints.files import read_file
 from adderize.checkpoints.state_dicts import StateDict, load_weights, own_part
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.layers.adder import _rename_authors_keys
-from adderize.surgery import convert_like
 from adderize.surgery.engine import adder_kind
-from adderize.surgery.steps import listed
+from adderize.surgery.entries import convert_like
 
 _FILTERS = ".adder"
 
@@ -37,6 +37,7 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         AdderizeError: no such file, no state dict, adders where the model has convolutions or the
             reverse, keys or shapes that do not fit.
     """
+    check_module(model)
     path = Path(path)
     state = authors_part(read_file(path).state, model, path)
     filters = {key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)}

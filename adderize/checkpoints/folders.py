@@ -15,16 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from adderize.arguments import check_module
 from adderize.checkpoints.manifest import Manifest, settings_of
 from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
 from adderize.checkpoints.values import decoded, encoded
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.quantize.record import Quantization, quantization_of, rebuild
-from adderize.surgery import convert_like
 from adderize.surgery.engine import become_original, original_kind
-from adderize.surgery.entries import converted_entries
-from adderize.surgery.steps import listed
+from adderize.surgery.entries import convert_like, converted_entries
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 
@@ -172,6 +171,7 @@ def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) 
 
 
 def _check_unwrapped(model: nn.Module) -> None:
+    check_module(model)
     found = type(model).__name__
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")

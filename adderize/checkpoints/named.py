@@ -19,7 +19,7 @@ from adderize.checkpoints.folders import load_model
 from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.models import by_name
-from adderize.surgery import adderize, binarize, plan
+from adderize.surgery import Decision, adderize, binarize, plan
 
 PUBLISHED = "published"
 _SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
@@ -171,7 +171,7 @@ def _with_weights(
         model = model if binarization is None else binarize(model, **binarization)
     else:
         model = _converted(model, options)
-        adders = sum(row.decision == "adder" for row in plan(model).rows)
+        adders = sum(row.decision is Decision.ADDER for row in plan(model).rows)
         notes.append(
             f"{path} does not say which layers are adders: {adders} were taken as such, as "
             f"`adderize plan {arch}` lists them; --exclude '*' takes none"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError
-from adderize.surgery.steps import listed
+from adderize.errors import AdderizeError, listed
 
 # What torch.compile, FSDP and activation checkpointing put between the names of wrapped modules.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")

@@ -1,4 +1,4 @@
-"""`adderize plan ARCH`: which layers would become adders, and why."""
+"""`adderize plan ARCH`: which layers would become adders or binary, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from adderize.cli.options import add_conversion_options, conversion_options
 from adderize.surgery import plan
 from adderize.tables import FORMATS
 
-HELP = "which layers of a model would become adders, and why"
+HELP = "which layers of a model would become adders or binary, and why"
+_TARGETS = {"adder": "adder", "bnn": "binary"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +18,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model", metavar="ARCH", help="resnet50 (torchvision), timm:NAME or package.module:callable"
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument(
+        "--layers", choices=tuple(_TARGETS), default="adder",
+        help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
+    )  # fmt: skip
     add_conversion_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = plan(named.blank(arguments.model), **conversion_options(arguments))
+    model = named.blank(arguments.model)
+    target = _TARGETS[arguments.layers]
+    found = plan(model, target=target, **conversion_options(arguments))
     print(found.render(arguments.format))
     return 0

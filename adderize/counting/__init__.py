@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from adderize.arguments import check_module
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
 from adderize.counting.rows import Layer, Uncounted, sum_of
@@ -67,6 +68,7 @@ def count(
         AdderizeError: an unknown input size, an input that the model does not accept, control flow
             that depends on values, options that :func:`adderize.plan` refuses, a bad table.
     """
+    check_module(model)
     tables = energy_table(energy), latency_table(latency)
     size = _input_size(model, input_size)
     twin = adder_twin(model, size, **options)

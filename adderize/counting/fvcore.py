@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.arguments import check_module
 from adderize.counting.operators import FORMULAS, FREE_OPERATORS, count_call
 from adderize.formulas import Operations
 
@@ -28,6 +29,7 @@ def analysis(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Any:
         ``fvcore.nn.jit_analysis.JitModelAnalysis``. Operators without a formula are in its
         ``unsupported_ops()``, after a count has been asked for.
     """
+    check_module(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn.jit_analysis import JitModelAnalysis

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adderize.dataflow.graph import NORMS, Flow, Node, is_leaf
+from adderize.dataflow.nodes import NORMS, Flow, Node, is_leaf
 from adderize.dataflow.recording import likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
 from adderize.errors import AdderizeError

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adderize.dataflow.graph import Flow, Node, function_name, is_leaf
+from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
 
 _SELECTED = 2
 _SIDES = (224, 32, 64, 256, 299, 384, 28)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from adderize.dataflow.graph import Flow, Node, function_name, is_leaf
+from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
 
 _QUERIES = {"size", "dim", "numel", "stride", "is_contiguous", "get_device", "element_size"}
 _TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adderize.arguments import check_module
 from adderize.dataflow import trace
 from adderize.errors import AdderizeError
 from adderize.inspection.findings import findings_of
@@ -32,6 +33,7 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
     Raises:
         AdderizeError: a model without such layers, or one that fails on the images.
     """
+    check_module(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         raise AdderizeError(f"{type(model).__name__} holds no convolution, linear or adder layer")

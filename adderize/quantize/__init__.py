@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.arguments import check_module, check_switch
 from adderize.errors import AdderizeError
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import Adder, why_float
@@ -29,7 +30,6 @@ from adderize.quantize.quantization_report import LayerReport, QuantizationRepor
 from adderize.quantize.record import Quantization, finished, quantization_of
 from adderize.surgery.checks import check_model
 from adderize.surgery.entries import converted_entries
-from adderize.surgery.policy import check_switch
 
 __all__ = [
     "LayerReport",
@@ -123,6 +123,7 @@ def quantize_report(model: nn.Module) -> QuantizationReport:
     Raises:
         AdderizeError: the model does not come from :func:`quantize` or ``load_model``.
     """
+    check_module(model)
     record = quantization_of(model)
     if record is None:
         raise AdderizeError("the model is not quantised: pass what quantize() returned")

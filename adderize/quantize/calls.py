@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow.graph import function_name
+from adderize.dataflow.nodes import function_name
 from adderize.dataflow.symbolic import is_query
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
 

@@ -7,15 +7,15 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 
 _QUANTIZATION = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise for wrapped, sharded, compiled or scripted models."""
-    if not isinstance(model, nn.Module):
-        raise AdderizeError(f"got a {type(model).__name__}; expected a torch.nn.Module")
+    """Raise for what is no module, and for wrapped, sharded, compiled or scripted models."""
+    check_module(model)
     for name, module in model.named_modules():
         found = _wrapper(module)
         if found is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
+from adderize.surgery.decisions import Decision, Reason
 
 
 def adder_kind(layer: nn.Module) -> type[nn.Module] | None:
@@ -58,20 +59,22 @@ class Target:
 
     Attributes:
         decision: the plan's word for a layer that is one already.
+        is_already: its reason for that.
         classes: of those layers.
         kind_of: the class that a layer would become, None for one without such a form.
         norm_side: where a layer needs a norm: among the "users" of its output, or the "sources" of
             its input.
     """
 
-    decision: str
+    decision: Decision
+    is_already: Reason
     classes: tuple[type[nn.Module], ...]
     kind_of: Callable[[nn.Module], type[nn.Module] | None]
     norm_side: str
 
 
-ADDER = Target("adder", (AdderConv2d, AdderLinear), adder_kind, "users")
-BINARY = Target("binary", (BinaryConv2d,), binary_kind, "sources")
+ADDER = Target(Decision.ADDER, Reason.IS_ADDER, (AdderConv2d, AdderLinear), adder_kind, "users")
+BINARY = Target(Decision.BINARY, Reason.IS_BINARY, (BinaryConv2d,), binary_kind, "sources")
 Converted = AdderConv2d | AdderLinear | BinaryConv2d
 
 

@@ -1,4 +1,4 @@
-"""What was converted in a network, as plain values: what `convert_like` takes, and a file can hold.
+"""What was converted in a network, as plain values that a file can hold, and the same once more.
 
 An entry is ``{"kind": class name, "gradient": mode or None, "norm": options or None}``.
 """
@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
 from adderize.ops._shapes import GRADIENTS
-from adderize.surgery.engine import BINARY, Converted
+from adderize.surgery.checks import check_dtype, check_layer, check_model
+from adderize.surgery.engine import ADDER, BINARY, Converted, become
+from adderize.surgery.norms import insert_norm
 
 _NORM_OPTIONS: dict[str, tuple[type, ...]] = {
     "eps": (int, float),
@@ -49,6 +51,42 @@ def _norm_options(name: str, norm: nn.Module) -> dict[str, Any]:
             "other norms after the layer in the model itself"
         )
     return {key: getattr(norm, key) for key in _NORM_OPTIONS}
+
+
+def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
+    """Convert exactly the named layers, with the kind, gradient and norm that each entry gives.
+
+    The gradient is None for binary layers; the norm is None or the options of the batch norm to
+    insert.
+
+    Raises:
+        AdderizeError: a name without a layer, or with one that has no such form.
+    """
+    check_model(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kinds: dict[str, type[nn.Module]] = {}
+    for name, entry in layers.items():
+        kind = _kind_named(entry["kind"], modules.get(name))
+        if kind is None:
+            found = type(modules[name]).__name__ if name in modules else "no such layer"
+            raise AdderizeError(f"{name} should become {entry['kind']}, but the model has {found}")
+        check_layer(name, modules[name])
+        check_dtype(name, modules[name])
+        kinds[name] = kind
+    for name, entry in layers.items():
+        layer = modules[name]
+        attributes = {} if entry["gradient"] is None else {"gradient": entry["gradient"]}
+        become(layer, kinds[name], **attributes)
+        assert isinstance(layer, Converted)
+        if entry["norm"] is not None:
+            insert_norm(layer, **entry["norm"])
+    return model
+
+
+def _kind_named(name: str, layer: nn.Module | None) -> type[nn.Module] | None:
+    """The class of that name that a layer can become."""
+    kinds = (target.kind_of(layer) for target in (ADDER, BINARY) if layer is not None)
+    return next((kind for kind in kinds if kind is not None and kind.__name__ == name), None)
 
 
 def entry_problem(name: str, entry: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from adderize.dataflow import NORMS, Flow, Node, is_leaf
 from adderize.layers import AdderConv2d, AdderLinear
@@ -115,12 +115,3 @@ def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any)
     layer.norm = kind(channels, device=weight.device, dtype=weight.dtype, **options)
     layer.norm.train(layer.training)
     return layer.norm
-
-
-def reset_zero_gamma(norm: nn.Module) -> bool:
-    """Set a zero-initialised gamma to 1: with zeros the first gradients of an adder vanish."""
-    gamma = getattr(norm, "weight", None)
-    if not isinstance(gamma, Tensor) or gamma.is_meta or bool(gamma.detach().any()):
-        return False
-    nn.init.ones_(gamma)
-    return True

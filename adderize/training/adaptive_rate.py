@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 
@@ -88,6 +89,7 @@ def scale_adder_gradients_(
         scaler.step(optimizer)
         scaler.update()
     """
+    check_module(model)
     check_eta(eta)
     filters = adder_filters(model)
     if not filters:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 
 
@@ -35,6 +36,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         AdderizeError: no batch norm that tracks statistics, none that the forward calls, or no
             batches.
     """
+    check_module(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         raise AdderizeError("the model has no batch norm with running statistics to recalibrate")

@@ -59,3 +59,15 @@ def test_mistakes(capsys, arguments, words):
     assert captured.err.startswith("adderize: ")
     assert words in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_a_binary_network(capsys):
+    assert main(["plan", "resnet18", "--layers", "bnn"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[-2:] == ["inserted", "fx"]
+    assert lines[-1] == "19 to convert, 2 kept; 19 norms to insert"
+
+
+def test_options_that_a_binary_network_lacks(capsys):
+    assert main(["plan", "resnet18", "--layers", "bnn", "--linear"]) == 1
+    assert "linear is True, but binary layers have no such option" in capsys.readouterr().err

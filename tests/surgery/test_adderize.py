@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ import torchvision
 from torch import nn
 
 from adderize import AdderConv2d, AdderLinear, adderize, plan, restore
+from adderize.surgery import Decision, NormFix, Reason
 
 
 def conv_bn(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -101,6 +103,28 @@ def test_default_policy_on_lenet_keeps_stem_head_and_linear():
     rows = {row.name: row for row in plan(LeNet(), linear=True).rows}
     assert rows["fc3"].reason.startswith("head")
     assert rows["fc2"].decision == "convert"
+
+
+def test_rows_decide_by_enumerations_and_print_words():
+    rows = {row.name: row for row in plan(small_cnn()).rows}
+    stem, conv = rows["0.0"], rows["2.0"]
+    assert stem.decision is Decision.KEEP and stem.decision == "keep"
+    assert stem.why is Reason.STEM and stem.reason == "stem: reads the input"
+    assert conv.decision is Decision.CONVERT and conv.decision == "convert"
+    assert conv.norm_fix is NormFix.INSERTED and conv.norm == "inserted"
+    assert stem.norm_fix is NormFix.NOT_NEEDED and stem.norm == ""
+
+
+def test_a_norm_that_is_named_inserted_is_found():
+    net = nn.Sequential(
+        OrderedDict(stem=conv_bn(3, 4), conv=nn.Conv2d(4, 4, 1), inserted=nn.BatchNorm2d(4),
+                    act=nn.ReLU(), head=nn.Conv2d(4, 2, 1))
+    )  # fmt: skip
+    planned = plan(net)
+    assert planned.converted == ["conv"] and planned.inserted == []
+    assert planned.rows[1].norm == "inserted" and planned.rows[1].norm_fix is NormFix.FOUND
+    adderize(net)
+    assert net.conv.norm is None
 
 
 @pytest.mark.parametrize("init", ["rescale", "normal", "keep"])

@@ -69,6 +69,33 @@ def test_the_layers_that_adderize_takes() -> None:
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
 
 
+def test_a_plan_says_what_happens() -> None:
+    model = Small()
+    planned = plan(model, target="binary", exclude="conv2")
+    assert planned.converted == planned.inserted == ["conv1"]
+    assert planned.options["target"] == "binary"
+    assert not binaries(model)
+    binarize(model, exclude="conv2")
+    rows = {row.name: row for row in plan(model, target="binary").rows}
+    assert rows["conv1"].decision == "binary" and rows["conv1"].reason == "is binary"
+    assert rows["conv1"].norm == "conv1.norm" and rows["conv2"].norm == "inserted"
+    assert str(plan(model, target="binary")).endswith("1 already binary; 1 norms to insert")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "ternary"}, "target is 'ternary'; expected one of 'adder', 'binary'"),
+        ({"target": "binary", "linear": True}, "linear is True, but binary layers have no such"),
+        ({"target": "binary", "init": "keep"}, "init is 'keep', but binary layers have no such"),
+        ({"target": "binary", "gradient": "sign"}, "gradient is 'sign', but binary layers"),
+    ],
+)
+def test_plans_that_no_binary_network_has(options: dict, words: str) -> None:
+    with pytest.raises(AdderizeError, match=words):
+        plan(Small(), **options)
+
+
 def test_patterns_and_options() -> None:
     assert list(binaries(binarize(Small(), include="conv*", exclude="conv2"))) == ["conv1"]
     assert list(binaries(binarize(Small(), stem=True))) == ["stem", "conv1", "conv2"]

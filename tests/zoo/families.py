@@ -119,8 +119,8 @@ def examine(name: str, folder: Path) -> Outcome:
     torch.manual_seed(0)
     images, labels = photographs(folder, NETWORKS[name])
     model = build(name, num_classes=len(labels), **OPTIONS.get(name, {})).train()
-    rows = [row for row in plan(model).rows if row.decision == "convert"]
-    inserted = sum(row.norm == "inserted" for row in rows)
+    planned = plan(model)
+    layers, inserted = len(planned.converted), len(planned.inserted)
     _make_deterministic(adderize(model))
     filters = adder_filters(model)
     others = [p for p in model.parameters() if p not in set(filters.values())]
@@ -145,7 +145,7 @@ def examine(name: str, folder: Path) -> Outcome:
         losses.append(loss.item())
     with torch.no_grad():
         losses.append(_loss(model(images), labels).item())
-    return Outcome(len(rows), len(rows) - inserted, inserted, smallest, losses[0], losses[-1])
+    return Outcome(layers, layers - inserted, inserted, smallest, losses[0], losses[-1])
 
 
 def _make_deterministic(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
 from adderize.models.by_name import build
+from adderize.surgery import Decision, NormFix
 
 OUTCOMES = ("converted", "nothing to convert", "refused", "failed")
 
@@ -65,13 +66,13 @@ def _examine(model: nn.Module) -> dict[str, Any]:
     shape = _output_shape(model)
     rows = plan(model)
     figures = {
-        "kept": Counter(row.reason for row in rows.rows if row.decision == "keep"),
-        "kinds": Counter(row.kind for row in rows.rows if row.decision == "convert"),
+        "kept": Counter(row.reason for row in rows.rows if row.decision is Decision.KEEP),
+        "kinds": Counter(row.kind for row in rows.rows if row.decision is Decision.CONVERT),
         "methods": Counter(row.method for row in rows.rows),
         "norms": Counter(
-            f"{'inserted' if row.norm == 'inserted' else 'found'} ({row.method})"
+            f"{'inserted' if row.norm_fix is NormFix.INSERTED else 'found'} ({row.method})"
             for row in rows.rows
-            if row.decision == "convert"
+            if row.decision is Decision.CONVERT
         ),
         "forward": shape is not None,
     }

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from adderize.surgery.decisions import Decision, NormFix, Row
 from adderize.tables import Report, Table, csv_text, shape_text
-
-
-@dataclass(frozen=True)
-class Row:
-    """What happens to one layer.
-
-    Attributes:
-        name: qualified name (the first one, where a layer is registered under several).
-        kind: class name.
-        shape: shape of the filters.
-        decision: "convert", "keep", or "adder" for one that is an adder already.
-        reason: why, in a few words.
-        norm: the norm after it: a qualified name, "inserted" (will be), or "none"; empty for kept
-            layers and for adders that are never called.
-        method: how the layer's surroundings were found: "fx" (traced), "hooks" (a forward on the
-            meta device) or "order" (of registration).
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    decision: str
-    reason: str
-    norm: str = ""
-    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,12 +20,12 @@ class Plan(Report):
     @property
     def converted(self) -> list[str]:
         """Names of the layers to convert."""
-        return [row.name for row in self.rows if row.decision == "convert"]
+        return [row.name for row in self.rows if row.decision is Decision.CONVERT]
 
     @property
     def inserted(self) -> list[str]:
-        """Names of the layers that get a batch norm of their own."""
-        return [row.name for row in self.rows if row.norm == "inserted"]
+        """Names of the layers that will get a batch norm of their own."""
+        return [row.name for row in self.rows if row.norm_fix is NormFix.INSERTED]
 
     def to_dict(self) -> dict[str, Any]:
         rows = [{key: getattr(row, key) for key in _FIELDS} for row in self.rows]
@@ -67,15 +44,15 @@ class Plan(Report):
         return Table(_HEADER, [_cells(row) for row in self.rows])
 
     def _summary(self) -> str:
-        counts = dict.fromkeys(("convert", "keep", "adder"), 0)
-        for row in self.rows:
-            counts[row.decision] += 1
-        text = f"{counts['convert']} to convert, {counts['keep']} kept"
-        if counts["adder"]:
-            text += f", {counts['adder']} already adders"
+        counts = Counter(row.decision for row in self.rows)
+        text = f"{counts[Decision.CONVERT]} to convert, {counts[Decision.KEEP]} kept"
+        for decision, words in _ALREADY.items():
+            if counts[decision]:
+                text += f", {counts[decision]} already {words}"
         return f"{text}; {len(self.inserted)} norms to insert"
 
 
+_ALREADY = {Decision.ADDER: "adders", Decision.BINARY: "binary"}
 _FIELDS = ["name", "kind", "shape", "decision", "reason", "norm", "method"]
 _HEADER = ["layer", *_FIELDS[1:]]
 

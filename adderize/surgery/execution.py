@@ -1,0 +1,92 @@
+"""The one engine of every conversion: preview its steps, or take them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from adderize.arguments import check_switch
+from adderize.errors import AdderizeError, listed
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.advice import warn_optimizers, warn_unchanged, warn_untraced
+from adderize.surgery.checks import check_model
+from adderize.surgery.decisions import Decision, NormFix
+from adderize.surgery.engine import Converted, Target, become
+from adderize.surgery.initialisation import initialise, reset_zero_gamma
+from adderize.surgery.norms import insert_norm
+from adderize.surgery.options import Options
+from adderize.surgery.plan_table import Plan
+from adderize.surgery.steps import Step, find_steps
+
+
+def preview(model: nn.Module, target: Target, example_input: Any, **arguments: Any) -> Plan:
+    """The plan of a conversion; the model is left as it is."""
+    options = Options.checked(arguments, target)
+    steps = find_steps(model, options, target, example_input)
+    return Plan(
+        tuple(step.row for step in steps), {"target": target.decision.value, **asdict(options)}
+    )
+
+
+def convert(
+    model: nn.Module, target: Target, inplace: bool, example_input: Any, **arguments: Any
+) -> nn.Module:
+    """The converted model, or a converted copy."""
+    options = Options.checked(arguments, target)
+    check_switch("inplace", inplace)
+    check_model(model)
+    if not inplace:
+        model = copy.deepcopy(model)
+    steps = find_steps(model, options, target, example_input)
+    chosen = [step for step in steps if step.row.decision is Decision.CONVERT]
+    _check_norms(steps, options, target)
+    if not chosen and any(step.row.decision is target.decision for step in steps):
+        warn_unchanged()
+    elif not chosen:
+        raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
+    warn_untraced(steps, target)
+    for step in chosen:
+        _take(step, options, target)
+    warn_optimizers(model, chosen)
+    return model
+
+
+def _take(step: Step, options: Options, target: Target) -> None:
+    layer, kind = step.layer, target.kind_of(step.layer)
+    assert kind is not None
+    become(layer, kind)
+    assert isinstance(layer, Converted)
+    if isinstance(layer, (AdderConv2d, AdderLinear)):
+        layer.gradient = options.gradient
+        initialise(layer, options.init)
+    if step.row.norm_fix is NormFix.INSERTED:
+        insert_norm(layer)
+    for norm in step.norms:
+        reset_zero_gamma(norm)
+
+
+def _check_norms(steps: Sequence[Step], options: Options, target: Target) -> None:
+    """Raise where norms are missing that the options require."""
+    # What was converted before counts, unless a pattern leaves it out.
+    lacking = [
+        step.row.name
+        for step in steps
+        if step.row.norm_fix is NormFix.MISSING and options.matches([step.row.name])
+    ]
+    if options.norm == "require" and lacking:
+        place = "follows" if target.norm_side == "users" else "comes right before"
+        raise AdderizeError(
+            f"no trainable norm {place} {listed(lacking)}: add one, pass norm='insert', or leave "
+            "the layers out with exclude="
+        )
+
+
+def _reasons(steps: Sequence[Step]) -> str:
+    counts = Counter(step.row.reason for step in steps)
+    kept = ", ".join(f"{count} x {reason!r}" for reason, count in counts.items())
+    return f"all layers are kept ({kept})" if kept else "the model has no convolution"

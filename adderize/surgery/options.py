@@ -1,0 +1,104 @@
+"""The options of a conversion, checked once for every function that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from adderize.arguments import check_switch
+from adderize.errors import AdderizeError
+from adderize.surgery.engine import ADDER, BINARY, Target
+
+Patterns = str | Iterable[str] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those of :func:`adderize.adderize`; a binary target knows some of them only."""
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    stem: bool = False
+    head: bool = False
+    linear: bool = False
+    depthwise: bool = True
+    gates: bool = False
+    init: str = "rescale"
+    norm: str = "insert"
+    gradient: str = "full"
+
+    @classmethod
+    def checked(cls, arguments: Mapping[str, Any], target: Target) -> Options:
+        """From the arguments of a function; those that are no options are left out.
+
+        Raises:
+            AdderizeError: a wrong value, or an option that the target does not have.
+        """
+        given = {f.name: arguments[f.name] for f in fields(cls) if f.name in arguments}
+        given["include"] = None if given["include"] is None else _patterns(given["include"])
+        given["exclude"] = () if given["exclude"] is None else _patterns(given["exclude"])
+        options = cls(**given)
+        for key in _SWITCHES:
+            check_switch(key, getattr(options, key))
+        for key, allowed in _CHOICES.items():
+            check_choice(key, getattr(options, key), allowed)
+        for key in _ADDERS_ONLY if target is BINARY else ():
+            if getattr(options, key) != getattr(cls, key):
+                raise AdderizeError(
+                    f"{key} is {getattr(options, key)!r}, but binary layers have no such option"
+                )
+        return options
+
+    def matches(self, names: Sequence[str]) -> bool:
+        """Whether one of a layer's names is included and none excluded."""
+        return (self.include is None or _any_match(names, self.include)) and not _any_match(
+            names, self.exclude
+        )
+
+    def check_patterns(self, names: Sequence[str]) -> None:
+        """Raise for a pattern that matches none of all layers' names."""
+        for pattern in (*(self.include or ()), *self.exclude):
+            if _any_match(names, [pattern]):
+                continue
+            inner = pattern.rstrip(".") + "."
+            if any(name.startswith(inner) for name in names):
+                hint = f"did you mean {inner + '*'!r}?"
+            else:
+                hint = "layers have names like " + ", ".join(map(repr, names[:3]))
+            raise AdderizeError(f"the pattern {pattern!r} matches no layer: {hint}")
+
+
+_SWITCHES = ("stem", "head", "linear", "depthwise", "gates")
+_CHOICES = {
+    "init": ("rescale", "normal", "keep"),
+    "norm": ("insert", "require", "ignore"),
+    "gradient": ("full", "sign"),
+}
+_ADDERS_ONLY = ("linear", "init", "gradient")
+_TARGETS = {"adder": ADDER, "binary": BINARY}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name, as :func:`adderize.plan` takes it."""
+    check_choice("target", name, tuple(_TARGETS))
+    return _TARGETS[name]
+
+
+def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise AdderizeError(f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    found = tuple(patterns) if isinstance(patterns, Iterable) else (patterns,)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise AdderizeError(f"the patterns are {patterns!r}; expected names such as 'layer1.*'")
+    return found
+
+
+def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,41 @@
+"""Converted layers back into what they came from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from adderize.errors import AdderizeError
+from adderize.surgery.checks import check_model
+from adderize.surgery.engine import Converted, become_original, original_kind
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Turn adders and binary layers back into convolutions and linear layers, in place.
+
+    Filters and biases stay as they are now; the norms that the layers own are dropped.
+
+    Returns:
+        the model itself.
+
+    Raises:
+        AdderizeError: the model holds no converted layers, or one of a class of its own (a
+            subclass), or is wrapped or compiled.
+    """
+    check_model(model)
+    converted = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, Converted)
+    }
+    if not converted:
+        raise AdderizeError("restore found no adder layers in the model, and no binary ones")
+    kinds: list[type[nn.Module]] = []
+    for name, layer in converted.items():
+        kind = original_kind(layer)
+        if kind is None:
+            raise AdderizeError(
+                f"{name or 'the model'} is a {type(layer).__name__}, which came from no layer of "
+                "torch: replace it by hand, or restore the parts of the model without it"
+            )
+        kinds.append(kind)
+    for layer, kind in zip(converted.values(), kinds, strict=True):
+        become_original(layer, kind)
+    return model
