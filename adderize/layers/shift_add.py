@@ -1,0 +1,203 @@
+"""Layers whose every scale is a sum of a few signed powers of two: shifts and additions.
+
+A scale s stands as T terms, ``s ~ sum_t sign_t 2^exponent_t``, each the power of two nearest to
+what the terms before it leave. That costs T shifts and T - 1 additions a value in place of a
+multiplication. The layers are for inference; they keep exponents and signs, and compute in float32
+what the shifts would, so that PyTorch, its tracers and ONNX see ordinary constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.errors import AdderizeError
+
+_LOWEST, _HIGHEST = -126, 126
+
+
+def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Exponents and signs of the nearest sums of signed powers of two.
+
+    Args:
+        values: any shape; rounded to float32 first, so that every sum is exact in float32.
+        terms: T, how many powers of two a value may take, 1 to 24.
+
+    Returns:
+        exponents and signs, int8 (T, \\*values.shape); the sign of a term that a value does not
+        need is 0. Values below 2^-126 are zero.
+
+    Raises:
+        AdderizeError: values that are not finite, or of 2^126 and more; terms out of range.
+    """
+    if not isinstance(terms, int) or not 1 <= terms <= 24:
+        raise AdderizeError(f"terms is {terms!r}; expected a number of powers of two from 1 to 24")
+    rest = values.detach().float()
+    if not bool(rest.isfinite().all()) or bool((rest.abs() >= 2.0**_HIGHEST).any()):
+        raise AdderizeError(
+            f"a scale is {_worst(rest)}; expected numbers below 2^{_HIGHEST}: look at the norms' "
+            "statistics (adderize inspect)"
+        )
+    exponents, signs = [], []
+    for _ in range(terms):
+        mantissa, exponent = torch.frexp(rest)
+        # The mantissa lies in [1/2, 1): the nearer end is 1/2 up to 3/4.
+        exponent = exponent - (mantissa.abs() <= 0.75).int()
+        sign = rest.sign() * (exponent >= _LOWEST)
+        exponent = torch.where(sign == 0, 0, exponent)
+        rest = rest - _sum_of(exponent.unsqueeze(0), sign.unsqueeze(0))
+        exponents.append(exponent.to(torch.int8))
+        signs.append(sign.to(torch.int8))
+    return torch.stack(exponents), torch.stack(signs)
+
+
+def rounded(values: Tensor, terms: int) -> Tensor:
+    """The nearest sums of signed powers of two, in the dtype of the values; see
+    :func:`powers_of_two`."""
+    return _sum_of(*powers_of_two(values, terms)).to(values.dtype)
+
+
+def _worst(values: Tensor) -> float:
+    return float(values.flatten()[values.abs().nan_to_num(torch.inf, torch.inf).argmax()])
+
+
+def _sum_of(exponents: Tensor, signs: Tensor) -> Tensor:
+    """The sums over the first dimension, float32, exact: powers made from their bits."""
+    powers = ((exponents.int() + 127) << 23).view(torch.float32)
+    return (powers * signs).sum(0)
+
+
+class _Shifts(nn.Module):
+    """Weights as exponents and signs, saved as such; `weight` holds the sums."""
+
+    exponents: Tensor
+    signs: Tensor
+    weight: Tensor
+
+    def _hold(self, values: Tensor, terms: int) -> None:
+        exponents, signs = powers_of_two(values, terms)
+        self.register_buffer("exponents", exponents)
+        self.register_buffer("signs", signs)
+        self.register_buffer("weight", _sum_of(exponents, signs), persistent=False)
+
+    def _hold_bias(self, bias: Tensor | None) -> None:
+        if bias is not None and not bool(bias.isfinite().all()):
+            raise AdderizeError(f"a bias is {_worst(bias)}; expected finite numbers")
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
+
+    @property
+    def terms(self) -> int:
+        """T, the most powers of two that a weight is made of."""
+        return len(self.exponents)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.exponents.is_meta:
+            self.weight = _sum_of(self.exponents, self.signs)
+
+
+class _ShiftAddNorm(_Shifts):
+    """What the norms share: ``y = s x + b`` per channel."""
+
+    bias: Tensor
+
+    def __init__(self, scale: Tensor, bias: Tensor, *, terms: int = 3) -> None:
+        super().__init__()
+        if scale.dim() != 1 or scale.shape != bias.shape:
+            raise AdderizeError(
+                f"scale and bias have the shapes {tuple(scale.shape)} and {tuple(bias.shape)}; "
+                "expected one value a channel in each"
+            )
+        self.num_features = len(scale)
+        self._hold(scale, terms)
+        self._hold_bias(bias)
+
+    @classmethod
+    def from_norm(cls, norm: nn.Module, *, terms: int = 3) -> _ShiftAddNorm:
+        """A batch norm in evaluation mode with its scale rounded.
+
+        Raises:
+            AdderizeError: another norm, or one without running statistics.
+        """
+        scale, mean, beta = _statistics(norm)
+        # The mean may be a hundred deviations from zero, so it takes the rounded scale.
+        scale = rounded(scale, terms)
+        return cls(scale, beta - mean * scale, terms=terms)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, terms={self.terms}"
+
+
+class ShiftAddNorm2d(_ShiftAddNorm):
+    """A batch norm in evaluation mode, its scale a sum of signed powers of two.
+
+    Args:
+        scale, bias: (C,): ``gamma / sigma`` and ``beta - mean gamma / sigma``.
+        terms: T, powers of two for each scale.
+
+    Shape:
+        (N, C, H, W) or (C, H, W), float32 -> the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class ShiftAddNorm1d(_ShiftAddNorm):
+    """The same as :class:`ShiftAddNorm2d` for vectors.
+
+    Shape:
+        (N, C) or (C,), float32 -> the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.weight + self.bias
+
+
+class ShiftAddLinear(_Shifts):
+    """``torch.nn.Linear`` whose weights are sums of signed powers of two.
+
+    Args:
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+        terms: T, powers of two for each weight.
+
+    Shape:
+        (..., in_features), float32 -> (..., out_features).
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, terms: int = 2) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._hold(weight, terms)
+        self._hold_bias(bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, terms={self.terms}"
+        )
+
+
+def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """gamma / sigma, mean and beta of a batch norm, float64 (C,)."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise AdderizeError(
+            f"a {type(norm).__name__} divides by statistics of its input; expected a batch norm "
+            "with running statistics"
+        )
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    mean = norm.running_mean.double()
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    return scale, mean, beta
