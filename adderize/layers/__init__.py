@@ -3,5 +3,32 @@
 from adderize.layers.adder import AdderConv2d, AdderLinear
 from adderize.layers.binary import BinaryConv2d
 from adderize.layers.same import AdderConv2dSame
+from adderize.layers.shift_add import (
+    ShiftAddConv2d,
+    ShiftAddLinear,
+    ShiftAddNorm1d,
+    ShiftAddNorm2d,
+)
+from adderize.layers.shift_scale import (
+    ShiftAddAdaptiveAvgPool2d,
+    ShiftAddAvgPool2d,
+    ShiftAddLeakyReLU,
+    ShiftAddMean,
+    ShiftAddScale,
+)
 
-__all__ = ["AdderConv2d", "AdderConv2dSame", "AdderLinear", "BinaryConv2d"]
+__all__ = [
+    "AdderConv2d",
+    "AdderConv2dSame",
+    "AdderLinear",
+    "BinaryConv2d",
+    "ShiftAddAdaptiveAvgPool2d",
+    "ShiftAddAvgPool2d",
+    "ShiftAddConv2d",
+    "ShiftAddLeakyReLU",
+    "ShiftAddLinear",
+    "ShiftAddMean",
+    "ShiftAddNorm1d",
+    "ShiftAddNorm2d",
+    "ShiftAddScale",
+]

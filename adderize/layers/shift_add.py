@@ -8,6 +8,7 @@ what the shifts would, so that PyTorch, its tracers and ONNX see ordinary consta
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
+from adderize.layers.same import same_padding
 
 _LOWEST, _HIGHEST = -126, 126
 
@@ -34,7 +36,7 @@ def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     Raises:
         AdderizeError: values that are not finite, or of 2^126 and more; terms out of range.
     """
-    if not isinstance(terms, int) or not 1 <= terms <= 24:
+    if type(terms) is not int or not 1 <= terms <= 24:
         raise AdderizeError(f"terms is {terms!r}; expected a number of powers of two from 1 to 24")
     rest = values.detach().float()
     if not bool(rest.isfinite().all()) or bool((rest.abs() >= 2.0**_HIGHEST).any()):
@@ -55,10 +57,15 @@ def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     return torch.stack(exponents), torch.stack(signs)
 
 
-def rounded(values: Tensor, terms: int) -> Tensor:
-    """The nearest sums of signed powers of two, in the dtype of the values; see
-    :func:`powers_of_two`."""
-    return _sum_of(*powers_of_two(values, terms)).to(values.dtype)
+def rounded_number(value: float, terms: int) -> float:
+    """The nearest sum of signed powers of two for one finite number, without a tensor."""
+    total = 0.0
+    for _ in range(terms):
+        mantissa, exponent = math.frexp(value - total)
+        if mantissa:
+            nearest = math.ldexp(1.0, exponent - (abs(mantissa) <= 0.75))
+            total += math.copysign(nearest, mantissa)
+    return total
 
 
 def _worst(values: Tensor) -> float:
@@ -71,18 +78,27 @@ def _sum_of(exponents: Tensor, signs: Tensor) -> Tensor:
     return (powers * signs).sum(0)
 
 
-class _Shifts(nn.Module):
-    """Weights as exponents and signs, saved as such; `weight` holds the sums."""
+class Shifts(nn.Module):
+    """Weights as exponents and signs, saved as such.
+
+    Attributes:
+        exponents, signs: int8 (T, ...).
+        weight: float32, their sums.
+        worst_error: the largest relative error of a weight when it was rounded.
+    """
 
     exponents: Tensor
     signs: Tensor
     weight: Tensor
+    worst_error = 0.0
 
     def _hold(self, values: Tensor, terms: int) -> None:
         exponents, signs = powers_of_two(values, terms)
         self.register_buffer("exponents", exponents)
         self.register_buffer("signs", signs)
         self.register_buffer("weight", _sum_of(exponents, signs), persistent=False)
+        errors = ((self.weight - values) / values).abs().nan_to_num(0.0)
+        self.worst_error = float(errors.max()) if errors.numel() else 0.0
 
     def _hold_bias(self, bias: Tensor | None) -> None:
         if bias is not None and not bool(bias.isfinite().all()):
@@ -100,7 +116,7 @@ class _Shifts(nn.Module):
             self.weight = _sum_of(self.exponents, self.signs)
 
 
-class _ShiftAddNorm(_Shifts):
+class _ShiftAddNorm(Shifts):
     """What the norms share: ``y = s x + b`` per channel."""
 
     bias: Tensor
@@ -125,8 +141,9 @@ class _ShiftAddNorm(_Shifts):
         """
         scale, mean, beta = _statistics(norm)
         # The mean may be a hundred deviations from zero, so it takes the rounded scale.
-        scale = rounded(scale, terms)
-        return cls(scale, beta - mean * scale, terms=terms)
+        form = cls(scale, beta, terms=terms)
+        form.bias.sub_(mean * form.weight)
+        return form
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, terms={self.terms}"
@@ -158,7 +175,7 @@ class ShiftAddNorm1d(_ShiftAddNorm):
         return input * self.weight + self.bias
 
 
-class ShiftAddLinear(_Shifts):
+class ShiftAddLinear(Shifts):
     """``torch.nn.Linear`` whose weights are sums of signed powers of two.
 
     Args:
@@ -201,3 +218,50 @@ def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     mean = norm.running_mean.double()
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
     return scale, mean, beta
+
+
+class ShiftAddConv2d(Shifts):
+    """``torch.nn.Conv2d`` whose weights are sums of signed powers of two.
+
+    Args:
+        convolution: an ``nn.Conv2d`` (or timm's ``Conv2dSame``); its geometry is taken as it is
+            now, its filters rounded.
+        terms: T, powers of two for each weight.
+
+    Shape:
+        (N, Cin, H, W) or (Cin, H, W), float32 -> (N, Cout, OH, OW) or (Cout, OH, OW).
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d, *, terms: int = 2) -> None:
+        super().__init__()
+        self.kernel_size: tuple[int, ...] = convolution.kernel_size
+        self.stride: tuple[int, ...] = convolution.stride
+        self.padding: str | tuple[int, ...] = convolution.padding
+        self.dilation: tuple[int, ...] = convolution.dilation
+        self.groups, self.padding_mode = convolution.groups, convolution.padding_mode
+        self.same = type(convolution).__name__ == "Conv2dSame"
+        self.around = list(convolution._reversed_padding_repeated_twice)
+        self._hold(convolution.weight, terms)
+        self._hold_bias(convolution.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding: str | tuple[int, ...] | int = self.padding
+        if self.same:
+            around = same_padding(input.shape[-2:], self.kernel_size, self.stride, self.dilation)
+            input, padding = F.pad(input, around), 0
+        elif self.padding_mode != "zeros":
+            input, padding = F.pad(input, self.around, mode=self.padding_mode), 0
+        output: Tensor = torch.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+        return output
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels = self.weight.shape[0], self.weight.shape[1] * self.groups
+        return (
+            f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}, terms={self.terms}"
+        )

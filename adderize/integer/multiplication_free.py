@@ -1,0 +1,187 @@
+"""A converted network in which every scale is a sum of a few signed powers of two."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import Node
+
+from adderize.errors import AdderizeError
+from adderize.integer.layer_shifts import LayerShifts, ShiftReport
+from adderize.integer.shift_rules import RefusedError, Terms, function_form, module_form
+from adderize.layers.shift_add import Shifts
+from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.calls import carriers, module_of, operation
+from adderize.quantize.float_graph import float_graph
+from adderize.surgery.checks import check_model
+
+_KEY = "adderize_shifts"
+
+
+@torch.no_grad()
+def multiplication_free(
+    model: nn.Module, *, norm_terms: int = 3, filter_terms: int = 2, strict: bool = True
+) -> fx.GraphModule:
+    """A trained network in which nothing is multiplied: every scale becomes shifts and additions.
+
+    A scale is rounded to a sum of T signed powers of two, each the nearest to what is left:
+    relative errors of at most 33 % (T = 1), 9 % (2), 2.3 % (3), 0.6 % (4). Norms become
+    :class:`adderize.layers.ShiftAddNorm2d`, kept convolutions and linear layers
+    :class:`~adderize.layers.ShiftAddConv2d` and :class:`~adderize.layers.ShiftAddLinear`; a norm
+    behind a kept convolution goes into its weights before they are rounded. Leaky ReLUs, means and
+    products with constants become shifts, dropout goes. The network computes in float32 what the
+    shifts would.
+
+    Args:
+        model: a float32 network in evaluation mode that torch.fx can trace; it is left as it is.
+        norm_terms: T of norms, slopes, means and constant factors.
+        filter_terms: T of the weights of kept convolutions and linear layers.
+        strict: raise where an operation has no such form; False leaves it and lists it in the
+            report.
+
+    Returns:
+        a new network in evaluation mode. :func:`shift_report` tells what became of each layer.
+
+    Raises:
+        AdderizeError: a network in training mode, of another dtype, quantised, untraceable, with
+            scales that are not finite, or, with `strict`, with operations that multiply computed
+            values or divide (attention, group and layer norms, gates, GELU), which are named.
+    """
+    _check(model)
+    try:
+        network = float_graph(copy.deepcopy(model))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AdderizeError(
+            f"torch.fx cannot trace the model, so its products cannot be found: {reason}; rewrite "
+            "its forward without branches on values"
+        ) from error
+    rewriting = _Rewriting(network, Terms(norm_terms, filter_terms))
+    if rewriting.refused and strict:
+        refused = "; ".join(rewriting.refused[:5])
+        more = len(rewriting.refused) - 5
+        raise AdderizeError(
+            f"the network has products without a form of shifts: {refused}"
+            f"{f' and {more} more' if more > 0 else ''}; strict=False leaves them"
+        )
+    report = ShiftReport(
+        norm_terms, filter_terms, tuple(rewriting.layers), tuple(rewriting.refused)
+    )
+    network.delete_all_unused_submodules()
+    network.graph.lint()
+    network.recompile()
+    network.eval().requires_grad_(False)
+    vars(network)[_KEY] = network.meta[_KEY] = report
+    return network
+
+
+def shift_report(model: nn.Module) -> ShiftReport:
+    """What became of each scale of a network without multiplications; prints as a table.
+
+    Raises:
+        AdderizeError: the model does not come from :func:`multiplication_free`.
+    """
+    report = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
+    if not isinstance(report, ShiftReport):
+        raise AdderizeError("the model has no shifts: pass what multiplication_free() returned")
+    return report
+
+
+def _check(model: nn.Module) -> None:
+    check_model(model)
+    training = [name for name, module in model.named_modules() if module.training]
+    if training:
+        raise AdderizeError(
+            f"{training[0] or 'the model'} is in training mode, where norms use each batch's "
+            "statistics: call model.eval() first"
+        )
+    if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
+        raise AdderizeError("the model is quantised: pass the float model")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise AdderizeError(f"{name} is on the meta device and has no values")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise AdderizeError(f"{name} has {tensor.dtype}; expected float32: use model.float()")
+
+
+class _Rewriting:
+    """One rewriting of a graph, in place.
+
+    Attributes:
+        layers: the rows of the report.
+        refused: the operations that stay, and why.
+    """
+
+    def __init__(self, network: fx.GraphModule, terms: Terms) -> None:
+        self.network, self._terms = network, terms
+        self.layers: list[LayerShifts] = []
+        self.refused: list[str] = []
+        self._values = carriers(network.graph)
+        self._constants = _constants(network)
+        self._forms: dict[nn.Module, nn.Module] = {}
+        for node in list(network.graph.nodes):
+            if node in self._values and node.op.startswith("call"):
+                try:
+                    self._rewrite(node)
+                except RefusedError as error:
+                    self.refused.append(f"{self._name(node)}: {error}")
+                except AdderizeError as error:
+                    raise AdderizeError(f"{self._name(node)}: {error}") from error
+
+    def _name(self, node: Node) -> str:
+        return str(node.target) if node.op == "call_module" else node.name
+
+    def _rewrite(self, node: Node) -> None:
+        module = module_of(node)
+        if module is not None:
+            if module not in self._forms:
+                form = module_form(module, self._terms)
+                self._forms[module] = self._forms[form] = form
+                self.network.set_submodule(str(node.target), form)
+                self._note(str(node.target), form)
+            elif self._forms[module] is not module:
+                self.network.set_submodule(str(node.target), self._forms[module])
+            return
+        form = function_form(operation(node), node, self._constants, self._terms)
+        if form is None:
+            return
+        name = self._new_name(node.name)
+        self.network.add_submodule(name, form.eval())
+        (value,) = (source for source in node.all_input_nodes if source in self._values)
+        with self.network.graph.inserting_before(node):
+            call = self.network.graph.call_module(name, (value,))
+        node.replace_all_uses_with(call)
+        self.network.graph.erase_node(node)
+        self._note(name, form)
+
+    def _note(self, name: str, form: nn.Module) -> None:
+        for part, module in form.named_modules(prefix=name):
+            if isinstance(module, Shifts):
+                row = (module.weight.numel(), module.terms, module.worst_error)
+            elif isinstance(getattr(module, "terms", None), int):
+                row = (0, module.terms, 0.0)
+            else:
+                continue
+            self.layers.append(LayerShifts(part, type(module).__name__, *row))
+
+    def _new_name(self, name: str) -> str:
+        while hasattr(self.network, name):
+            name += "_"
+        return name
+
+
+def _constants(network: fx.GraphModule) -> dict[Node, Any]:
+    """The values of the nodes that parameters, buffers and numbers decide."""
+    interpreter = fx.Interpreter(network)
+    known: dict[Node, Any] = {}
+    for node in network.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (sources and all(source in known for source in sources)):
+            if node.op == "output":
+                continue
+            interpreter.env.update(known)
+            known[node] = interpreter.run_node(node)
+    return known
