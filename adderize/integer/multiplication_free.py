@@ -153,6 +153,7 @@ class _Rewriting:
         (value,) = (source for source in node.all_input_nodes if source in self._values)
         with self.network.graph.inserting_before(node):
             call = self.network.graph.call_module(name, (value,))
+        self._values.add(call)
         node.replace_all_uses_with(call)
         self.network.graph.erase_node(node)
         self._note(name, form)
