@@ -10,7 +10,7 @@ Conventions, the same for every layer:
   adder's absolute value. Padded taps count, for they are computed.
 - Comparisons: one for each bound of a rectifier, n - 1 for a maximum of n values.
 - `other`: one for each division, root, exponential or other transcendental function.
-- Copies, views and arithmetic on integer indices are free.
+- Copies, views and arithmetic on integer indices are free; bytes of quantised layers count.
 
 Shapes are tuples of integers: nothing here needs torch.
 """
@@ -220,6 +220,7 @@ ELEMENTWISE = {
     "hardswish": ADDITION + 2 * COMPARISON + 2 * MULTIPLICATION,
     "addcmul": 2 * MULTIPLICATION + ADDITION,
     "lerp": MULTIPLICATION + 2 * ADDITION,
+    "to_bytes": MULTIPLICATION + ADDITION + 2 * COMPARISON + OTHER,
     "log_softmax": COMPARISON + 3 * ADDITION + OTHER,
     "bilinear": 4 * MULTIPLICATION + 3 * ADDITION,
     "bicubic": 16 * MULTIPLICATION + 15 * ADDITION,

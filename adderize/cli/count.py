@@ -30,6 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
     )  # fmt: skip
     parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    parser.add_argument(
+        "--counter", choices=("meta", "fvcore"), default="meta",
+        help="traces PyTorch's dispatcher without data (default), or TorchScript with fvcore",
+    )  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
     parser.add_argument("--only", metavar="KIND", help="rows of one kind of layer, such as adder")
@@ -81,7 +85,8 @@ def _budget(arguments: argparse.Namespace) -> str:
             raise AdderizeError("--linear has no binary form: leave it out with --layers bnn")
         example = torch.empty((1, *input_size), device="meta")
         model, options = binarize(model, example_input=example, **options), {}
-    budget = count(model, input_size, energy=arguments.energy, latency=arguments.latency, **options)
+    tables = {"energy": arguments.energy, "latency": arguments.latency}
+    budget = count(model, input_size, counter=arguments.counter, **tables, **options)
     budget = dataclasses.replace(budget, model=arguments.model)
     if not any(layer.kind in ("adder", "binary") for layer in budget.layers):
         _note("no layer becomes an adder: before and after are the same; `adderize plan` says why")

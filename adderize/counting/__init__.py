@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import collections
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.arguments import check_module
+from adderize.counting import fvcore
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
+from adderize.counting.fvcore import FlopCountAnalysis
 from adderize.counting.rows import Layer, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
@@ -22,8 +24,11 @@ from adderize.formulas import FREE
 from adderize.layers.binary import BinaryConv2d
 from adderize.models.by_name import own_input_size
 
-__all__ = ["Layer", "OpBudget", "Uncounted", "count"]
+__all__ = ["FlopCountAnalysis", "Layer", "OpBudget", "Uncounted", "count"]
 
+Counter = Literal["meta", "fvcore"]
+COUNTERS: tuple[Counter, ...] = get_args(Counter)
+_TRACERS = {"meta": trace, "fvcore": fvcore.trace}
 _Table = CostTable | str | Path | None
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "adder": ADDERS,
@@ -40,6 +45,7 @@ def count(
     *,
     energy: _Table = None,
     latency: _Table = None,
+    counter: Counter = "meta",
     **options: Any,
 ) -> OpBudget:
     """Operations of a network by kind, as a convolutional and as an adder network.
@@ -59,6 +65,9 @@ def count(
         energy: a table in joule: a name of ``adderize.counting.costs.ENERGY``, a JSON file or a
             table; float32 by default.
         latency: a table in cycles: a JSON file or a table; the paper's VIA Nano 2000 by default.
+        counter: "meta" traces PyTorch's dispatcher on tensors without storage; "fvcore" traces
+            TorchScript with zeros, by :class:`FlopCountAnalysis`: slower, and as large as the
+            network. The numbers are the same, from two independent sources.
         **options: of :func:`adderize.adderize`.
 
     Returns:
@@ -69,10 +78,12 @@ def count(
             that depends on values, options that :func:`adderize.plan` refuses, a bad table.
     """
     check_module(model)
+    if counter not in _TRACERS:
+        raise AdderizeError(f"counter is {counter!r}; expected one of {', '.join(COUNTERS)}")
     tables = energy_table(energy), latency_table(latency)
     size = _input_size(model, input_size)
     twin = adder_twin(model, size, **options)
-    calls = trace(twin, size)
+    calls = _TRACERS[counter](twin, size)
     layers = _layers(twin, calls)
     total = sum_of(layers, "")
     return OpBudget(
@@ -81,23 +92,21 @@ def count(
 
 
 def _layers(model: nn.Module, calls: Sequence[Call]) -> tuple[Layer, ...]:
+    """A row for each layer that computes, in order of their first operations."""
     modules, added = dict(model.named_modules()), own_norms(model)
+    # The last call of a layer may be free, such as the view behind a product of matrices.
+    outputs = {call.layer: tuple(call.output[1:]) for call in calls if call.output}
     layers: dict[str, Layer] = {}
     for call in calls:
-        module = modules[call.layer]
-        before = FREE if call.layer in added else read_as(call, "convolution")
+        module, name = modules[call.layer], call.layer
+        before = FREE if name in added else read_as(call, "convolution")
         after = read_as(call, "adder")
         if before == after == FREE:
             continue
-        row = layers.get(call.layer)
-        layers[call.layer] = Layer(
-            call.layer,
-            _kind(module),
-            type(module).__name__,
-            tuple(call.output[1:]),
-            before + (row.before if row else FREE),
-            after + (row.after if row else FREE),
-        )
+        if name in layers:
+            before, after = before + layers[name].before, after + layers[name].after
+        kind = _kind(module)
+        layers[name] = Layer(name, kind, type(module).__name__, outputs[name], before, after)
     return tuple(layers.values())
 
 
@@ -106,7 +115,8 @@ def _kind(module: nn.Module) -> str:
 
 
 def _uncounted(calls: Sequence[Call]) -> tuple[Uncounted, ...]:
-    missing = Counter((call.operator, call.layer) for call in calls if call.operations is None)
+    uncounted = [call for call in calls if call.operations is None]
+    missing = collections.Counter((call.operator, call.layer) for call in uncounted)
     return tuple(Uncounted(operator, layer, n) for (operator, layer), n in missing.items())
 
 

@@ -1,68 +1,190 @@
-"""The same formulas as operator handles of fvcore, which traces real kernels through TorchScript.
+"""fvcore's analysis of a network, which traces real kernels through TorchScript.
 
-It sees other operators than the dispatcher does (``linear``, not ``addmm``; attention as a whole),
-so that two independent counts of a network can be compared.
+Importing this module teaches ``fvcore.nn.FlopCountAnalysis`` the adder and the binary ops: one
+operation a pair, as it counts a convolution. :class:`FlopCountAnalysis` tells the operations apart.
+The tracer sees other operators than the dispatcher does (``linear``, not ``addmm``; attention as a
+whole), so that :mod:`adderize.counting.trace` is an independent count of the same network.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from adderize.arguments import check_module
-from adderize.counting.operators import FORMULAS, FREE_OPERATORS, count_call
-from adderize.formulas import Operations
+from adderize.counting.operators import FORMULAS, count_call
+from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
+from adderize.counting.views import own_norms, read_as
+from adderize.errors import AdderizeError
+from adderize.formulas import KINDS, Operations, convolution_pairs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    import fvcore.nn
+    from fvcore.nn.activation_count import _DEFAULT_SUPPORTED_OPS as _ACTIVATION_HANDLES
+    from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS as _FLOP_HANDLES
+    from fvcore.nn.jit_handles import generic_activation_jit
+
+View = Literal["before", "after"]
+_FORMS = {"before": "convolution", "after": "adder"}
+_FILTERS = {
+    "adderize::adder_conv2d": 1,
+    "adderize::adder_conv2d_u8": 1,
+    "adderize::adder_conv2d_u8_packed": 2,
+    "adderize::binary_conv2d": 1,
+}
 
 
-def analysis(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Any:
-    """fvcore's analysis with this package's formulas: ``.by_operator()`` names kinds of operations.
+def register() -> None:
+    """Make fvcore's own analyses count the ops: pairs as operations, outputs as activations."""
+    for operator, position in _FILTERS.items():
+        name = operator.removeprefix("adderize::")
+        _FLOP_HANDLES[operator] = _pairs_of(name, position)
+        _ACTIVATION_HANDLES[operator] = generic_activation_jit(name)
+
+
+def _pairs_of(name: str, filters: int) -> Any:
+    def pairs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        shapes = (_value(inputs[0]), _value(inputs[filters]), _value(outputs[0]))
+        return Counter({name: convolution_pairs(*shapes)})
+
+    return pairs
+
+
+class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
+    """fvcore's analysis with this package's formulas, which tell kinds of operations apart.
+
+    ``by_operator()`` has the keys ``multiplications``, ``additions``, ``comparisons``, ``xnors``
+    and ``other`` instead of names of operators; :mod:`adderize.formulas` has every convention.
+    ``total()``, ``by_module()`` and fvcore's tables sum up the kinds that are asked for::
+
+        analysis = FlopCountAnalysis(model, torch.zeros(1, 3, 224, 224))
+        analysis.operations("layer1")                          # Operations(multiplications=...)
+        print(flop_count_table(analysis))                      # all operations
+        only = FlopCountAnalysis(model, inputs, kinds=["multiplications"])
+        print(flop_count_table(only))                          # multiplications
+
+    fvcore's own class counts one operation for a pair of a filter tap and an input value, and
+    neither biases nor activations; it knows adders too, after ``import adderize.counting``.
 
     Args:
-        model: in evaluation mode, with real weights.
+        model: converted or not, in evaluation mode, with real weights.
         inputs: what the model is called with.
+        view: "after" counts adder and binary layers as what they are; "before" as the convolutions
+            that they replaced, without the norms that they own.
+        kinds: of :class:`adderize.formulas.Operations`; others are left out.
 
-    Returns:
-        ``fvcore.nn.jit_analysis.JitModelAnalysis``. Operators without a formula are in its
-        ``unsupported_ops()``, after a count has been asked for.
+    Raises:
+        AdderizeError: an unknown view or kind.
     """
-    check_module(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from fvcore.nn.jit_analysis import JitModelAnalysis
 
-    counter = JitModelAnalysis(model, inputs)
-    counter.clear_op_handles().unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    for name in FREE_OPERATORS:
-        counter.set_op_handle(_full_name(name), None, f"{_full_name(name)}_", None)
-    for name in FORMULAS:
-        for operator in (_full_name(name), f"{_full_name(name)}_"):
-            counter.set_op_handle(operator, _handle(operator))
-    return counter
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor | tuple[Tensor, ...],
+        *,
+        view: View = "after",
+        kinds: Collection[str] = KINDS,
+    ) -> None:
+        check_module(model)
+        super().__init__(model, inputs)
+        if view not in _FORMS:
+            raise AdderizeError(f"view is {view!r}; expected one of {', '.join(get_args(View))}")
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if isinstance(kinds, str) or unknown:
+            raise AdderizeError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")
+        self._view, self._kinds = view, tuple(kinds)
+        self._added = own_norms(model) if view == "before" else set()
+        self._calls: list[Call] = []
+        names = [name if "::" in name else f"aten::{name}" for name in FORMULAS]
+        self._op_handles = {f"{name}{end}": self._count for name in names for end in ("", "_")}
+        self._ignored_ops: set[str] = set()
+
+    def operations(self, module_name: str = "") -> Operations:
+        """Those of the network, or of one module; what :meth:`unsupported_ops` lists is missing."""
+        counts = self.by_operator(module_name)
+        return Operations(**{kind: counts[kind] for kind in KINDS})
+
+    def calls(self) -> list[Call]:
+        """Every operator call in order, those without a formula too."""
+        self._analyze()
+        return self._calls
+
+    def copy(
+        self,
+        new_model: nn.Module | None = None,
+        new_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> FlopCountAnalysis:
+        """The same settings for another model or other inputs."""
+        model = self._model if new_model is None else new_model
+        inputs = self._inputs if new_inputs is None else new_inputs
+        twin = FlopCountAnalysis(model, inputs, view=self._view, kinds=self._kinds)
+        twin.unsupported_ops_warnings(self._enable_warn_unsupported_ops)
+        twin.uncalled_modules_warnings(self._enable_warn_uncalled_mods)
+        twin.tracer_warnings(self._warn_trace).ancestor_mode(self._ancestor_mode)
+        return twin
+
+    def _analyze(self) -> Any:
+        if self._stats is None:
+            self._calls = []
+            for ignored in self._ignored_ops:
+                self._op_handles.pop(ignored, None)
+        with without_fast_attention():
+            return super()._analyze()
+
+    def _count(self, inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        call = self._record(outputs[0].node())
+        if call.layer in self._added:
+            return Counter()
+        counts = read_as(call, _FORMS[self._view]).by_kind()
+        return Counter({kind: counts[kind] for kind in self._kinds if counts[kind]})
+
+    def _should_ignore_node(self, node: Any) -> bool:
+        """Asked for operators without a handle."""
+        if super()._should_ignore_node(node) or not node.outputsSize():
+            return True
+        return self._record(node).operations is not None
+
+    def _warn_unsupported_ops(self, operators: Counter[str]) -> None:
+        """Add calls of known operators whose arguments no formula is known for."""
+        for call in self._calls:
+            if call.operations is None and call.operator in self._op_handles:
+                for module in self._get_all_ancestors(call.layer):
+                    self._stats.unsupported_ops[module][call.operator] += 1
+        super()._warn_unsupported_ops(operators)
+
+    def _record(self, node: Any) -> Call:
+        inputs, outputs = list(node.inputs()), list(node.outputs())
+        arguments, output = [_value(value) for value in inputs], _value(outputs[0]) or ()
+        floating = any(_is_floating(v) for v in (*inputs, *outputs)) and not _computes_sizes(node)
+        layer = self.canonical_module_name(node.scopeName().split("/")[-1])
+        operations = count_call(node.kind(), arguments, output, floating)
+        self._calls.append(Call(layer, node.kind(), arguments, output, operations))
+        return self._calls[-1]
 
 
-def total(counter: Any, module: str = "") -> Operations:
-    """The operations of an analysis, or of one of its modules."""
-    return Operations(**counter.by_operator(module))
+def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
+    """Calls of one forward pass as fvcore's tracer sees them, in order.
 
+    Args:
+        model: on any device; a copy of zeros is traced.
+        input_size: of one example, without the batch.
 
-def _full_name(name: str) -> str:
-    return name if "::" in name else f"aten::{name}"
-
-
-def _handle(operator: str) -> Any:
-    def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        floating = any(_is_floating(value) for value in (*inputs, *outputs))
-        arguments = [_value(value) for value in inputs]
-        operations = count_call(operator, arguments, _value(outputs[0]) or (), floating)
-        if operations is None:
-            raise NotImplementedError(f"{operator} with arguments {arguments} has no formula")
-        return Counter({kind: count for kind, count in operations.by_kind().items() if count})
-
-    return handle
+    Raises:
+        AdderizeError: the model cannot be traced with such an input.
+    """
+    analysis = FlopCountAnalysis(blank_copy(model, "cpu"), torch.zeros(1, *input_size))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    try:
+        with torch.no_grad():
+            return analysis.calls()
+    except Exception as error:
+        raise untraceable(input_size, type(model).__name__, error) from error
 
 
 def _value(value: Any) -> Any:
@@ -75,8 +197,23 @@ def _value(value: Any) -> Any:
     return value.toIValue()
 
 
+def _computes_sizes(node: Any) -> bool:
+    """Arithmetic on the sizes of tensors, which the tracer records as if it were on tensors."""
+    if node.kind() == "aten::size":
+        return True
+    result = next(node.outputs()).type()
+    if isinstance(result, torch.TensorType) and result.sizes() != []:
+        return False
+    sources = [value.node() for value in node.inputs()]
+    sizes = [source for source in sources if source.kind() != "prim::Constant"]
+    return bool(sizes) and all(map(_computes_sizes, sizes))
+
+
 def _is_floating(value: Any) -> bool:
     if value.node().kind() == "prim::ListConstruct":
         return any(_is_floating(item) for item in value.node().inputs())
     kind = value.type()
     return isinstance(kind, torch.TensorType) and kind.scalarType() in ("Float", "Double", "Half")
+
+
+register()

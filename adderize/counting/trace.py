@@ -7,7 +7,8 @@ second and the model itself is left alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,12 @@ class Call(NamedTuple):
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy without storage, in evaluation mode, without the user's hooks.
+    """A copy without storage, in evaluation mode, without the user's hooks: :func:`blank_copy`."""
+    return blank_copy(model, "meta")
+
+
+def blank_copy(model: nn.Module, device: str) -> nn.Module:
+    """A copy on a device, of zeros, in evaluation mode, without the user's hooks.
 
     Raises:
         AdderizeError: a lazy module that has not seen a batch, or a module that cannot be copied.
@@ -54,7 +60,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
                     f"{name}.{attribute} has no shape yet: run one batch through lazy modules first"
                 )
             if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _on_meta(value)
+                memo[id(value)] = _blank(value, device)
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
@@ -68,8 +74,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    blank = torch.empty_like(tensor, device="meta", requires_grad=False)
+def _blank(tensor: Tensor, device: str) -> Tensor:
+    blank = torch.zeros_like(tensor, device=device, requires_grad=False)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(blank, requires_grad=tensor.requires_grad)
     return blank
@@ -90,35 +96,44 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(recorder.entering(name)))
         handles.append(module.register_forward_hook(recorder.leaving))
-    attention_fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), without_fast_attention(), recorder:
             model(torch.empty((1, *input_size), device="meta"))
     except Exception as error:
-        raise AdderizeError(
-            f"an input of {tuple(input_size)} cannot be traced through "
-            f"{_described(model, recorder.layers)}: {_first_line(error)}. Counting runs without "
-            "data: the model must take one tensor, and its control flow must not depend on values"
-        ) from error
+        where = _described(model, recorder.layers[-1] if recorder.layers else "")
+        raise untraceable(input_size, where, error) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(attention_fast_path)
         for handle in handles:
             handle.remove()
     return recorder.calls
 
 
-def _described(model: nn.Module, layers: Sequence[str]) -> str:
-    name = layers[-1] if layers else ""
+@contextmanager
+def without_fast_attention() -> Iterator[None]:
+    """Attention as its products and its softmax, not as one operator of a whole layer."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def untraceable(input_size: Sequence[int], where: str, error: Exception) -> AdderizeError:
+    lines = str(error).splitlines()
+    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    return AdderizeError(
+        f"an input of {tuple(input_size)} cannot be traced through {where}: {reason}. Counting "
+        "runs without data: the model must take one tensor, and its control flow must not depend "
+        "on values"
+    )
+
+
+def _described(model: nn.Module, name: str) -> str:
     module = model.get_submodule(name)
     leaf = next(module.children(), None) is None
     text = str(module) if leaf else type(module).__name__
     return f"{name}, {text}" if name else text
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 class _Recorder(TorchDispatchMode):

@@ -9,13 +9,19 @@ import torch
 from torch import nn
 
 from adderize import formulas
+from adderize.counting import call_formulas as of
 from adderize.counting.trace import Call, meta_copy
 from adderize.formulas import FREE, Operations
+from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
 from adderize.surgery.engine import ADDER, Converted
 
-ADDERS = ADDER.classes
-_ADDER_OPERATOR = "adderize::adder_conv2d"
+ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
 _BINARY_OPERATOR = "adderize::binary_conv2d"
+_ADDER_OPERATORS = {
+    "adderize::adder_conv2d": of.adder,
+    "adderize::adder_conv2d_u8": of.adder_of_bytes,
+    "adderize::adder_conv2d_u8_packed": of.adder_of_packed_bytes,
+}
 _FORMS = {
     "convolution": formulas.convolution,
     "adder": formulas.adder,
@@ -28,7 +34,7 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     from adderize.surgery import adderize, plan
 
     twin = meta_copy(model)
-    if not options and any(isinstance(module, Converted) for module in twin.modules()):
+    if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin
     options["example_input"] = torch.empty((1, *input_size), device="meta")
     if plan(twin, **options).converted:
@@ -50,8 +56,9 @@ def read_as(call: Call, form: str) -> Operations:
 
     Binary layers become convolutions with them; otherwise they stay what they are.
     """
-    binary = call.operator == _BINARY_OPERATOR and form == "convolution"
-    if call.operator == _ADDER_OPERATOR or binary:
-        input, weight = call.arguments[:2]
-        return _FORMS[form](input, weight, call.output)
+    if call.operator in _ADDER_OPERATORS:
+        return _ADDER_OPERATORS[call.operator](call.arguments, call.output, _FORMS[form])
+    if call.operator == _BINARY_OPERATOR and form == "convolution":
+        input, weight, *_ = call.arguments
+        return formulas.convolution(input, weight, call.output)
     return call.operations or FREE
