@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from adderize.arguments import check_module, check_switch
+from adderize.dataflow.restoring import restored
 from adderize.errors import AdderizeError
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import Adder, why_float
+from adderize.quantize.float_tracer import hook_owner
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.observe import METHODS, Observer, calibration_inputs
 from adderize.quantize.prepare import prepare
@@ -87,16 +89,18 @@ def quantize(
     """
     _check(model, method, bits)
     check_switch("inplace", inplace)
-    model = (model if inplace else copy.deepcopy(model)).eval()
+    model = (model if inplace else _copy(model)).eval()
     adders, entries = _adders(model), _entries(model)
     batches = calibration_inputs(calibration, next(model.parameters()).device)
     first = next(batches)
     network = prepare(model, first)
-    few = _few(model, first)
+    with restored(model):
+        few = _few(model, first)
 
     network.fuse()
-    expected = network.outputs(few)
-    observers = network.observe(itertools.chain([first], batches))
+    with restored(model):
+        expected = network.outputs(few)
+        observers = network.observe(itertools.chain([first], batches))
     qparams = {
         group.name: Observer.union(observers[tensor] for tensor in group.read).qparams(
             method, bits if group.inputs else 8, with_zero=group.with_zero
@@ -106,14 +110,16 @@ def quantize(
     remarks = (*_remarks(adders, network.fusions), *network.remarks)
     quantized = network.convert(qparams)
 
-    given = network.outputs(few)
+    with restored(quantized):
+        given = network.outputs(few)
     layers = tuple(
         layer_report(name, quantized.get_submodule(name), fusion, given, expected)
         for fusion, name in network.layers().items()
     )
     report = QuantizationReport(method, bits, layers, remarks)
     return finished(
-        quantized, Quantization(report, qparams, network.absorbed, network.apart, entries)
+        quantized,
+        Quantization(report, qparams, network.absorbed, network.apart, entries, network.hooked),
     )
 
 
@@ -147,6 +153,25 @@ def _check(model: nn.Module, method: str, bits: int) -> None:
             raise AdderizeError(f"{name} has {tensor.dtype}; expected float32: use model.float()")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise AdderizeError(f"{name} holds NaN or infinity; expected finite weights")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy with the model's very hooks: what they collect goes to where it went before."""
+    own = set(model.modules())
+    hooks = [
+        hook
+        for module in own
+        for table in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in table.values()
+        if hook_owner(hook) not in own
+    ]
+    try:
+        return copy.deepcopy(model, {id(hook): hook for hook in hooks})
+    except Exception as error:
+        raise AdderizeError(
+            f"the model cannot be copied ({error}): remove what it keeps of earlier calls, or pass "
+            "inplace=True if it is not needed afterwards"
+        ) from error
 
 
 def _adders(model: nn.Module) -> dict[str, Adder]:

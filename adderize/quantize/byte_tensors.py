@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
 from adderize.layers import AdderConv2d, AdderConv2dSame
-from adderize.quantize.calls import Adder, carriers, is_max_pool, operation
+from adderize.quantize.calls import Adder, carriers, is_max_pool, is_plain, module_of, operation
 from adderize.quantize.fuse import Fusion
 
 # They move values without computing any, so they do with bytes what they do with floats.
@@ -111,7 +111,9 @@ class ByteTensors:
 
     def _sources(self, node: Node) -> list[Node]:
         """The tensors that a moving node moves; none for any other node."""
-        if node in self.inside or node.name in self._apart:
+        module = module_of(node)
+        shown = module is not None and not is_plain(module)
+        if node in self.inside or node.name in self._apart or shown:
             return []
         name = operation(node)
         if name in _JOINING:

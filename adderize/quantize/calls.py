@@ -49,8 +49,10 @@ def why_float(layer: Adder) -> str | None:
     """Why an adder cannot be put into integers; None where it can."""
     if type(layer) not in (AdderConv2d, AdderLinear, AdderConv2dSame):
         return f"a class of its own, {type(layer).__name__}"
-    if has_hooks(layer):
+    if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks, which integers would pass by"
+    if not is_plain(layer):
+        return "it has a forward of its own, put on the instance"
     if layer.norm is not None and not is_foldable(layer.norm):
         return f"its norm, {type(layer.norm).__name__}, has no fixed statistics"
     return None
@@ -60,11 +62,13 @@ def is_foldable(norm: nn.Module | None) -> bool:
     """Whether a norm is one affine map whatever the input: a batch norm with statistics."""
     if not isinstance(norm, _BatchNorm) or type(norm).forward not in _PLAIN_NORMS:
         return False
-    return norm.running_mean is not None and not has_hooks(norm)
+    return norm.running_mean is not None and is_plain(norm)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of a module does what its class does: no hooks, no methods of its own."""
+    own = any(name in vars(module) for name in ("forward", "_conv_forward"))
+    return not (own or module._forward_hooks or module._forward_pre_hooks)
 
 
 def carriers(graph: fx.Graph) -> set[Node]:
@@ -90,7 +94,7 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     """(low, high) of a ReLU, ReLU6, hard tanh or clamp between numbers; None for all else."""
     module = module_of(node)
     if module is not None:
-        if has_hooks(module):
+        if not is_plain(module):
             return None
         if type(module) is nn.ReLU:
             return 0.0, math.inf
@@ -121,5 +125,5 @@ def is_max_pool(node: Node) -> bool:
     """Whether a node is a max pooling over two dimensions that gives no indices."""
     module = module_of(node)
     if module is not None:
-        return type(module) is nn.MaxPool2d and not module.return_indices
+        return type(module) is nn.MaxPool2d and is_plain(module) and not module.return_indices
     return operation(node) == "max_pool2d" and not node.kwargs.get("return_indices")

@@ -5,53 +5,83 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils import _pytree as pytree
 
-from adderize.dataflow.symbolic import LayerTracer
+from adderize.dataflow.in_place import (
+    PLAIN_OPERATORS,
+    changed_in_place,
+    inplace_position,
+    thread_changes,
+)
+from adderize.dataflow.nodes import function_name
 from adderize.errors import AdderizeError
-from adderize.quantize.calls import has_hooks, is_foldable, module_of, operation
+from adderize.quantize.calls import is_foldable, is_plain, module_of, operation
+from adderize.quantize.float_tracer import FloatTracer, Hooked
 
-_IN_PLACE: dict[Any, Callable[..., Any]] = {
-    operator.iadd: torch.add,
-    operator.isub: torch.sub,
-    operator.imul: torch.mul,
-    operator.itruediv: torch.div,
-    torch.relu_: torch.relu,
-}
 # What a model says about its inputs.
 _STATEMENTS = {"default_cfg", "example_input_array", "image_size", "input_size", "pretrained_cfg"}
+_NOT_IN_PLACE = {"bernoulli", "normal", "requires_grad"}  # other functions than with an underscore
 
 
-def float_graph(model: nn.Module) -> fx.GraphModule:
-    """The model in evaluation mode as a graph; raises whatever tracing it raises.
+def float_graph(
+    model: nn.Module, inputs: Tensor | None = None, hooked: Hooked | None = None
+) -> tuple[fx.GraphModule, Hooked]:
+    """The model in evaluation mode as a graph, and the forward hooks of blocks in it.
 
     What does nothing in evaluation is left out, kept convolutions take their batch norms in, and
     changes in place become values of their own. The model's modules are used, not copied.
+
+    Args:
+        inputs: a batch to look for changes in place on that the graph does not show.
+        hooked: see :class:`FloatTracer`.
+
+    Raises:
+        Exception: whatever tracing the model raises.
     """
+    tracer = FloatTracer(hooked or {})
     with _split_norm_activations(model):
-        traced = fx.GraphModule(model, LayerTracer().trace(model))
-    _make_functional(traced)
+        graph = tracer.graph_of(model)
+        with _attached(model, tracer.layers):
+            traced = fx.GraphModule(model, graph)
     for node in traced.graph.nodes:
         if _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-        # A channels_last tensor has the same values in another order of memory.
-        elif (node.op, node.target) == ("call_method", "view"):
-            is_cast = any(isinstance(argument, torch.dtype) for argument in node.args)
-            node.target = "view" if is_cast else "reshape"
+    if inputs is not None:
+        _ChangeChecker(traced).run(inputs.clone())
+    _make_functional(traced)
+    # A channels_last tensor has the same values in another order of memory.
+    for node in traced.graph.find_nodes(op="call_method", target="view"):
+        is_cast = any(isinstance(argument, torch.dtype) for argument in node.args)
+        node.target = "view" if is_cast else "reshape"
     _fold_into_convolutions(traced)
     traced.graph.lint()
     traced.recompile()
     for name in _STATEMENTS & vars(model).keys() | _STATEMENTS & vars(type(model)).keys():
         setattr(traced, name, getattr(model, name))
-    return traced
+    return traced, tracer.hooked
+
+
+@contextlib.contextmanager
+def _attached(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Further layers of a model, by the names that they are called by."""
+    places = {name: model.get_submodule(name.rpartition(".")[0]) for name in layers}
+    for name, layer in layers.items():
+        places[name].add_module(name.rpartition(".")[2], layer)
+    try:
+        yield
+    finally:
+        for name, place in places.items():
+            del place._modules[name.rpartition(".")[2]]
 
 
 @contextlib.contextmanager
@@ -87,42 +117,85 @@ def _norm_then_activation(whole: Any) -> nn.Sequential:
 _NORM_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
 
 
+class _ChangeChecker(fx.Interpreter):
+    """Runs a graph and raises where a change in place reaches further than the graph shows."""
+
+    def run_node(self, n: Node) -> Any:
+        before = {(node, leaf): leaf._version for node, leaf in self._tensors()}
+        changed = changed_in_place(n, module_of(n))
+        known = self.env.get(changed) if changed else None
+        value = super().run_node(n)
+        for (node, leaf), version in before.items():
+            if leaf._version == version or node is changed or not _is_read_after(node, n):
+                continue
+            if not isinstance(known, Tensor) or _overlap(leaf, known):
+                raise AdderizeError(f"{n.name} changes {node.name} in place, which is read later")
+        return value
+
+    def _tensors(self) -> Iterator[tuple[Node, Tensor]]:
+        for node, value in self.env.items():
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    yield node, leaf
+
+
+def _is_read_after(node: Node, moment: Node) -> bool:
+    return any(user > moment for user in node.users)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors share elements of memory."""
+    storage = a.untyped_storage()
+    if storage.data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    if a.dtype != b.dtype:
+        return True
+    mask = torch.zeros(storage.nbytes() // a.element_size(), dtype=torch.bool, device="cpu")
+    mask.as_strided(a.size(), a.stride(), a.storage_offset()).fill_(True)
+    return bool(mask.as_strided(b.size(), b.stride(), b.storage_offset()).any())
+
+
 def _make_functional(traced: fx.GraphModule) -> None:
     """What reads a tensor after it was changed in place reads the result of the change."""
-    order = {node: position for position, node in enumerate(traced.graph.nodes)}
-    if any(node.target is operator.setitem for node in order):
-        raise AdderizeError("it assigns parts of a tensor (x[...] = y)")
-    in_place = {node for node in order if getattr(module_of(node), "inplace", False)}
-    for node, position in order.items():
-        changed = _changed(node, traced, node in in_place)
-        if changed is not None:
-            later = {user for user in changed.users if order[user] > position}
-            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-
-
-def _changed(node: Node, traced: fx.GraphModule, by_module: bool) -> Node | None:
-    """The tensor that a node changes in place, None if none; the node then no longer does."""
-    module, changes = module_of(node), by_module
-    if by_module:
-        functional = copy.copy(module)
-        functional.inplace = False  # type: ignore[union-attr]
-        traced.set_submodule(str(node.target), functional)  # type: ignore[arg-type]
-    elif node.kwargs.get("inplace"):
-        changes, node.kwargs = True, {**node.kwargs, "inplace": False}
-    elif node.op == "call_function" and node.target in _IN_PLACE:
-        changes, node.target = True, _IN_PLACE[node.target]
-    elif node.op == "call_method" and str(node.target).endswith("_"):
-        changes, plain = True, str(node.target).rstrip("_")
-        if hasattr(torch.Tensor, plain):
+    in_place = {node: module_of(node) for node in traced.graph.nodes}
+    for node, changed in thread_changes(traced.graph, in_place.get).items():
+        if changed.op == "get_attr" or node.target is operator.setitem:
+            raise AdderizeError(f"it changes {changed.target} in place")
+        module, position = in_place[node], inplace_position(node)
+        if module is not None:
+            functional = copy.copy(module)
+            functional.inplace = False  # type: ignore[assignment]
+            traced.set_submodule(str(node.target), functional)
+        elif "out" in node.kwargs:
+            node.kwargs = {name: v for name, v in node.kwargs.items() if name != "out"}
+        elif "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+        elif position is not None and len(node.args) > position:
+            node.update_arg(position, False)
+        elif (plain := _plain(node)) is not None:
             node.target = plain
-    first = node.args[0] if node.args else None
-    return first if changes and isinstance(first, Node) else None
+        else:
+            with traced.graph.inserting_before(node):
+                twin = traced.graph.call_method("clone", (changed,))
+            node.replace_input_with(changed, twin)
+
+
+def _plain(node: Node) -> Any:
+    """The function or method that does the same without changing anything."""
+    if node.target in PLAIN_OPERATORS:
+        return PLAIN_OPERATORS[node.target]
+    name = function_name(node.target)
+    if name in _NOT_IN_PLACE:
+        return None
+    if node.op == "call_method":
+        return name if callable(getattr(Tensor, name, None)) else None
+    return getattr(torch, name, None) or getattr(F, name, None)
 
 
 def _is_identity(node: Node) -> bool:
     module = module_of(node)
     if module is not None:
-        return isinstance(module, (nn.Identity, _DropoutNd))
+        return isinstance(module, (nn.Identity, _DropoutNd)) and is_plain(module)
     name = operation(node)
     if "dropout" in name or name == "stochastic_depth":
         return node.kwargs.get("training") is False or False in node.args[1:]
@@ -138,7 +211,7 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         (source,) = node.all_input_nodes
         convolution = module_of(source)
         once = len(source.users) == 1 and calls.count(convolution) == 1
-        if type(convolution) is nn.Conv2d and once and not has_hooks(convolution):
+        if type(convolution) is nn.Conv2d and once and is_plain(convolution):
             traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)

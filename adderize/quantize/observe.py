@@ -28,7 +28,7 @@ class Observer:
         self.low, self.high = float("inf"), float("-inf")
         self._sample: list[Tensor] = []
         self._step = 1
-        self._random = torch.Generator().manual_seed(0)
+        self._random = torch.Generator("cpu").manual_seed(0)
 
     def update(self, values: Tensor, name: str) -> None:
         """Take in the values of one batch.
@@ -55,7 +55,8 @@ class Observer:
         """One value of `step`."""
         if step == 1:
             return values
-        kept = torch.randint(len(values), (-(-len(values) // step),), generator=self._random)
+        count = -(-len(values) // step)
+        kept = torch.randint(len(values), (count,), generator=self._random, device="cpu")
         return values[kept.to(values.device)]
 
     @classmethod
@@ -109,7 +110,9 @@ def _percentile(seen: Observer, covering: _Covering) -> QParams:
 def _mse(seen: Observer, covering: _Covering) -> QParams:
     width = seen.high - seen.low
     counts = torch.histc(seen.sample, _BINS, seen.low, seen.high)
-    centres = seen.low + width * (torch.arange(_BINS) + 0.5) / _BINS
+    centres = (
+        seen.low + width * (torch.arange(_BINS, dtype=torch.float32, device="cpu") + 0.5) / _BINS
+    )
     cuts = [part / 64 for part in range(0, 52, 2)]
     candidates = [
         covering(seen.low + width * below, seen.high - width * above)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adderize.dataflow.restoring import restored
 from adderize.quantize.calls import adders_of
 from adderize.quantize.observe import named_failures
 from adderize.quantize.traced import TracedNetwork
@@ -21,21 +22,35 @@ def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork
         model: in evaluation mode; its modules are used, not copied.
         inputs: a batch to compare the two on.
     """
-    with named_failures("the first calibration batch"):
+    with named_failures("the first calibration batch"), restored(model):
         expected = model(inputs.clone())  # a model may change its input in place
     if adders_of(model).keys() == {""}:
         return UntracedNetwork(model, "it is a single layer")
+    buffers = _buffers(model)
     try:
-        network = TracedNetwork(model)
-        output = network.run(inputs)
+        with restored(model):
+            network = TracedNetwork(model, inputs)
+            output = network.run(inputs)
+            changed = buffers ^ _buffers(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return UntracedNetwork(model, reason)
+    if changed:
+        name = min(name for name, *_ in changed)
+        return UntracedNetwork(model, f"it changes its buffer {name}")
     difference = _difference(output, expected)
     # A deep network may turn differences in the last digit into large ones.
-    if difference > 1e-3 and difference > 10 * _difference(model(inputs * (1 + 1e-6)), expected):
-        return UntracedNetwork(model, "the traced network computes something else")
+    if difference > 1e-3:
+        with restored(model):
+            disturbed = _difference(model(inputs * (1 + 1e-6)), expected)
+        if difference > 10 * disturbed:
+            return UntracedNetwork(model, "the traced network computes something else")
     return network
+
+
+def _buffers(model: nn.Module) -> set[tuple[str, int, int]]:
+    """The buffers as they are: names, identities and the numbers of changes in place."""
+    return {(name, id(buffer), buffer._version) for name, buffer in model.named_buffers()}
 
 
 def _difference(output: Any, expected: Any) -> float:

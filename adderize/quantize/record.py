@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from adderize.errors import AdderizeError
+from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.qparams import QParams
 from adderize.quantize.quantization_report import QuantizationReport
 from adderize.quantize.traced import TracedNetwork
@@ -28,6 +29,7 @@ class Quantization:
         apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
         converted: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
+        hooked: how many forward pre-hooks and hooks blocks had.
     """
 
     report: QuantizationReport
@@ -35,6 +37,7 @@ class Quantization:
     absorbed: dict[str, list[str]] | None
     apart: tuple[str, ...]
     converted: dict[str, dict[str, Any]] | None
+    hooked: Hooked = field(default_factory=dict)
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """The manifest's entries; AdderizeError where there are none."""
@@ -51,6 +54,7 @@ class Quantization:
             "grids": {name: asdict(qparams) for name, qparams in self.qparams.items()},
             "absorbed": self.absorbed,
             "apart": list(self.apart),
+            "hooked": {name: list(counts) for name, counts in self.hooked.items()},
             "report": self.report.to_dict(),
         }
 
@@ -65,8 +69,10 @@ class Quantization:
             absorbed = content["absorbed"]
             if absorbed is not None:
                 absorbed = {name: list(followers) for name, followers in absorbed.items()}
-            return cls(report, qparams, absorbed, tuple(content["apart"]), converted)
-        except (KeyError, TypeError, AttributeError) as error:
+            # Folders of earlier versions say nothing of hooks.
+            hooked = {name: (int(a), int(b)) for name, (a, b) in content.get("hooked", {}).items()}
+            return cls(report, qparams, absorbed, tuple(content["apart"]), converted, hooked)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
 
 
@@ -109,7 +115,7 @@ def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
         network.fuse()
     else:
         try:
-            network = TracedNetwork(model.eval())
+            network = TracedNetwork(model.eval(), hooked=record.hooked)
         except Exception as error:
             raise AdderizeError(
                 f"the model cannot be traced as the saved one was: {error}"

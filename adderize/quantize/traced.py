@@ -13,6 +13,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, ByteTensors
 from adderize.quantize.convert import GraphConversion
 from adderize.quantize.float_graph import float_graph
+from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion, fits_shapes, fuse
 from adderize.quantize.observe import Observer, named_failures
 from adderize.quantize.qparams import QParams
@@ -25,6 +26,7 @@ class TracedNetwork:
 
     Args:
         model: in evaluation mode; its modules are used, not copied.
+        inputs, hooked: see :func:`float_graph`.
 
     Attributes:
         model: the graph, in floats until :meth:`convert`.
@@ -35,12 +37,17 @@ class TracedNetwork:
         Exception: whatever tracing the model raises.
     """
 
-    remarks: tuple[str, ...] = ()
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = float_graph(model)
+    def __init__(
+        self, model: nn.Module, inputs: Tensor | None = None, hooked: Hooked | None = None
+    ) -> None:
+        self.model, self.hooked = float_graph(model, inputs, hooked)
         self.fusions: list[Fusion] = []
         self.apart: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        names = ", ".join(name or "the model" for name in self.hooked)
+        return (f"the forward hooks of {names} run on float32 tensors",) if names else ()
 
     def run(self, inputs: Tensor) -> Any:
         """The float network's output; notes the shapes of its float32 tensors for :meth:`fuse`."""

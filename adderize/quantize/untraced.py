@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, pads_with_zeros
 from adderize.quantize.calls import adders_of
 from adderize.quantize.convert import convert_layer
+from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.observe import Observer, named_failures
 from adderize.quantize.qparams import QParams
@@ -29,6 +30,7 @@ class UntracedNetwork:
 
     absorbed = None
     apart: tuple[str, ...] = ()
+    hooked: ClassVar[Hooked] = {}
 
     def __init__(self, model: nn.Module, reason: str = "") -> None:
         self.model = model

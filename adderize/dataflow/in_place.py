@@ -1,0 +1,90 @@
+"""Which calls of a traced network change a tensor in place."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+PLAIN_OPERATORS: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.imatmul: operator.matmul,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
+}
+
+
+def thread_changes(
+    graph: fx.Graph, module_of: Callable[[fx.Node], nn.Module | None]
+) -> dict[fx.Node, fx.Node]:
+    """Let what reads a tensor after it was changed in place read the call that changed it.
+
+    Returns:
+        the calls that change a tensor, and which one; the calls themselves still do.
+    """
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    changes: dict[fx.Node, fx.Node] = {}
+    for node, position in order.items():
+        changed = changed_in_place(node, module_of(node))
+        if changed is not None:
+            changes[node] = changed
+            later = {user for user in changed.users if order[user] > position}
+            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+    return changes
+
+
+def changed_in_place(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+    """The tensor that a call changes in place, None if there is none.
+
+    Args:
+        module: what a ``call_module`` node calls.
+    """
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return first if isinstance(first, fx.Node) and _changes_first(node, module) else None
+
+
+def _changes_first(node: fx.Node, module: nn.Module | None) -> bool:
+    if node.op == "call_module":
+        return getattr(module, "inplace", False) is True
+    if node.op not in ("call_function", "call_method"):
+        return False
+    position = inplace_position(node)
+    if node.target in PLAIN_OPERATORS or node.target is operator.setitem:
+        return True
+    if node.kwargs.get("inplace") is True:
+        return True
+    if position is not None and node.args[position : position + 1] == (True,):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def inplace_position(node: fx.Node) -> int | None:
+    """Where a function takes `inplace` by position."""
+    is_function = node.op == "call_function" and callable(node.target)
+    return _inplace_position(node.target) if is_function else None  # type: ignore[arg-type]
+
+
+@functools.cache
+def _inplace_position(function: Callable[..., Any]) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # torch's functions that are not written in Python
+        return None
+    return names.index("inplace") if "inplace" in names else None
