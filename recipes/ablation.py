@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from adderize import AdderizeError
 from adderize.tables import Table, csv_text
 from recipes import mnist, run
-from recipes.callbacks import History, TrainingDiverged
+from recipes.run.monitors import History, TrainingDiverged
 
 # Test top-1 in percent after 50 epochs, by gradient and rate.
 PAPER = {
@@ -87,11 +86,7 @@ class Cell:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run.make_parser("ablation", __doc__)
     parser.add_argument("--data", metavar="DIR|embedded", help="as for recipes.mnist")
     parser.add_argument("--epochs", type=run.positive_int, default=50)
     parser.add_argument("--batch-size", type=run.positive_int, default=256)
@@ -246,14 +241,7 @@ def _write_curves(path: Path, cells: Sequence[Cell]) -> None:
     path.write_text(text + "\n", newline="\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 on success, also where runs diverged; 1 on a user's mistake, 2 on wrong usage."""
-    try:
-        ablation(argv)
-    except (AdderizeError, MisconfigurationException) as error:
-        print(f"recipes.ablation: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = run.command("ablation", ablation)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,11 @@ from collections.abc import Sequence
 
 from adderize.data.cifar import CLASSES, load_cifar
 from recipes import classifier, run
-from recipes.data import InMemoryImages
+from recipes.batches import InMemoryImages
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.cifar",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = run.make_parser("cifar", __doc__, allow_abbrev=False)
     parser.add_argument("--dataset", choices=tuple(CLASSES), default="cifar10")
     parser.add_argument(
         "--data",
@@ -58,9 +53,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     return classifier.train(run.parse(_parser(), argv), "cifar", _load)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 on success, 1 on a user's mistake or a training that diverges, 2 on wrong usage."""
-    return classifier.exit_code("cifar", lambda: train(argv))
+main = run.command("cifar", train)
 
 
 if __name__ == "__main__":

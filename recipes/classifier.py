@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, seed_everything
+from torch import nn
 
 from adderize import AdaptiveLearningRate, AdderizeError
+from adderize.checkpoints import named
+from adderize.models.by_name import build
 from recipes import run
-from recipes.data import ImageData
+from recipes.batches import ImageData
 from recipes.distillation import Distillation
-from recipes.module import ImageClassifier
-from recipes.networks import LAYERS, PUBLISHED, build_network
-from recipes.report import finish, has_batch_norms
+from recipes.image_classifier import ImageClassifier
+from recipes.results import finish, has_batch_norms
 from recipes.run.options import add_config
 from recipes.schedules import SCHEDULES
+
+LAYERS = ("adder", "cnn", "bnn")
+
+
+def add_protocol(group: argparse._ArgumentGroup, epochs: int, falls: str) -> None:
+    """What the paper's protocols fix: the length, the batch, the rates.
+
+    Args:
+        group: gets the options.
+        epochs: the default.
+        falls: says how the learning rate does.
+    """
+    group.add_argument("--epochs", type=run.positive_int, default=epochs)
+    group.add_argument(
+        "--batch-size", type=run.positive_int, default=256, help="images a step and process"
+    )
+    group.add_argument("--lr", type=run.positive_float, default=0.1, help=falls)
+    group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
+    group.add_argument(
+        "--gradient", choices=("full", "sign"), default="full", help="of the adder layers"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:
@@ -47,9 +68,6 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--layers", choices=LAYERS, default="adder")
     group.add_argument(
-        "--gradient", choices=("full", "sign"), default="full", help="of the adder layers"
-    )
-    group.add_argument(
         "--init",
         choices=("normal", "rescale", "keep"),
         default="normal",
@@ -72,11 +90,7 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--epochs", type=run.positive_int, default=400)
-    group.add_argument(
-        "--batch-size", type=run.positive_int, default=256, help="images a step and process"
-    )
-    group.add_argument("--lr", type=run.positive_float, default=0.1)
+    add_protocol(group, epochs=400, falls="falls by --schedule")
     group.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     group.add_argument(
         "--warmup-epochs", type=run.non_negative_float, default=0.0, help="linear rise to --lr"
@@ -94,7 +108,6 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=False)
     group.add_argument("--weight-decay", type=run.non_negative_float, default=5e-4)
     group.add_argument("--label-smoothing", type=run.fraction, default=0.0)
-    group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
     group.add_argument(
         "--recalibrate",
         type=run.non_negative_int,
@@ -144,17 +157,26 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+class Trainee(NamedTuple):
+    """What a recipe trains, and the callbacks that its layers need."""
+
+    module: ImageClassifier
+    callbacks: list[Callback]
+
+
 def train(
     arguments: argparse.Namespace,
     recipe: str,
     load: Callable[[argparse.Namespace], ImageData],
+    build: Callable[[argparse.Namespace, ImageData], Trainee] | None = None,
 ) -> dict[str, object]:
     """One run from parsed arguments; the contents of its metrics.json.
 
     Args:
-        arguments: those of :func:`add_arguments`, and whatever `load` reads.
+        arguments: those that `load` and `build` read, and those of the run.
         recipe: names the run's folder.
         load: gives the data.
+        build: gives the network; by default as the options of :func:`add_arguments` say.
 
     Raises:
         AdderizeError: bad arguments or data, or a training that diverges.
@@ -162,6 +184,15 @@ def train(
     device, backend = run.choose_device(arguments)
     data = load(arguments)
     seed_everything(arguments.seed, verbose=False)
+    module, callbacks = (build or _build)(arguments, data)
+    folder = run.prepare_folder(arguments, recipe)
+    batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
+    trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
+    run.fit(trainer, module, data, arguments.resume)
+    return finish(arguments, folder, trainer, module, data, backend.name)
+
+
+def _build(arguments: argparse.Namespace, data: ImageData) -> Trainee:
     if arguments.pretrained and arguments.layers == "adder" and arguments.init == "normal":
         raise AdderizeError(
             "--init normal would draw new filters over those of --pretrained: use --init rescale"
@@ -191,17 +222,11 @@ def train(
         compile=arguments.compile,
         channels_last=arguments.channels_last,
     )
-    callbacks: list[Callback] = []
-    if arguments.layers == "adder":
-        recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
-        callbacks.append(
-            AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
-        )
-    folder = run.prepare_folder(arguments, recipe)
-    batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
-    trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
-    run.fit(trainer, module, data, arguments.resume)
-    return finish(arguments, folder, trainer, module, data, backend.name)
+    if arguments.layers != "adder":
+        return Trainee(module, [])
+    recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
+    rate = AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
+    return Trainee(module, [rate])
 
 
 def _distillation(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:
@@ -216,36 +241,24 @@ def _distillation(arguments: argparse.Namespace, data: ImageData) -> Distillatio
     )
 
 
-def _teacher(arguments: argparse.Namespace, num_classes: int) -> Any:
+def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
     source = Path(arguments.kd_teacher)
-    if source.is_dir():
-        source = source / run.CHECKPOINTS / "last.ckpt"
-    if source.suffix == ".ckpt":
-        return ImageClassifier.load_from_checkpoint(source, map_location="cpu").model
-    is_file = source.is_file()
-    arch = arguments.kd_arch or (arguments.arch if is_file else arguments.kd_teacher)
+    checkpoint = source / run.CHECKPOINTS / "last.ckpt"
+    source = checkpoint if checkpoint.is_file() else source
     options = options_of(arguments.kd_arch_options)
     try:
-        return build_network(
-            arch,
-            num_classes,
-            None,
-            options=options,
-            pretrained=str(source) if is_file else PUBLISHED,
-        )
+        if source.exists():
+            return _stored_teacher(arguments, source, {"num_classes": num_classes, **options})
+        arch = arguments.kd_arch or arguments.kd_teacher
+        model = build(arch, num_classes=num_classes, **options)
+        return named.start_from(model, arch, named.PUBLISHED)
     except AdderizeError as error:
         raise AdderizeError(f"--kd-teacher {source} is no usable teacher: {error}") from error
 
 
-def exit_code(recipe: str, train: Callable[[], object]) -> int:
-    """0 on success, 1 on a user's mistake or a training that diverges."""
-    try:
-        train()
-    except (AdderizeError, MisconfigurationException) as error:
-        message = str(error)
-        if message.startswith("Caught "):
-            # A worker process of the loader sends its traceback along.
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        print(f"recipes.{recipe}: {message}", file=sys.stderr)
-        return 1
-    return 0
+def _stored_teacher(
+    arguments: argparse.Namespace, source: Path, options: dict[str, Any]
+) -> nn.Module:
+    # A run's checkpoint says itself what it is of.
+    arch = arguments.kd_arch or (None if source.suffix == ".ckpt" else arguments.arch)
+    return named.load(str(source), arch, arch_options=options, exclude="*").model

@@ -13,16 +13,11 @@ from collections.abc import Sequence
 
 from adderize.data import load_photographs
 from recipes import classifier, run
-from recipes.image_files import ImageFiles
+from recipes.batches.image_files import ImageFiles
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.imagenet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = run.make_parser("imagenet", __doc__, allow_abbrev=False)
     parser.add_argument(
         "--data",
         metavar="DIR|timm:NAME|fake",
@@ -63,9 +58,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     return classifier.train(run.parse(_parser(), argv), "imagenet", _load)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 on success, 1 on a user's mistake or a training that diverges, 2 on wrong usage."""
-    return classifier.exit_code("imagenet", lambda: train(argv))
+main = run.command("imagenet", train)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, seed_everything
-
 from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.data import load_mnist
-from recipes import run
-from recipes.data import InMemoryImages
-from recipes.module import ImageClassifier
-from recipes.report import finish
+from recipes import classifier, run
+from recipes.batches import ImageData, InMemoryImages
+from recipes.image_classifier import ImageClassifier
 
 # Height and width of the images in pixels.
 ARCHITECTURES = {"lenet5_bn": 32, "lenet_plus_plus": 28}
@@ -33,11 +29,7 @@ INCREASED_RATE = 100.0
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.mnist",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run.make_parser("mnist", __doc__)
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="lenet5_bn")
     parser.add_argument(
         "--layers",
@@ -51,16 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
         "download into ./data)",
     )
-    parser.add_argument("--epochs", type=run.positive_int, default=50)
-    parser.add_argument("--batch-size", type=run.positive_int, default=256)
-    parser.add_argument(
-        "--lr", type=run.positive_float, default=0.1, help="falls to 0 along a half cosine"
-    )
-    parser.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
-    parser.add_argument(
-        "--gradient", choices=("full", "sign"), default="full", help="of the adder layers"
-    )
-    parser.add_argument(
+    protocol = parser.add_argument_group("protocol")
+    classifier.add_protocol(protocol, epochs=50, falls="falls to 0 along a half cosine")
+    protocol.add_argument(
         "--rate",
         choices=("alr", "ilr"),
         default="alr",
@@ -78,29 +63,28 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     """
     arguments = run.parse(make_parser(), argv)
     _check_adder_options(arguments)
-    device, backend = run.choose_device(arguments)
+    return classifier.train(arguments, "mnist", _load, _build)
+
+
+def _load(arguments: argparse.Namespace) -> InMemoryImages:
     dataset = load_mnist(arguments.data, ARCHITECTURES[arguments.arch])
-    data = InMemoryImages(dataset, arguments.batch_size, arguments.seed)
-    seed_everything(arguments.seed, verbose=False)
+    return InMemoryImages(dataset, arguments.batch_size, arguments.seed)
+
+
+def _build(arguments: argparse.Namespace, data: ImageData) -> classifier.Trainee:
     conversion = LAYERS[arguments.layers]
     if conversion is not None:
         conversion = {**conversion, "gradient": arguments.gradient}
     module = ImageClassifier(
         f"adderize.models:{arguments.arch}",
-        data.dataset.num_classes,
+        data.num_classes,
         conversion=conversion,
         lr=arguments.lr,
         max_steps=arguments.max_steps,
         filter_lr_factor=INCREASED_RATE if arguments.rate == "ilr" else 1.0,
     )
-    callbacks: list[Callback] = []
-    if arguments.layers != "cnn" and arguments.rate == "alr":
-        callbacks.append(AdaptiveLearningRate(eta=arguments.eta))
-    folder = run.prepare_folder(arguments, "mnist")
-    batches = len(data.train_dataloader())
-    trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
-    run.fit(trainer, module, data, arguments.resume)
-    return finish(arguments, folder, trainer, module, data, backend.name)
+    adaptive = arguments.layers != "cnn" and arguments.rate == "alr"
+    return classifier.Trainee(module, [AdaptiveLearningRate(eta=arguments.eta)] * adaptive)
 
 
 def _check_adder_options(arguments: argparse.Namespace) -> None:
@@ -116,14 +100,7 @@ def _check_adder_options(arguments: argparse.Namespace) -> None:
             raise AdderizeError(f"--{name} means nothing with {where}: leave it out")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 on success, 1 on a user's mistake or a training that diverges, 2 on wrong usage."""
-    try:
-        train(argv)
-    except (AdderizeError, MisconfigurationException) as error:
-        print(f"recipes.mnist: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = run.command("mnist", train)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from adderize.counting.budget import OpBudget
-from recipes.data import ImageData
-from recipes.module import ImageClassifier
+from recipes.batches import ImageData
+from recipes.image_classifier import ImageClassifier
 
 _KINDS = {"adder": "adder network", "cnn": "convolutional network", "bnn": "binary network"}
 

@@ -49,8 +49,8 @@ def load(
             dict (PyTorch's or safetensors); or an architecture, as ``adderize plan`` takes it, for
             freshly initialised weights.
         arch: what the weights belong to, unless the checkpoint says so.
-        arch_options: keyword arguments of the architecture's builder, beside what the checkpoint
-            says.
+        arch_options: keyword arguments of the architecture's builder, where the checkpoint does
+            not say.
         options: those of :func:`adderize.adderize`, where nothing else says which layers are
             adders: for architectures and plain state dicts.
 
@@ -151,7 +151,7 @@ def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
 
 def _build(said: Mapping[str, Any], arch: str, more: Mapping[str, Any]) -> nn.Module:
     classes = {"num_classes": said["num_classes"]} if "num_classes" in said else {}
-    return by_name.build(arch, **{**classes, **(said.get("arch_options") or {}), **more})
+    return by_name.build(arch, **{**more, **classes, **(said.get("arch_options") or {})})
 
 
 def _with_weights(

@@ -23,18 +23,25 @@ def encoded(name: str, value: Any, store: Callable[[str, Tensor], None]) -> Any:
         store: takes the tensors in the value, under names that begin with `name`.
 
     Raises:
-        AdderizeError: an object of another type.
+        AdderizeError: an object of another type, or one that contains itself.
     """
+    try:
+        return _encoded(name, value, store)
+    except RecursionError:
+        raise AdderizeError(f"{name} in the model's state dict contains itself") from None
+
+
+def _encoded(name: str, value: Any, store: Callable[[str, Tensor], None]) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Tensor):
         store(name, value)
         return {"tensor": name}
     if type(value) in (list, tuple):
-        items = [encoded(f"{name}[{i}]", item, store) for i, item in enumerate(value)]
+        items = [_encoded(f"{name}[{i}]", item, store) for i, item in enumerate(value)]
         return items if type(value) is list else {"tuple": items}
     if type(value) in _MAPPINGS.values() and all(type(key) in _PLAIN for key in value):
-        pairs = [[key, encoded(f"{name}[{key!r}]", item, store)] for key, item in value.items()]
+        pairs = [[key, _encoded(f"{name}[{key!r}]", item, store)] for key, item in value.items()]
         return {type(value).__name__: pairs}
     raise AdderizeError(
         f"{name} is a {type(value).__name__} in the model's state dict, which no file without "

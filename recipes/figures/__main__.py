@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from adderize.errors import AdderizeError
 from recipes import mnist
@@ -33,7 +32,7 @@ from recipes.figures.runs import (
     missing_runs,
     network,
 )
-from recipes.run import positive_int
+from recipes.run import command, make_parser, positive_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +54,7 @@ FIGURES: dict[str, tuple[Wanted, ...]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("figures", __doc__)
     parser.add_argument("figures", nargs="*", type=_figure, metavar="FIGURE", help="default: all")
     parser.add_argument(
         "--runs",
@@ -87,13 +82,14 @@ def _figure(name: str) -> str:
     return name
 
 
-def make(arguments: argparse.Namespace) -> None:
+def make(argv: Sequence[str] | None = None) -> None:
     """Draw the figures that were asked for, after the runs that they lack.
 
     Raises:
         AdderizeError: missing packages, runs or data, runs that do not compare, a folder that
             cannot be written.
     """
+    arguments = _parser().parse_args(argv)
     absent = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if absent:
         raise AdderizeError(f"figures need {' and '.join(absent)}: pip install 'adderize[plot]'")
@@ -153,14 +149,7 @@ def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str
     return filters.draw(cnn, adder) if name == "filters" else weights.draw(cnn, adder)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 on success, 1 on a user's mistake or a training that diverges, 2 on wrong usage."""
-    try:
-        make(_parser().parse_args(argv))
-    except (AdderizeError, MisconfigurationException) as error:
-        print(f"recipes.figures: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = command("figures", make)
 
 
 if __name__ == "__main__":

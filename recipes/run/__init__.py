@@ -1,5 +1,6 @@
 """A training run: its command line, its folder, its Trainer."""
 
+from recipes.run.command import command, make_parser
 from recipes.run.folder import (
     ARGUMENTS,
     CHECKPOINTS,
@@ -27,8 +28,10 @@ __all__ = [
     "add_arguments",
     "check_same",
     "choose_device",
+    "command",
     "fit",
     "fraction",
+    "make_parser",
     "make_trainer",
     "non_negative_float",
     "non_negative_int",

@@ -22,9 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from adderize.errors import AdderizeError
 from adderize.ops import backends
-from recipes.callbacks import AveragedWeights, History, SeedEpochs, StopOnBrokenLoss, Throughput
-from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.folder import CHECKPOINTS
+from recipes.run.monitors import AveragedWeights, History, SeedEpochs, StopOnBrokenLoss, Throughput
+from recipes.run.whole_files import WholeCheckpoints
 
 
 def choose_device(arguments: argparse.Namespace) -> tuple[str, backends.Choice]:
@@ -107,7 +107,7 @@ def make_trainer(
         devices=arguments.devices,
         num_nodes=arguments.nodes,
         strategy=_strategy(arguments),
-        # The samplers of recipes.data know the processes.
+        # The samplers of recipes.batches know the processes.
         use_distributed_sampler=False,
         max_epochs=epochs,
         precision=arguments.precision,

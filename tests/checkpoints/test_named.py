@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, save_model
 from adderize.checkpoints.named import load
 from adderize.models import lenet5_bn
-from recipes.module import ImageClassifier
+from recipes.image_classifier import ImageClassifier
 
 ARCH = "adderize.models:lenet5_bn"
 ALL: dict[str, Any] = {"stem": True, "head": True, "linear": True}

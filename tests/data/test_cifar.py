@@ -15,8 +15,8 @@ from PIL import Image
 from adderize import AdderizeError
 from adderize.data import load_cifar
 from recipes import cifar
-from recipes.data import InMemoryImages
-from recipes.sampling import EpochShuffle, InOrder
+from recipes.batches import InMemoryImages
+from recipes.batches.sampling import EpochShuffle, InOrder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
 

@@ -13,7 +13,7 @@ import torch
 
 from recipes import ablation, mnist
 from recipes.ablation import Cell, Trial
-from recipes.module import ImageClassifier
+from recipes.image_classifier import ImageClassifier
 
 CELLS = [("full", "alr"), ("full", "ilr"), ("sign", "alr"), ("sign", "ilr")]
 

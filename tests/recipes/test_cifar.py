@@ -18,7 +18,7 @@ from adderize import AdderConv2d, BinaryConv2d, load_model
 from adderize.data import load_cifar
 from adderize.models.by_name import build
 from recipes import cifar
-from recipes.module import ImageClassifier
+from recipes.image_classifier import ImageClassifier
 from recipes.run import trainer
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def test_wrong_presets(
         (["--ema", "0.9", "--strategy", "fsdp"], "--ema cannot average sharded weights"),
         (["--arch-options", "depth"], "'depth' is not KEY=VALUE"),
         (["--arch-options", "depth=8"], "cannot call"),
-        (["--pretrained", "/nowhere", "--init", "rescale"], "/nowhere is no file"),
+        (["--pretrained", "/nowhere", "--init", "rescale"], "there is no file /nowhere"),
         (["--pretrained", "/nowhere"], "use --init rescale"),
         (["--kd-teacher", "nowhere"], "--kd-teacher nowhere is no usable teacher: unknown model"),
         (["--data", "/nowhere"], "no cifar10 in /nowhere"),

@@ -16,9 +16,10 @@ from PIL import Image
 
 from adderize import AdderizeError, load_model
 from adderize.data import load_photographs
+from adderize.data.normalisation import IMAGENET
 from adderize.models.by_name import build
 from recipes import imagenet
-from recipes.image_files import MEAN, STD, ImageFiles
+from recipes.batches import ImageFiles
 from recipes.run import trainer
 
 ARCH = "tests.recipes.networks:batch_norms"
@@ -118,7 +119,7 @@ def test_validation_is_a_centre_crop(tmp_path: Path) -> None:
     expected = np.array(resized.crop((left, top, left + 28, top + 28)))
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), expected)
     normalised, _ = data.on_after_batch_transfer((images, labels), 0)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     torch.testing.assert_close(normalised, (images / 255 - mean) / std)
 
 

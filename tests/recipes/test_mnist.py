@@ -18,7 +18,7 @@ from adderize import AdderConv2d, AdderLinear, load_model
 from adderize.errors import AdderizeError
 from adderize.models import lenet5_bn
 from recipes import mnist
-from recipes.module import ImageClassifier
+from recipes.image_classifier import ImageClassifier
 from recipes.run import trainer
 
 ADDERS = {

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adderize import AdderizeError
 from adderize.data import load_mnist, read_parquet
-from recipes.data import InMemoryImages
-from recipes.sampling import EpochShuffle
+from recipes.batches import InMemoryImages
+from recipes.batches.sampling import EpochShuffle
 
 
 def test_reads_torchvisions_layout(mnist_folder: Path) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from recipes.sampling import seed_of
+from recipes.batches.sampling import seed_of
 
 
 class Throughput(Callback):

@@ -9,13 +9,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from adderize.data.imagenet import Splits
+from adderize.data.normalisation import IMAGENET
 from adderize.data.photographs import Photographs
-from adderize.errors import AdderizeError
-from recipes.data import ImageData
-from recipes.sampling import Batch, EpochShuffle, InOrder, seed_of
+from recipes.batches.image_data import ImageData
+from recipes.batches.sampling import Batch, EpochShuffle, InOrder, seed_of
 
-# Of ImageNet.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The validation crop's part of the resized image: 224 of 256.
 _CROP = 0.875
 
@@ -36,7 +34,7 @@ class ImageFiles(ImageData):
         channels_last: the memory format of the batches.
     """
 
-    mean, std = MEAN, STD
+    mean, std = IMAGENET
 
     def __init__(
         self,
@@ -49,17 +47,13 @@ class ImageFiles(ImageData):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.splits, self.batch_size, self.seed, self.workers = splits, batch_size, seed, workers
+        self.splits, self.seed, self.workers = splits, seed, workers
         self.name, self.num_classes = splits.name, splits.num_classes
         self.train_size, self.test_size = len(splits.train.labels), len(splits.test.labels)
         self.input_size = (3, size, size)
         if channels_last:
             self.memory_format = torch.channels_last
-        if not 2 <= batch_size <= self.train_size:
-            raise AdderizeError(
-                f"--batch-size is {batch_size}; expected 2 to {self.train_size}, the number of "
-                "training images"
-            )
+        self._take_batch_size(batch_size)
 
     def training_loader(
         self, rank: int = 0, processes: int = 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from recipes.run.checkpoints import WholeCheckpoints
+from recipes.run.whole_files import WholeCheckpoints
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(

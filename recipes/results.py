@@ -19,11 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize import AdderConv2d, AdderLinear, BinaryConv2d, count, recalibrate, save_model
 from adderize.counting.budget import OpBudget
-from recipes.callbacks import History, Throughput
-from recipes.data import ImageData
+from recipes.batches import ImageData
+from recipes.image_classifier import ImageClassifier
 from recipes.model_card import model_card
-from recipes.module import ImageClassifier
 from recipes.run import CHECKPOINTS, METRICS, write_json
+from recipes.run.monitors import History, Throughput
 
 _RECALIBRATION_BATCHES = 50
 _Kind = TypeVar("_Kind", bound=Callback)

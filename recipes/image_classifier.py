@@ -19,9 +19,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torchmetrics.classification import MulticlassAccuracy
 
+from adderize import adderize, binarize
+from adderize.checkpoints.named import start_from
+from adderize.models.by_name import build
 from adderize.training.adaptive_rate import adder_filters
 from recipes.distillation import Distillation
-from recipes.networks import build_network
 from recipes.schedules import schedule
 
 
@@ -49,7 +51,7 @@ class ImageClassifier(LightningModule):
         binarization: options of :func:`adderize.binarize`; None for no binary layers.
         arch_options: keyword arguments of the model's builder.
         pretrained: weights that the network starts from, before its conversion; as for
-            :func:`recipes.networks.load_pretrained`. Not part of the checkpoint.
+            :func:`adderize.checkpoints.named.start_from`. Not part of the checkpoint.
         distillation: a teacher; not part of the checkpoint.
         lr: learning rate at the start, or after the warm-up.
         filter_lr_factor: the adder filters' learning rate is `lr` times this (the paper's ablation
@@ -104,14 +106,16 @@ class ImageClassifier(LightningModule):
 
     def _fresh_network(self, pretrained: str | None = None) -> nn.Module:
         options: Any = self.hparams
-        return build_network(
-            options.arch,
-            options.num_classes,
-            options.conversion,
-            binarization=options.binarization,
-            options=options.arch_options,
-            pretrained=pretrained,
+        model = build(
+            options.arch, **{"num_classes": options.num_classes, **(options.arch_options or {})}
         )
+        if pretrained is not None:
+            model = start_from(model, options.arch, pretrained)
+        if options.conversion is not None:
+            model = adderize(model, **options.conversion)
+        if options.binarization is not None:
+            model = binarize(model, **options.binarization)
+        return model
 
     def exported(self) -> nn.Module:
         """A copy of the network on the CPU, neither compiled nor sharded.
