@@ -65,9 +65,12 @@ def _device(device_type: str) -> dict[str, str | None]:
     return {"device": device_type, "backend": choice.name, "reason": choice.reason}
 
 
-def _openmp_runtimes() -> list[str]:
-    from threadpoolctl import threadpool_info
-
+def _openmp_runtimes() -> list[str] | None:
+    """Their files; None where threadpoolctl, which finds them, is not installed."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
     return sorted(pool["filepath"] for pool in threadpool_info() if pool["user_api"] == "openmp")
 
 
@@ -82,7 +85,10 @@ def _print(report: dict[str, Any]) -> None:
             value = report["native"][name]
             text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             print(f"{'native':10} {label}: {text}")
-    for path in report["openmp"]:
+    runtimes = report["openmp"]
+    if runtimes is None:
+        runtimes = ["unknown: threadpoolctl lists them (pip install 'adderize[doctor]')"]
+    for path in runtimes:
         print(f"{'openmp':10} {path}")
-    if len(report["openmp"]) > 1:
+    if len(runtimes) > 1:
         print("warning: several OpenMP runtimes in one process compete for the cores")

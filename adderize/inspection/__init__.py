@@ -10,8 +10,8 @@ from adderize.dataflow import trace
 from adderize.errors import AdderizeError
 from adderize.inspection.findings import findings_of
 from adderize.inspection.measurement import LAYERS, Measured, measure
-from adderize.inspection.norms import find_norm_states, staleness
-from adderize.inspection.report import Finding, Inspection, Layer, NormState, Range
+from adderize.inspection.norm_states import find_norm_states, staleness
+from adderize.inspection.result import Finding, Inspection, Layer, NormState, Range
 
 __all__ = ["Finding", "Inspection", "Layer", "NormState", "Range", "inspect"]
 

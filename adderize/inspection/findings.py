@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from adderize.dataflow import Flow, Node
 from adderize.inspection.measurement import Measured
-from adderize.inspection.norms import NormStates
-from adderize.inspection.report import Finding, Layer
+from adderize.inspection.norm_states import NormStates
+from adderize.inspection.result import Finding, Layer
 from adderize.layers import AdderConv2d, AdderLinear
 
 ADVICE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -42,6 +43,15 @@ def test_doctor_reports_forced_and_missing_backends(
 
 def test_doctor_sees_one_openmp_runtime() -> None:
     assert len(doctor.diagnose()["openmp"]) <= 1
+
+
+def test_doctor_without_threadpoolctl_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert main(["doctor"]) == 0
+    assert "openmp     unknown: threadpoolctl lists them" in capsys.readouterr().out
+    assert doctor.diagnose()["openmp"] is None
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["doctor", "--loud"]])

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow import NORMS, Flow
 from adderize.inspection.measurement import batches_of
-from adderize.inspection.report import NormState
+from adderize.inspection.result import NormState
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
 from adderize.training.recalibration import recalibrate
