@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.errors import AdderizeError
+from adderize.ops.geometry import Geometry, resolve
 
 _Size = int | Sequence[int]
 
@@ -70,13 +71,10 @@ def adder_conv2d(
         return adder_conv2d(
             batch, weight, bias, stride, padding, dilation, groups, gradient=gradient
         ).squeeze(0)
-    if not isinstance(groups, int):
-        raise AdderizeError(f"groups is {groups!r}; expected an integer")
-    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
-    input, paddings = _resolve_padding(input, weight, strides, padding, dilations)
-    output: Tensor = torch.ops.adderize.adder_conv2d(
-        input, weight, strides, paddings, dilations, groups, gradient
-    )
+    geometry, (bottom, right) = resolve(weight.shape[2:], stride, padding, dilation, groups)
+    if bottom or right:
+        input = F.pad(input, (0, right, 0, bottom))
+    output: Tensor = torch.ops.adderize.adder_conv2d(input, weight, *geometry, gradient)
     return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)
 
 
@@ -111,7 +109,7 @@ def adder_linear(
         )
     rows = input.reshape(-1, weight.shape[1], 1, 1)
     output: Tensor = torch.ops.adderize.adder_conv2d(
-        rows, weight[:, :, None, None], [1, 1], [0, 0], [1, 1], 1, gradient
+        rows, weight[:, :, None, None], *Geometry(), gradient
     )
     output = output.reshape(*input.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(output.dtype)
@@ -156,15 +154,12 @@ def binary_conv2d(
     if input.dim() == 3:
         batch = input.unsqueeze(0)
         return binary_conv2d(batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
-    if not isinstance(groups, int):
-        raise AdderizeError(f"groups is {groups!r}; expected an integer")
-    strides, dilations = _pair(stride, "stride"), _pair(dilation, "dilation")
-    paddings, (top, left) = _symmetric_padding(weight, strides, padding, dilations)
-    # Rows and columns of zeros around the input would become ones: drop the outputs instead.
-    paddings = [paddings[0] + top, paddings[1] + left]
-    output: Tensor = torch.ops.adderize.binary_conv2d(
-        input, weight, strides, paddings, dilations, groups
-    )
+    geometry, (top, left) = resolve(weight.shape[2:], stride, padding, dilation, groups)
+    if top or left:
+        # Rows and columns of zeros around the input would become ones: drop outputs instead.
+        vertical, horizontal = geometry.padding
+        geometry = geometry._replace(padding=(vertical + top, horizontal + left))
+    output: Tensor = torch.ops.adderize.binary_conv2d(input, weight, *geometry)
     if top or left:
         output = output[..., top:, left:]
     return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)
@@ -190,49 +185,3 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"bias has shape {tuple(bias.shape)} on {bias.device}; expected ({weight.shape[0]},) "
             f"on {weight.device} for {weight.shape[0]} filters"
         )
-
-
-def _pair(value: _Size, name: str) -> list[int]:
-    pair = list(value) if isinstance(value, Sequence) else [value, value]
-    if len(pair) == 1:
-        pair *= 2
-    if len(pair) != 2 or not all(isinstance(v, int | torch.SymInt) for v in pair):
-        raise AdderizeError(f"{name} is {value!r}; expected an integer or a pair of integers")
-    return pair
-
-
-def _resolve_padding(
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: _Size | str,
-    dilation: Sequence[int],
-) -> tuple[Tensor, list[int]]:
-    """Symmetric padding for the op; what "same" needs beyond that is put around the input."""
-    paddings, (vertical, horizontal) = _symmetric_padding(weight, stride, padding, dilation)
-    if vertical or horizontal:
-        input = F.pad(input, (0, horizontal, 0, vertical))
-    return input, paddings
-
-
-def _symmetric_padding(
-    weight: Tensor, stride: Sequence[int], padding: _Size | str, dilation: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Rows and columns around the input, and those that "same" adds at the bottom and right."""
-    if not isinstance(padding, str):
-        return _pair(padding, "padding"), [0, 0]
-    if padding == "valid":
-        return [0, 0], [0, 0]
-    if padding != "same":
-        raise AdderizeError(f"padding is {padding!r}; expected integers, 'valid' or 'same'")
-    if tuple(stride) != (1, 1):
-        raise AdderizeError(
-            f"padding='same' with stride {tuple(stride)}: the output cannot have the input's size; "
-            "give the padding in pixels"
-        )
-    if weight.dim() != 4:
-        raise AdderizeError(
-            f"weight has shape {tuple(weight.shape)}; expected (Cout, Cin/groups, kh, kw)"
-        )
-    totals = [step * (kernel - 1) for step, kernel in zip(dilation, weight.shape[2:], strict=True)]
-    return [total // 2 for total in totals], [total % 2 for total in totals]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ import torch
 
 from adderize.bench import gpu
 from adderize.bench.timing import side_by_side
-from adderize.ops.u8 import pack
+from adderize.ops import convolution
+from adderize.ops.bytes import pack
+from adderize.ops.geometry import Geometry
 
 ops = torch.ops.adderize
 
 
 class Layer(NamedTuple):
-    """A convolution to measure: batch, input channels, input size, filters, kernel size …"""
+    """A convolution to measure: square images and filters, and a geometry."""
 
     name: str
     batch: int
@@ -23,37 +26,42 @@ class Layer(NamedTuple):
     size: int
     filters: int
     kernel: int
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    groups: int = 1
+    geometry: Geometry = Geometry()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.channels, self.size, self.size
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.filters, self.channels // self.geometry.groups, self.kernel, self.kernel
 
     @property
     def pairs(self) -> int:
         """Input-filter pairs of one forward pass."""
-        span = self.dilation * (self.kernel - 1) + 1
-        side = (self.size + 2 * self.padding - span) // self.stride + 1
-        taps = self.channels // self.groups * self.kernel**2
-        return self.batch * self.filters * side * side * taps
+        output = self.geometry.output_shape(self.input_shape, self.weight_shape)
+        return math.prod(output) * math.prod(self.weight_shape[1:])
 
 
 LAYERS = (
-    Layer("3x3  16, 32x32, b128", 128, 16, 32, 16, 3, padding=1),
-    Layer("3x3  32, 16x16, b128", 128, 32, 16, 32, 3, padding=1),
-    Layer("3x3  64, 8x8, b128", 128, 64, 8, 64, 3, padding=1),
-    Layer("3x3  64, 56x56, b8", 8, 64, 56, 64, 3, padding=1),
-    Layer("3x3  128, 28x28, b8", 8, 128, 28, 128, 3, padding=1),
-    Layer("3x3  256, 14x14, b8", 8, 256, 14, 256, 3, padding=1),
-    Layer("3x3  512, 7x7, b8", 8, 512, 7, 512, 3, padding=1),
-    Layer("3x3/2  64-128, 56x56, b8", 8, 64, 56, 128, 3, stride=2, padding=1),
+    Layer("3x3  16, 32x32, b128", 128, 16, 32, 16, 3, Geometry.of(padding=1)),
+    Layer("3x3  32, 16x16, b128", 128, 32, 16, 32, 3, Geometry.of(padding=1)),
+    Layer("3x3  64, 8x8, b128", 128, 64, 8, 64, 3, Geometry.of(padding=1)),
+    Layer("3x3  64, 56x56, b8", 8, 64, 56, 64, 3, Geometry.of(padding=1)),
+    Layer("3x3  128, 28x28, b8", 8, 128, 28, 128, 3, Geometry.of(padding=1)),
+    Layer("3x3  256, 14x14, b8", 8, 256, 14, 256, 3, Geometry.of(padding=1)),
+    Layer("3x3  512, 7x7, b8", 8, 512, 7, 512, 3, Geometry.of(padding=1)),
+    Layer("3x3/2  64-128, 56x56, b8", 8, 64, 56, 128, 3, Geometry.of(stride=2, padding=1)),
     Layer("1x1  256-64, 56x56, b8", 8, 256, 56, 64, 1),
     Layer("1x1  1024-256, 14x14, b8", 8, 1024, 14, 256, 1),
-    Layer("1x1/2  256-512, 56x56, b8", 8, 256, 56, 512, 1, stride=2),
-    Layer("depthwise 3x3  96, 112x112, b8", 8, 96, 112, 96, 3, padding=1, groups=96),
-    Layer("depthwise 3x3  384, 14x14, b8", 8, 384, 14, 384, 3, padding=1, groups=384),
-    Layer("grouped 3x3  128 in 32, 56x56, b8", 8, 128, 56, 128, 3, padding=1, groups=32),
-    Layer("5x5  64, 28x28, b8", 8, 64, 28, 64, 5, padding=2),
-    Layer("dilated 3x3  128, 28x28, b8", 8, 128, 28, 128, 3, padding=2, dilation=2),
+    Layer("1x1/2  256-512, 56x56, b8", 8, 256, 56, 512, 1, Geometry.of(stride=2)),
+    Layer("depthwise 3x3  96, 112x112, b8", 8, 96, 112, 96, 3, Geometry.of(padding=1, groups=96)),
+    Layer("depthwise 3x3  384, 14x14, b8", 8, 384, 14, 384, 3, Geometry.of(padding=1, groups=384)),
+    Layer(
+        "grouped 3x3  128 in 32, 56x56, b8", 8, 128, 56, 128, 3, Geometry.of(padding=1, groups=32)
+    ),
+    Layer("5x5  64, 28x28, b8", 8, 64, 28, 64, 5, Geometry.of(padding=2)),
+    Layer("dilated 3x3  128, 28x28, b8", 8, 128, 28, 128, 3, Geometry.of(padding=2, dilation=2)),
     Layer("LeNet 5x5  1-6, 32x32, b256", 256, 1, 32, 6, 5),
     Layer("LeNet 5x5  6-16, 14x14, b256", 256, 6, 14, 16, 5),
     Layer("LeNet linear  400-120, b256", 256, 400, 1, 120, 1),
@@ -129,28 +137,21 @@ def _rivals(layer: Layer, device: str, on_gpu: bool) -> dict[str, Calls]:
 
 
 def _convolution(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
-    stride, padding, dilation = _geometry(layer)
-
     def forward() -> torch.Tensor:
-        return torch.conv2d(x, w, None, stride, padding, dilation, layer.groups)
+        return convolution.convolution(x, w, layer.geometry)
 
     grad = torch.randn_like(forward())
 
-    def backward(*mask: bool) -> object:
-        return torch.ops.aten.convolution_backward(
-            grad, x, w, None, stride, padding, dilation, False, [0, 0], layer.groups, mask
-        )
-
     calls = (
         forward,
-        lambda: backward(True, False, False),
-        lambda: backward(False, True, False),
+        lambda: convolution.input_gradient(grad, x, w, layer.geometry),
+        lambda: convolution.weight_gradient(grad, x, w, layer.geometry),
     )
     return dict(zip(TRAINING_PASSES, calls, strict=True))
 
 
 def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
-    arguments = (x, w, *_geometry(layer), layer.groups, "full")
+    arguments = (x, w, *layer.geometry, "full")
     grad = torch.randn_like(ops.adder_conv2d(*arguments))
     calls = (
         lambda: ops.adder_conv2d(*arguments),
@@ -160,34 +161,22 @@ def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
     return dict(zip(TRAINING_PASSES, calls, strict=True))
 
 
-def _geometry(layer: Layer) -> tuple[list[int], list[int], list[int]]:
-    stride, padding, dilation = (
-        [value, value] for value in (layer.stride, layer.padding, layer.dilation)
-    )
-    return stride, padding, dilation
-
-
 def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
     grid, zero_point = 32.0, 128
     bytes_x, bytes_w = (
         (tensor * grid + zero_point).round_().clamp_(0, 255).to(torch.uint8) for tensor in (x, w)
     )
-    packed, shape = pack(bytes_w, layer.groups), list(w.shape)
+    packed, shape = pack(bytes_w, layer.geometry.groups), list(w.shape)
     scale = torch.full((layer.filters,), -1 / (grid * w[0].numel()), device=x.device)
     shift = torch.full((layer.filters,), 255.0, device=x.device)
-    geometry = (*_geometry(layer), layer.groups)
-    arguments = (scale, shift, None, 0.0, zero_point, *geometry, 0.0, 255.0, False)
+    arguments = (scale, shift, None, 0.0, zero_point, *layer.geometry, 0.0, 255.0, False)
     return lambda: ops.adder_conv2d_u8_packed(bytes_x, packed, shape, *arguments)
 
 
 def _operands(layer: Layer, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    shapes = (
-        (layer.batch, layer.channels, layer.size, layer.size),
-        (layer.filters, layer.channels // layer.groups, layer.kernel, layer.kernel),
-    )
     x, w = (
         torch.randn(shape, generator=generator, device=device).to(memory_format=torch.channels_last)
-        for shape in shapes
+        for shape in (layer.input_shape, layer.weight_shape)
     )
     return x.relu_(), w

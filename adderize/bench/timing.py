@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from adderize.ops import backends, native
+from adderize.ops import native
+from adderize.ops.choice import choose
 
 
 def side_by_side(
@@ -45,7 +46,7 @@ def side_by_side(
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a measurement depends on: processor, threads, versions, backend."""
-    choice = backends.choose(device.type)
+    choice = choose(device.type)
     facts: dict[str, Any] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),

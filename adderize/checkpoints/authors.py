@@ -13,7 +13,7 @@ from adderize.checkpoints.files import read_file
 from adderize.checkpoints.state_dicts import StateDict, load_weights, own_part
 from adderize.errors import AdderizeError, listed
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.layers.adder import _rename_authors_keys
+from adderize.layers.adder import rename_authors_keys
 from adderize.surgery.engine import adder_kind
 from adderize.surgery.entries import convert_like
 
@@ -84,5 +84,5 @@ def convert_as_the_authors(model: nn.Module, state: Mapping[str, Any]) -> nn.Mod
 def load_authors_weights(model: nn.Module, state: StateDict, source: Path) -> None:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (AdderConv2d, AdderLinear)):
-            _rename_authors_keys(state, name + ".")
+            rename_authors_keys(state, name + ".")
     load_weights(model, state, source)

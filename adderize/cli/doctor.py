@@ -11,7 +11,8 @@ import torch
 
 from adderize import __version__
 from adderize.errors import AdderizeError
-from adderize.ops import backends, native
+from adderize.ops import native
+from adderize.ops.choice import choose
 
 HELP = "which backend serves which device, and why"
 _NATIVE = {
@@ -59,7 +60,7 @@ def _device_types() -> list[str]:
 
 def _device(device_type: str) -> dict[str, str | None]:
     try:
-        choice = backends.choose(device_type)
+        choice = choose(device_type)
     except AdderizeError as error:
         return {"device": device_type, "backend": None, "reason": str(error)}
     return {"device": device_type, "backend": choice.name, "reason": choice.reason}

@@ -1,1 +1,5 @@
 """Adder networks in other forms than PyTorch's."""
+
+from adderize.export.onnx import export_onnx, translation_table
+
+__all__ = ["export_onnx", "translation_table"]

@@ -1,32 +1,62 @@
-"""Export to ONNX: ``torch.onnx.export`` has to be told how to write the package's ops.
-
-torch.onnx.export(
-    model, (example,), "model.onnx", dynamo=True,
-    custom_translation_table=adderize.export.onnx.translation_table(),
-)
-"""
+"""Export to ONNX: ``torch.onnx.export``, told how to write the package's ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
+from adderize.arguments import check_module
 from adderize.errors import AdderizeError
+from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
+from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+
+
+def export_onnx(
+    model: nn.Module, example: Any, path: str | os.PathLike[str], **options: Any
+) -> Any:
+    """Write a model with adder or binary layers as an ONNX file, in evaluation mode.
+
+    The file needs no custom operator, and ONNX opset 18 or later: an adder layer is a loop over
+    its K = Cin/groups * kh * kw taps, which takes one ``|x - F|`` at a time from the output (beside
+    the padded input it holds three tensors of the output's size, whatever K is), a binary layer a
+    convolution of signs.
+
+    Args:
+        model: with float32 filters.
+        example: an input, or a tuple of the arguments of the model's forward.
+        path: the file to write.
+        options: of ``torch.onnx.export``: ``dynamic_shapes`` for other batches and image sizes,
+            ``input_names``, ``output_names``, ``opset_version``, translations of other ops ...
+
+    Returns:
+        the ``torch.onnx.ONNXProgram`` that was written.
+
+    Raises:
+        AdderizeError: onnxscript is not installed, or the model has layers that have no ONNX form
+            (8-bit layers, filters that are not float32).
+    """
+    _check(model)
+    table = translation_table() | options.pop("custom_translation_table", {})
+    arguments = example if isinstance(example, tuple) else (example,)
+    settings = {"dynamo": True, "verbose": False} | options
+    with _evaluating(model):
+        return torch.onnx.export(
+            model, arguments, Path(path), custom_translation_table=table, **settings
+        )
 
 
 def translation_table() -> dict[Any, Callable[..., Any]]:
-    """Translations of the package's ops for ``torch.onnx.export(..., dynamo=True)``.
-
-    An adder layer becomes a loop over its K = Cin/groups * kh * kw taps, which takes one
-    ``|x - F|`` at a time from the output: beside the padded input it holds three tensors of the
-    output's size, whatever K is. A binary layer becomes a convolution of signs. Needs ONNX opset
-    18 or later, no custom operator. float32; batch and image size may be dynamic.
+    """What :func:`export_onnx` tells ``torch.onnx.export``, for those who call that themselves.
 
     Returns:
-        the ``custom_translation_table``.
+        the ``custom_translation_table`` of ``torch.onnx.export(..., dynamo=True)``.
 
     Raises:
         AdderizeError: onnxscript is not installed.
@@ -41,3 +71,30 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         torch.ops.adderize.adder_conv2d.default: adder_conv2d,
         torch.ops.adderize.binary_conv2d.default: binary_conv2d,
     }
+
+
+def _check(model: nn.Module) -> None:
+    check_module(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)):
+            raise AdderizeError(
+                f"{name or 'the model'} is an 8-bit layer, which has no ONNX form: export the "
+                "float network that it was made of"
+            )
+        own = isinstance(layer, (AdderConv2d, AdderLinear, BinaryConv2d))
+        if own and layer.weight.dtype != torch.float32:
+            raise AdderizeError(
+                f"{name or 'the model'} has filters of {layer.weight.dtype}; expected "
+                "torch.float32: call model.float() before"
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.utils import _pair
+from torch import Tensor
 
 from adderize.functional import binary_conv2d
-from adderize.layers.adder import check_filter_dtype
+from adderize.layers.base import ConvLayer
 
 
-class BinaryConv2d(_ConvNd):
+class BinaryConv2d(ConvLayer):
     """XNOR-Net's convolution: signs of the input with scaled signs of the filters.
 
     Constructor, attributes, initialisation and state-dict keys are those of ``torch.nn.Conv2d``;
@@ -32,47 +26,9 @@ class BinaryConv2d(_ConvNd):
         (N, Cin, H, W) or (Cin, H, W) -> (N, Cout, OH, OW) or (Cout, OH, OW).
     """
 
-    norm: nn.Module | None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        check_filter_dtype(dtype)
-        super().__init__(
-            in_channels,
-            out_channels,
-            _pair(kernel_size),
-            _pair(stride),
-            padding if isinstance(padding, str) else _pair(padding),
-            _pair(dilation),
-            False,
-            _pair(0),
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
-        self.norm = None
-
     def forward(self, input: Tensor) -> Tensor:
         if self.norm is not None:
             input = self.norm(input)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return binary_conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        input, padding = self._padded(input)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return binary_conv2d(input, self.weight, self.bias, *geometry)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
 from adderize.layers.same import same_padding
-from adderize.ops.u8 import pack, unpack
+from adderize.ops.bytes import pack, unpack
 from adderize.quantize.qparams import QParams, quantize_filters
 
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.symbolic import is_query
-from adderize.ops.u8 import max_pool2d_bytes
+from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import (
     Epilogue,
     QuantAdderConv2d,

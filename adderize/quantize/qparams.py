@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from adderize.errors import AdderizeError
-from adderize.ops.u8 import to_bytes
+from adderize.ops.bytes import to_bytes
 
 
 @dataclass(frozen=True)

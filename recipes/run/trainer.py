@@ -21,13 +21,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from adderize.errors import AdderizeError
-from adderize.ops import backends
+from adderize.ops.choice import Choice, choose
 from recipes.run.folder import CHECKPOINTS
 from recipes.run.monitors import AveragedWeights, History, SeedEpochs, StopOnBrokenLoss, Throughput
 from recipes.run.whole_files import WholeCheckpoints
 
 
-def choose_device(arguments: argparse.Namespace) -> tuple[str, backends.Choice]:
+def choose_device(arguments: argparse.Namespace) -> tuple[str, Choice]:
     """The device type and the adder backend that serves it; prints both, as the first line."""
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
@@ -44,15 +44,15 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, backends.Choice]:
         raise AdderizeError(f"--accelerator is {device}, but this machine has {found}")
     if device == "cpu" and arguments.precision == "16-mixed":
         raise AdderizeError("--precision 16-mixed needs a GPU: use bf16-mixed on the CPU")
-    choice = backends.choose(device)
+    choice = choose(device)
     _announce(device, choice, arguments.layers)
     return device, choice
 
 
 @rank_zero_only
-def _announce(device: str, choice: backends.Choice, layers: str) -> None:
+def _announce(device: str, choice: Choice, layers: str) -> None:
     print(f"backend: {choice.name} on {device} ({choice.reason})", flush=True)
-    if choice.name == "reference" and layers.startswith("adder"):
+    if choice.is_reference and layers.startswith("adder"):
         print(
             "warning: the reference implementation is slow; `adderize doctor` tells how to get "
             "the fast kernels",

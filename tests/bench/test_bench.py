@@ -16,6 +16,7 @@ from adderize.bench import gpu, networks
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
+from adderize.ops.geometry import Geometry
 
 FAST = ["--rounds", "1", "--seconds", "0.001"]
 
@@ -47,10 +48,10 @@ def test_the_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pairs_by_hand() -> None:
-    assert Layer("3x3", 2, 4, 8, 6, 3, padding=1).pairs == 2 * 6 * 8 * 8 * 4 * 9
-    assert Layer("3x3/2", 1, 4, 9, 6, 3, stride=2).pairs == 6 * 4 * 4 * 4 * 9
-    assert Layer("depthwise", 1, 4, 8, 4, 3, padding=1, groups=4).pairs == 4 * 8 * 8 * 9
-    assert Layer("dilated", 1, 2, 9, 3, 3, dilation=2).pairs == 3 * 5 * 5 * 2 * 9
+    assert Layer("3x3", 2, 4, 8, 6, 3, Geometry.of(padding=1)).pairs == 2 * 6 * 8 * 8 * 4 * 9
+    assert Layer("3x3/2", 1, 4, 9, 6, 3, Geometry.of(stride=2)).pairs == 6 * 4 * 4 * 4 * 9
+    assert Layer("channelwise", 1, 4, 8, 4, 3, Geometry.of(1, 1, 1, 4)).pairs == 4 * 8 * 8 * 9
+    assert Layer("dilated", 1, 2, 9, 3, 3, Geometry.of(dilation=2)).pairs == 3 * 5 * 5 * 2 * 9
 
 
 def test_layer_names_are_unique() -> None:
@@ -58,7 +59,7 @@ def test_layer_names_are_unique() -> None:
 
 
 def test_a_row_has_both_times_and_their_ratio() -> None:
-    layer = Layer("small", 2, 4, 6, 4, 3, padding=1, groups=2)
+    layer = Layer("small", 2, 4, 6, 4, 3, Geometry.of(padding=1, groups=2))
     (row,) = measure((layer,), rounds=1, seconds=0.001)
     for name in PASSES:
         cell = row[name]
@@ -195,7 +196,7 @@ def _pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_of_a_gpu_have_rates_and_every_precision(_pretended_gpu: None) -> None:
-    layer = Layer("small", 2, 4, 6, 4, 3, padding=1)
+    layer = Layer("small", 2, 4, 6, 4, 3, Geometry.of(padding=1))
     (row,) = measure((layer,), rounds=1, seconds=0.001)
     forward, filters = row["forward"], row["filter gradient"]
     rate = layer.pairs / (forward["adder_ms"] / 1e3)

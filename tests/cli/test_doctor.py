@@ -9,22 +9,22 @@ import pytest
 
 from adderize import __version__
 from adderize.cli import doctor, main
-from adderize.ops import backends
+from adderize.ops import choice
 
 
 def test_doctor_names_the_backend_of_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     (cpu,) = [row for row in report["devices"] if row["device"] == "cpu"]
-    choice = backends.choose("cpu")
-    assert (cpu["backend"], cpu["reason"]) == (choice.name, choice.reason)
+    found = choice.choose("cpu")
+    assert (cpu["backend"], cpu["reason"]) == (found.name, found.reason)
     assert report["adderize"] == __version__
 
 
 def test_doctor_prints_one_line_a_fact(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
-    assert f"cpu        {backends.choose('cpu').name}: " in output
+    assert f"cpu        {choice.choose('cpu').name}: " in output
     assert "openmp" in output
 
 
@@ -36,7 +36,7 @@ def test_doctor_reports_forced_and_missing_backends(
     assert "reference: forced by ADDERIZE_BACKEND" in capsys.readouterr().out
     monkeypatch.delenv("ADDERIZE_BACKEND")
     monkeypatch.setenv("ADDERIZE_REQUIRE_NATIVE", "1")
-    monkeypatch.setattr(backends.native, "available", lambda: (False, "nothing was built"))
+    monkeypatch.setattr(choice.native, "available", lambda: (False, "nothing was built"))
     assert main(["doctor"]) == 1
     assert "nothing was built" in capsys.readouterr().out
 

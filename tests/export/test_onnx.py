@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d
-from adderize.export.onnx import translation_table
+from adderize.export import export_onnx, translation_table
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -23,22 +23,14 @@ pytest.importorskip("onnxscript")
 def export(model: nn.Module, input: Tensor, path: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model.eval(),
-            (input,),
-            path,
-            dynamo=True,
-            verbose=False,
-            custom_translation_table=translation_table(),
-            **options,
-        )
+        export_onnx(model, input, path, **options)
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def relative_error(session: Any, model: nn.Module, input: Tensor) -> float:
     (result,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
     with torch.no_grad():
-        expected = model(input).numpy()
+        expected = model.eval()(input).numpy()
     assert result.shape == expected.shape and result.dtype == np.float32
     assert expected.std() > 0
     return float(np.abs(result - expected).max() / np.abs(expected).max())
@@ -104,3 +96,24 @@ def test_missing_onnxscript_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules, "adderize.export.onnx_translations", raising=False)
     with pytest.raises(AdderizeError, match=r"adderize\[onnx\]"):
         translation_table()
+
+
+def test_the_mode_of_every_layer_is_left_as_it_was(tmp_path: Path) -> None:
+    model = nn.Sequential(AdderConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).train()
+    model[1].eval()
+    session = export(model, torch.randn(2, 3, 6, 6), tmp_path / "m.onnx")
+    assert [module.training for module in model] == [True, False, True]
+    assert relative_error(session, model, torch.randn(2, 3, 6, 6)) < 1e-6
+
+
+def test_what_has_no_onnx_form_is_refused(tmp_path: Path) -> None:
+    from adderize.quantize import quantize
+
+    x = torch.randn(4, 3, 8, 8)
+    float_network = nn.Sequential(AdderConv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(AdderizeError, match="0 is an 8-bit layer"):
+        export_onnx(quantize(float_network, [x]), x, tmp_path / "m.onnx")
+    with pytest.raises(AdderizeError, match=r"0 has filters of torch.float64"):
+        export_onnx(float_network.double(), x.double(), tmp_path / "m.onnx")
+    with pytest.raises(AdderizeError, match="the model is a str"):
+        export_onnx("m.onnx", x, float_network)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderizeError, BinaryConv2d
 from adderize.functional import binary_conv2d
-from adderize.ops.binary import signs
+from adderize.ops.reference.binary import signs
 
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3 padded": ((2, 5, 9, 7), (6, 5, 3, 3), {"padding": 1}),

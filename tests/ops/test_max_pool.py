@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adderize import AdderizeError
-from adderize.ops.u8 import max_pool2d_bytes
+from adderize.ops.bytes import max_pool2d_bytes
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, (3, 2), 5])

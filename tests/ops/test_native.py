@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adderize.errors import AdderizeError
 from adderize.ops import native
+from adderize.ops.geometry import Geometry
 from tests.oracle import Expected, adder_conv2d, relative_error
 
 if not native.available()[0] and not os.environ.get("ADDERIZE_REQUIRE_NATIVE"):
@@ -44,12 +45,12 @@ class Case(NamedTuple):
     groups: int = 1
 
     @property
-    def options(self) -> tuple[list[int], list[int], list[int], int]:
-        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
     def describe(self) -> str:
         shapes = tuple(self.input.shape), tuple(self.weight.shape)
-        return f"{shapes}, {self.options}, mean {float(self.input.mean()):.3g}"
+        return f"{shapes}, {self.geometry}, mean {float(self.input.mean()):.3g}"
 
 
 def _output_size(case: Case) -> tuple[int, int]:
@@ -81,11 +82,11 @@ def _expected(case: Case, grad: Tensor, gradient: str) -> Expected:
 
 
 def _actual(case: Case, grad: Tensor, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = (case.input, case.weight, *case.options)
+    arguments = (case.input, case.weight, case.geometry)
     return (
-        native.forward(*arguments),
-        native.input_gradient(grad, *arguments, gradient),
-        native.weight_gradient(grad, *arguments, gradient),
+        native.adder_conv2d(*arguments),
+        native.adder_conv2d_input_gradient(grad, *arguments, gradient),
+        native.adder_conv2d_weight_gradient(grad, *arguments, gradient),
     )
 
 
@@ -268,10 +269,10 @@ def _check_sums(case: Case, gradients: tuple[str, ...] = ("full", "sign")) -> No
     for gradient, cpu in itertools.product(gradients, CPUS):
         native.set_cpu(cpu)
         expected, arguments = _expected(case, grad, gradient), (case.input, case.weight)
-        actual = native.input_gradient(grad, *arguments, *case.options, gradient)
+        actual = native.adder_conv2d_input_gradient(grad, *arguments, case.geometry, gradient)
         assert relative_error(actual, expected.input_gradient) < 5e-6, (gradient, cpu)
         if gradient == "sign":
-            actual = native.weight_gradient(grad, *arguments, *case.options, gradient)
+            actual = native.adder_conv2d_weight_gradient(grad, *arguments, case.geometry, gradient)
             assert relative_error(actual, expected.weight_gradient) < 5e-6, (gradient, cpu)
 
 
@@ -298,7 +299,9 @@ def test_strides_longer_than_the_image(stride: int, groups: int) -> None:
         expected = _expected(case, grad, gradient).input_gradient
         for cpu in CPUS:
             native.set_cpu(cpu)
-            actual = native.input_gradient(grad, case.input, weight, *case.options, gradient)
+            actual = native.adder_conv2d_input_gradient(
+                grad, case.input, weight, case.geometry, gradient
+            )
             assert relative_error(actual, expected) < 1e-5, (gradient, cpu)
 
 
@@ -346,7 +349,7 @@ def test_filters_that_are_not_finite_reach_outputs_through_the_padding(cpu: str)
         weight = torch.randn(32, 32, 3, 3)
         weight[4, 7, 0, 0] = value
         case = Case(torch.randn(1, 32, 8, 8), weight, padding=(1, 1))
-        output = native.forward(case.input, case.weight, *case.options)
+        output = native.adder_conv2d(case.input, case.weight, case.geometry)
         assert not output[0, 4].isfinite().any()
         finite = torch.arange(32) != 4
         expected = _expected(case, torch.zeros(1, 32, 8, 8), "full").output
@@ -416,12 +419,12 @@ def test_threads_change_no_bit(
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            arguments = (case.input, case.weight, *case.options)
+            arguments = (case.input, case.weight, case.geometry)
             results.append(
                 (
-                    native.forward(*arguments),
-                    native.input_gradient(grad, *arguments, "full"),
-                    native.weight_gradient(grad, *arguments, "sign"),
+                    native.adder_conv2d(*arguments),
+                    native.adder_conv2d_input_gradient(grad, *arguments, "full"),
+                    native.adder_conv2d_weight_gradient(grad, *arguments, "sign"),
                 )
             )
     finally:
@@ -432,25 +435,27 @@ def test_threads_change_no_bit(
 
 def test_memory_formats() -> None:
     input, weight = torch.randn(2, 6, 5, 4), torch.randn(8, 6, 3, 3)
-    options = ([1, 1], [1, 1], [1, 1], 1)
+    geometry = Geometry(padding=(1, 1))
     last = input.contiguous(memory_format=torch.channels_last)
     plain, converted = (
-        native.forward(input, weight, *options),
-        native.forward(last, weight, *options),
+        native.adder_conv2d(input, weight, geometry),
+        native.adder_conv2d(last, weight, geometry),
     )
     assert plain.is_contiguous()
     assert converted.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, converted)
-    gradient = native.input_gradient(plain, last, weight, *options, "full")
+    gradient = native.adder_conv2d_input_gradient(plain, last, weight, geometry, "full")
     assert gradient.stride() == last.stride()
 
 
 def test_a_write_through_data_changes_the_next_output() -> None:
     input, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 4, 3, 3)
-    options = ([1, 1], [0, 0], [1, 1], 1)
-    assert native.forward(input, weight, *options).abs().max() == 0
+    geometry = Geometry()
+    assert native.adder_conv2d(input, weight, geometry).abs().max() == 0
     weight.data.fill_(1.0)
-    assert torch.equal(native.forward(input, weight, *options), torch.full((1, 4, 1, 1), -36.0))
+    assert torch.equal(
+        native.adder_conv2d(input, weight, geometry), torch.full((1, 4, 1, 1), -36.0)
+    )
 
 
 @pytest.mark.parametrize("form", ["fast", "exact"])
@@ -459,7 +464,7 @@ def test_the_form_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch) -> N
     _check(Case(torch.randn(2, 20, 9, 9), torch.randn(20, 20, 3, 3)))
     monkeypatch.setenv("ADDERIZE_FORM", "quick")
     with pytest.raises(AdderizeError, match="ADDERIZE_FORM is 'quick'; expected one of auto"):
-        native.forward(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), [1, 1], [0, 0], [1, 1], 1)
+        native.adder_conv2d(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), Geometry())
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

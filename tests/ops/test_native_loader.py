@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adderize import AdderizeError
-from adderize.ops import backends, native
+from adderize.ops import choice, native
 from adderize.ops.native import library
 
 built = pytest.mark.skipif(not native.available()[0], reason="no native library was built")
@@ -21,11 +21,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cpu = native.info().get("cpu")
     for variable in ("ADDERIZE_REQUIRE_NATIVE", "ADDERIZE_BACKEND"):
         monkeypatch.delenv(variable, raising=False)
-    for cached in (library.load, backends._warn_of_slowness):
+    for cached in (library.load, choice._warn_of_slowness):
         cached.cache_clear()
     yield
     monkeypatch.undo()
-    for cached in (library.load, backends._warn_of_slowness):
+    for cached in (library.load, choice._warn_of_slowness):
         cached.cache_clear()
     if cpu:
         native.set_cpu(str(cpu))
@@ -35,24 +35,24 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_stale_library_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "ABI_VERSION", 99)
     with pytest.raises(AdderizeError, match=r"has ABI version .* needs 99: reinstall it"):
-        backends.choose("cpu")
+        choice.choose("cpu")
     assert "needs 99" in str(native.info()["reason"])
 
 
 @built
 def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADDERIZE_CPU", "portable")
-    assert backends.choose("cpu").reason.startswith("native kernels for portable from")
+    assert choice.choose("cpu").reason.startswith("native kernels for portable from")
     library.load.cache_clear()
     monkeypatch.setenv("ADDERIZE_CPU", "sse9")
     with pytest.raises(AdderizeError, match="ADDERIZE_CPU is 'sse9', but"):
-        backends.choose("cpu")
+        choice.choose("cpu")
 
 
 def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADDERIZE_LIBRARY", "/nowhere/libadderize.so")
     with pytest.raises(AdderizeError, match="cannot be loaded"):
-        backends.choose("cpu")
+        choice.choose("cpu")
 
 
 def test_without_a_library_the_reference_serves_with_one_warning(
@@ -61,7 +61,7 @@ def test_without_a_library_the_reference_serves_with_one_warning(
     monkeypatch.delenv("ADDERIZE_LIBRARY", raising=False)
     monkeypatch.setattr(library.importlib.resources, "files", lambda package: tmp_path)
     with pytest.warns(UserWarning, match="slow reference: the native library was not built"):
-        assert backends.choose("cpu").name == "reference"
+        assert choice.choose("cpu").name == "reference"
     assert native.info() == {
         "available": False,
         "reason": "the native library was not built: reinstall adderize where a C++17 compiler is "
@@ -72,4 +72,4 @@ def test_without_a_library_the_reference_serves_with_one_warning(
 def test_forced_native_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADDERIZE_BACKEND", "native")
     with pytest.raises(AdderizeError, match=r"torch\.float64"):
-        backends.choose("cpu", torch.float64)
+        choice.choose("cpu", torch.float64)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.ops import backends, reference
+from adderize.ops import choice, reference
+from adderize.ops.geometry import Geometry
 from tests import oracle
 
 adder_conv2d = torch.ops.adderize.adder_conv2d
@@ -370,42 +371,42 @@ def test_reference_memory_is_bounded() -> None:
     batch = 64
     x, w = torch.randn(batch, 32, 64, 64), torch.randn(4, 32, 3, 3)
     grad = torch.randn(batch, 4, 64, 64)
-    arguments = ([1, 1], [1, 1], [1, 1], 1)
+    geometry = Geometry(padding=(1, 1))
     own = 4 * (2 * x.numel() + grad.numel()) + 4 * batch * 32 * 66 * 66 * 2
     for function in (
-        lambda: reference.forward(x, w, *arguments),
-        lambda: reference.input_gradient(grad, x, w, *arguments, "full"),
-        lambda: reference.weight_gradient(grad, x, w, *arguments, "full"),
+        lambda: reference.adder_conv2d(x, w, geometry),
+        lambda: reference.adder_conv2d_input_gradient(grad, x, w, geometry, "full"),
+        lambda: reference.adder_conv2d_weight_gradient(grad, x, w, geometry, "full"),
     ):
         assert 2**20 < _peak_bytes(function) < own + 256 * 2**20
 
 
 def test_backend_is_chosen_by_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
-    assert backends.choose("cpu", torch.float64).name == "reference"
-    assert backends.choose("xpu").name == "reference"
+    assert choice.choose("cpu", torch.float64).name == "reference"
+    assert choice.choose("xpu").name == "reference"
     monkeypatch.setenv("ADDERIZE_BACKEND", "reference")
-    choice = backends.choose("cpu")
-    assert (choice.name, choice.reason) == ("reference", "forced by ADDERIZE_BACKEND")
+    found = choice.choose("cpu")
+    assert (found.name, found.reason) == ("reference", "forced by ADDERIZE_BACKEND")
 
 
 def test_unknown_or_unfit_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "triton"):
         monkeypatch.setenv("ADDERIZE_BACKEND", name)
         with pytest.raises(AdderizeError, match=name):
-            backends.choose("cpu")
+            choice.choose("cpu")
     monkeypatch.setenv("ADDERIZE_BACKEND", "native")
     with pytest.raises(AdderizeError, match="xpu"):
-        backends.choose("xpu")
+        choice.choose("xpu")
 
 
 def test_required_native_kernels_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
-    monkeypatch.setattr(backends.native, "available", lambda: (False, "no library was built"))
+    monkeypatch.setattr(choice.native, "available", lambda: (False, "no library was built"))
     monkeypatch.setenv("ADDERIZE_REQUIRE_NATIVE", "1")
     with pytest.raises(AdderizeError, match="no library was built"):
         AdderConv2d(3, 8, 3)(torch.randn(1, 3, 5, 5))
     monkeypatch.delenv("ADDERIZE_REQUIRE_NATIVE")
-    backends._warn_of_slowness.cache_clear()
+    choice._warn_of_slowness.cache_clear()
     with pytest.warns(UserWarning, match="slow reference: no library was built"):
-        assert backends.choose("cpu").name == "reference"
+        assert choice.choose("cpu").name == "reference"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adderize import AdderizeError
-from adderize.ops.u8 import to_bytes
+from adderize.ops.bytes import to_bytes
 
 
 def expected(values: Tensor, scale: float, zero_point: int, levels: int) -> list[int]:

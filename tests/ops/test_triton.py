@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.ops import backends, reference
+from adderize.ops import choice, reference
+from adderize.ops.geometry import Geometry
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -212,33 +213,33 @@ def test_images_beyond_32_bits_are_refused() -> None:
     input = torch.empty(1, 1, 2**16, 2**16, device="meta")
     weight = torch.empty(1, 1, 3, 3, device="meta")
     with pytest.raises(AdderizeError, match="cut it into tiles"):
-        Layer.of(input, weight, [1, 1], [0, 0], [1, 1], 1)
+        Layer.of(input, weight, Geometry())
 
 
 def test_cuda_is_served_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
-    backends._triton.cache_clear()
+    choice._triton.cache_clear()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        choice = backends.choose("cuda", dtype)
-        assert (choice.name, choice.module) == ("triton", kernels)
-        assert choice.reason.startswith("Triton ")
-    assert backends.choose("cuda", torch.float64).module is reference
+        found = choice.choose("cuda", dtype)
+        assert (found.name, found.module) == ("triton", kernels)
+        assert found.reason.startswith("Triton ")
+    assert choice.choose("cuda", torch.float64).module is reference
     monkeypatch.setenv("ADDERIZE_BACKEND", "triton")
-    assert backends.choose("cuda").name == "triton"
+    assert choice.choose("cuda").name == "triton"
     with pytest.raises(AdderizeError, match="float64"):
-        backends.choose("cuda", torch.float64)
+        choice.choose("cuda", torch.float64)
     monkeypatch.setenv("ADDERIZE_BACKEND", "native")
     with pytest.raises(AdderizeError, match="native cannot serve the device 'cuda'"):
-        backends.choose("cuda")
+        choice.choose("cuda")
 
 
 @pytest.fixture
 def _unknown_triton() -> Iterator[None]:
-    backends._triton.cache_clear()
-    backends._warn_of_slowness.cache_clear()
+    choice._triton.cache_clear()
+    choice._warn_of_slowness.cache_clear()
     yield
-    backends._triton.cache_clear()
-    backends._warn_of_slowness.cache_clear()
+    choice._triton.cache_clear()
+    choice._warn_of_slowness.cache_clear()
 
 
 @pytest.mark.usefixtures("_unknown_triton")
@@ -248,18 +249,18 @@ def test_the_reference_serves_where_triton_cannot(
 ) -> None:
     monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
     if missing == "Triton is not installed":
-        monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.delenv("CC", raising=False)
-        monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+        monkeypatch.setattr(choice.shutil, "which", lambda name: None)
     with pytest.warns(UserWarning, match=f"slow reference: {missing}"):
-        assert backends.choose("cuda").name == "reference"
+        assert choice.choose("cuda").name == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.choose("cuda").name == "reference"
+        assert choice.choose("cuda").name == "reference"
     monkeypatch.setenv("ADDERIZE_BACKEND", "triton")
     with pytest.raises(AdderizeError, match=missing):
-        backends.choose("cuda")
+        choice.choose("cuda")
 
 
 class _Operands(TorchDispatchMode):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, adderize, scale_adder_gradients_
-from adderize.ops import backends
+from adderize.ops import choice
 from tests import oracle
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -28,8 +28,8 @@ adder_conv2d = torch.ops.adderize.adder_conv2d
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN computes the filter gradient: TF32 would round it."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.choice.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.choice.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -211,8 +211,10 @@ def test_tensors_beyond_31_bits() -> None:
 
 
 def test_converted_networks_run_on_triton() -> None:
-    choice = backends.choose("cuda")
-    assert choice.name == "triton", choice.reason
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    found = choice.choose("cuda")
+    assert found.name == "triton", found.reason
+    stem, head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+    network = nn.Sequential(stem, nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), head)
     network = adderize(network.cuda())
+    assert isinstance(network[1], AdderConv2d)
     assert network(torch.randn(2, 3, 9, 9, device="cuda")).device.type == "cuda"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adderize import AdderizeError
-from adderize.ops.u8 import pack, unpack
+from adderize.ops.bytes import pack, unpack
 
 adder_conv2d_u8 = torch.ops.adderize.adder_conv2d_u8
 adder_conv2d_u8_packed = torch.ops.adderize.adder_conv2d_u8_packed

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from adderize.ops.geometry import Geometry
 from tests import oracle
 
 
@@ -33,8 +34,8 @@ class Case(NamedTuple):
     channels_last: bool = True
 
     @property
-    def geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
 
 CASES = {
@@ -84,12 +85,12 @@ def errors(case: Case, device: str) -> list[float]:
     from adderize.ops import triton as kernels
 
     input, weight = operands(case, device)
-    output = kernels.forward(input, weight, *case.geometry)
+    output = kernels.adder_conv2d(input, weight, case.geometry)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(device)
     results = (
         output,
-        kernels.input_gradient(grad, input, weight, *case.geometry, case.gradient),
-        kernels.weight_gradient(grad, input, weight, *case.geometry, case.gradient),
+        kernels.adder_conv2d_input_gradient(grad, input, weight, case.geometry, case.gradient),
+        kernels.adder_conv2d_weight_gradient(grad, input, weight, case.geometry, case.gradient),
     )
     assert [r.dtype for r in results] == [torch.float32, case.dtype, case.dtype]
     for image in results[:2]:
@@ -121,25 +122,26 @@ def tolerances(case: Case) -> list[float]:
 def every_tile_gives_the_same_bits(device: str) -> dict[str, bool]:
     """Forward and input gradient of one layer, with each of the tiles."""
     from adderize.ops import triton as kernels
+    from adderize.ops.triton import floats
 
     case = Case((1, 6, 4, 4), (10, 6, 2, 1), padding=(1, 0))
     input, weight = operands(case, device)
     grad = torch.randn(1, 10, 5, 4, generator=torch.Generator().manual_seed(1)).to(device)
     calls = {
-        "forward": lambda: kernels.forward(input, weight, *case.geometry),
-        "input gradient": lambda: kernels.input_gradient(
-            grad, input, weight, *case.geometry, "full"
+        "forward": lambda: kernels.adder_conv2d(input, weight, case.geometry),
+        "input gradient": lambda: kernels.adder_conv2d_input_gradient(
+            grad, input, weight, case.geometry, "full"
         ),
     }
-    choose, same = kernels.fastest, {}
+    choose, same = floats.fastest, {}
     for (name, call), tiles in zip(
-        calls.items(), (kernels.FORWARD, kernels.INPUT_GRADIENT), strict=True
+        calls.items(), (floats.FORWARD, floats.INPUT_GRADIENT), strict=True
     ):
         first = call()
         for tile in tiles:
-            kernels.fastest = lambda *arguments, tile=tile: tile
+            floats.fastest = lambda *arguments, tile=tile: tile
             same[f"{name} {tile[:4]}"] = torch.equal(call(), first)
-            kernels.fastest = choose
+            floats.fastest = choose
     return same
 
 
@@ -154,8 +156,10 @@ def not_a_number() -> dict[str, bool]:
             (input if where == "input" else weight)[1, 2, 1, 1] = value
             grad = torch.ones(2, 5, 4, 4)
             expected = oracle.adder_conv2d(input, weight, grad, padding=(1, 1))
-            output = kernels.forward(input, weight, *case.geometry)
-            gradient = kernels.input_gradient(grad, input, weight, *case.geometry, "full")
+            output = kernels.adder_conv2d(input, weight, case.geometry)
+            gradient = kernels.adder_conv2d_input_gradient(
+                grad, input, weight, case.geometry, "full"
+            )
             found[f"{where} {value} forward"] = torch.equal(
                 output.isfinite(), expected.output.isfinite()
             )

@@ -11,8 +11,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from adderize.ops._filter_gradient import filter_gradient
-from adderize.ops._shapes import memory_format
+from adderize.ops.filter_gradient import filter_gradient
+from adderize.ops.formats import is_nhwc, memory_format
+from adderize.ops.geometry import Geometry
 from adderize.ops.native.library import call
 
 _SAMPLED_VALUES = 16384
@@ -20,31 +21,20 @@ _FEWEST_POSITIONS = 64
 _GOLDEN = 0.6180339887498949
 
 
-def full_filter_gradient(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def full_filter_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """dL/dF: shape and memory format of weight."""
     wanted = memory_format(weight)
     if input.shape[0] == 0:
         return torch.zeros_like(weight, memory_format=wanted)
-    # A stride beyond the padded image means the same as one of its size, which oneDNN takes.
-    sizes = zip(stride, input.shape[2:], padding, strict=True)
-    stride = [min(step, size + 2 * pad) for step, size, pad in sizes]
-    geometry = (stride, padding, dilation, groups)
     total, centre = _totals(grad), _far_centre(input)
-    result = filter_gradient(grad, input, weight, *geometry, total=total, centre=centre)
+    geometry = geometry.within(input.shape[2:])  # oneDNN takes no stride beyond the padded image
+    result = filter_gradient(grad, input, weight, geometry, total=total, centre=centre)
     return result.contiguous(memory_format=wanted)
 
 
 def _totals(grad: Tensor) -> Tensor:
     """G: (Cout,), float64."""
-    if grad.numel() == 0 or not grad.is_contiguous(memory_format=torch.channels_last):
+    if grad.numel() == 0 or not is_nhwc(grad):
         return grad.sum((0, 2, 3), dtype=torch.float64)
     channels = grad.shape[1]
     totals = torch.empty(channels, dtype=torch.float64, device="cpu")
@@ -59,7 +49,7 @@ def _far_centre(input: Tensor) -> Tensor | None:
     """The channels' means, estimated, if they are far from zero; else None."""
     channels = input.shape[1]
     sample = input
-    if not input.is_contiguous(memory_format=torch.channels_last):
+    if not is_nhwc(input):
         sample = _sample(input)
     mean = torch.empty(channels, dtype=torch.float32, device="cpu")
     far = ctypes.c_int(0)

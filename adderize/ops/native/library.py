@@ -7,19 +7,22 @@ import functools
 import importlib.resources
 import os
 import sys
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64
 from pathlib import Path
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
 
 from adderize.errors import AdderizeError
+from adderize.ops.geometry import Geometry
+from adderize.ops.operands import Window
 
 ABI_VERSION = 6
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
-class Shape(ctypes.Structure):
+class ShapeStruct(ctypes.Structure):
     """`adderize_shape` of adderize.h."""
 
     _fields_ = [
@@ -31,7 +34,24 @@ class Shape(ctypes.Structure):
     ]
 
 
-class Epilogue(ctypes.Structure):
+@functools.lru_cache(maxsize=4096)
+def shape_of(input: Sequence[int], weight: Sequence[int], geometry: Geometry) -> ShapeStruct:
+    """The struct for shapes of input and filters; the library only reads it."""
+    (stride, padding, dilation, groups), (cout, _, *kernel) = geometry, weight
+    size = geometry.output_size(input[2:], kernel)
+    return ShapeStruct(*input, cout, *kernel, *stride, *padding, *dilation, groups, *size)
+
+
+@functools.lru_cache(maxsize=4096)
+def pooling_shape(input: Sequence[int], window: Window) -> ShapeStruct:
+    """The struct for a pooling window."""
+    stride, padding, dilation, _ = window.geometry
+    size = window.output_size(input[2:])
+    kernel = window.kernel_size
+    return ShapeStruct(*input, input[1], *kernel, *stride, *padding, *dilation, 1, *size)
+
+
+class EpilogueStruct(ctypes.Structure):
     """`adderize_u8_epilogue` of adderize.h."""
 
     _fields_ = [
@@ -46,7 +66,7 @@ class _NotBuiltError(Exception):
 
 
 _FLOATS = _DOUBLES = _BYTES = ctypes.c_void_p
-_SHAPE, _STRIDES = POINTER(Shape), POINTER(c_int64)
+_SHAPE, _STRIDES = POINTER(ShapeStruct), POINTER(c_int64)
 _SIGNATURES: dict[str, list[object]] = {
     "adderize_forward": [_SHAPE, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int, c_int],
     "adderize_input_gradient": [
@@ -55,7 +75,7 @@ _SIGNATURES: dict[str, list[object]] = {
     "adderize_sign_filter_gradient": [
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
-    "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(Epilogue), c_int],
+    "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(EpilogueStruct), c_int],
     "adderize_to_bytes": [c_int64, _FLOATS, c_float, c_float, c_int, _BYTES, c_int],
     "adderize_max_pool_u8": [_SHAPE, _BYTES, _BYTES, c_int],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
@@ -122,6 +142,12 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     except _NotBuiltError as error:
         return None, str(error)
     return library, f"native kernels for {library.adderize_active_cpu().decode()} from {path}"
+
+
+def available() -> tuple[bool, str]:
+    """Whether the native library can be used, and why (or why not) in one sentence."""
+    found, reason = load()
+    return found is not None, reason
 
 
 def kernels() -> ctypes.CDLL:

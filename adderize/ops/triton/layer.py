@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.ops._shapes import output_size
+from adderize.ops.geometry import Geometry
 
 _MOST_PIXELS = 2**31 - 2**10
 
@@ -35,43 +34,29 @@ class Layer(NamedTuple):
     dilation_w: int
 
     @classmethod
-    def of(
-        cls,
-        input: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Layer:
+    def of(cls, input: Tensor, weight: Tensor, geometry: Geometry) -> Layer:
         images, _, height, width = input.shape
         filters, channels, *kernel = weight.shape
-        size = output_size(input, weight, stride, padding, dilation)
-        if max(height * width, size[0] * size[1], math.prod(kernel) * channels) > _MOST_PIXELS:
+        size = geometry.output_size(input.shape[2:], kernel)
+        if max(height * width, math.prod(size), math.prod(kernel) * channels) > _MOST_PIXELS:
             raise AdderizeError(
                 f"an image of {height} x {width} pixels under filters of {tuple(weight.shape)} is "
                 f"beyond the GPU kernels' {_MOST_PIXELS} pixels: cut it into tiles"
             )
-        # A stride beyond the padded image means the same as one of its size.
-        sizes = zip(stride, (height, width), padding, strict=True)
-        stride_h, stride_w = (min(step, extent + 2 * pad) for step, extent, pad in sizes)
+        stride, padding, dilation, groups = geometry.within((height, width))
         return cls(
             images,
             height,
             width,
-            size[0],
-            size[1],
+            *size,
             channels,
             filters // groups,
             groups,
             kernel[0],
             kernel[1],
-            stride_h,
-            stride_w,
-            padding[0],
-            padding[1],
-            dilation[0],
-            dilation[1],
+            *stride,
+            *padding,
+            *dilation,
         )
 
     @property
@@ -103,11 +88,6 @@ class Layer(NamedTuple):
 
 
 _FEWEST_CHANNELS = 16
-
-
-def nhwc(image: Tensor) -> Tensor:
-    """The image with its memory in N,H,W,C order."""
-    return image.contiguous(memory_format=torch.channels_last)
 
 
 def filters_by_tap(weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adderize.ops.triton.kernels.indexing import GEOMETRY, locate, offsets
+from adderize.ops.triton.kernels.indexing import GEOMETRY, locate, offsets, unravel
 
 
 @triton.jit(do_not_specialize=GEOMETRY)
@@ -39,10 +39,11 @@ def forward(
     """Y of w (kh, kw, Cin/groups, Cout), float32."""
     all_filters = groups * filters
     column_tiles = tl.cdiv(all_filters, COLUMNS)
-    program = tl.program_id(0)
-    first = (program // column_tiles).to(tl.int64) * ROWS
+    # A program is a tile of positions and a tile of all filters.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    first = program.to(tl.int64) * ROWS
     image, out_row, out_column = locate(first, out_height * out_width, out_width, ROWS)
-    filter = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    filter = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     live, real = image < images, filter < all_filters
     top = out_row * stride_h - padding_h
     left = out_column * stride_w - padding_w
@@ -95,10 +96,11 @@ def input_gradient(
     """dX of w (kh, kw, Cout/groups, Cin)."""
     all_channels = groups * channels
     column_tiles = tl.cdiv(all_channels, COLUMNS)
-    program = tl.program_id(0)
-    first = (program // column_tiles).to(tl.int64) * ROWS
+    # A program is a tile of pixels and a tile of all channels.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    first = program.to(tl.int64) * ROWS
     image, row, column = locate(first, height * width, width, ROWS)
-    channel = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     live, real = image < images, channel < all_channels
     mask = live[:, None] & real[None, :]
     pixels, pixel = height * width, row * width + column

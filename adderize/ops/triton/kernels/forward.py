@@ -19,6 +19,7 @@ from adderize.ops.triton.kernels.indexing import (
     offsets,
     spread_columns,
     spread_rows,
+    unravel,
 )
 
 
@@ -61,13 +62,11 @@ def forward(
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
     positions = out_height * out_width
     column_tiles = tl.cdiv(filters, COLUMNS)
-    program = tl.program_id(0)
-    column_tile = program % column_tiles
-    program = program // column_tiles
-    group = program % groups
-    program = program // groups
-    split = program % splits
-    first = (program // splits).to(tl.int64) * ROWS
+    # A program is a tile of positions, a part of the sums, a group and a tile of its filters.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    group, program = unravel(program, groups)
+    split, program = unravel(program, splits)
+    first = program.to(tl.int64) * ROWS
 
     image, out_row, out_column = locate(first, positions, out_width, ROWS)
     top = out_row * stride_h - padding_h

@@ -28,12 +28,36 @@ GEOMETRY = (
 
 
 @triton.jit
+def unravel(program, size):
+    """Where a program stands along a dimension of this size, and its number among the rest."""
+    return program % size, program // size
+
+
+@triton.jit
 def locate(first, per_image, width, BLOCK: tl.constexpr):
     """Image (int64), row and column of the positions first … first + BLOCK; `first` is int64."""
     image = first // per_image
     at = (first - image * per_image).to(tl.int32) + tl.arange(0, BLOCK)
     pixel = at % per_image
     return image + at // per_image, pixel // width, pixel % width
+
+
+@triton.jit
+def under_tap(
+    first, images, height, width, out_height, out_width, stride_h, stride_w, down, right,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The output positions first … first + BLOCK, and the pixel that one tap sees from each.
+
+    Whether the positions exist and their pixels lie inside the image, then the numbers of both
+    among those of all images (int64).
+    """
+    image, out_row, out_column = locate(first, out_height * out_width, out_width, BLOCK)
+    live = image < images
+    row, column = out_row * stride_h + down, out_column * stride_w + right
+    inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    position = (image * out_height + out_row) * out_width + out_column
+    return live, inside, position, (image * height + row) * width + column
 
 
 @triton.jit

@@ -24,6 +24,7 @@ from adderize.ops.triton.kernels.indexing import (
     slope,
     spread_columns,
     spread_rows,
+    unravel,
 )
 
 
@@ -80,18 +81,15 @@ def input_gradient(
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
     UNIT: tl.constexpr = 4 if EVEN else 1
     column_tiles = tl.cdiv(channels, COLUMNS)
-    program = tl.program_id(0)
-    column_tile = program % column_tiles
-    program = program // column_tiles
-    group = program % groups
-    program = program // groups
-    split = program % splits
-    program = program // splits
+    # A program is a tile of the pixels of one residue, a part of the sums, a group and a tile of
+    # its channels.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    group, program = unravel(program, groups)
+    split, program = unravel(program, splits)
     residues_w = tl.minimum(stride_w, width)
-    residues = tl.minimum(stride_h, height) * residues_w
-    residue_h = program % residues // residues_w
-    residue_w = program % residues % residues_w
-    first = (program // residues).to(tl.int64) * ROWS
+    residue, program = unravel(program, tl.minimum(stride_h, height) * residues_w)
+    residue_w, residue_h = unravel(residue, residues_w)
+    first = program.to(tl.int64) * ROWS
 
     rows = (height - residue_h + stride_h - 1) // stride_h
     row_pixels = (width - residue_w + stride_w - 1) // stride_w

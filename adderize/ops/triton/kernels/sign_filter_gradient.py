@@ -12,10 +12,11 @@ import triton.language as tl
 from adderize.ops.triton.kernels.indexing import (
     GEOMETRY,
     four_columns,
-    locate,
     slope,
     spread_columns,
     spread_rows,
+    under_tap,
+    unravel,
 )
 
 
@@ -54,15 +55,11 @@ def dense(
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
     column_tiles, row_tiles = tl.cdiv(channels, COLUMNS), tl.cdiv(filters, ROWS)
     taps = kernel_height * kernel_width
-    program = tl.program_id(0)
-    column_tile = program % column_tiles
-    program = program // column_tiles
-    row_tile = program % row_tiles
-    program = program // row_tiles
-    tap = program % taps
-    program = program // taps
-    group = program % groups
-    split = program // groups
+    # A program is a part of the sums, a group, a tap, a tile of filters and one of channels.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    row_tile, program = unravel(program, row_tiles)
+    tap, program = unravel(program, taps)
+    group, split = unravel(program, groups)
 
     filter = row_tile * ROWS + tl.arange(0, ROWS)
     channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -73,22 +70,19 @@ def dense(
     mask &= spread_columns(channel < channels, COLUMN_REGISTERS, COLUMN_THREADS)
     w = tl.load(w_ptr + at, mask=mask, other=0.0)
 
-    positions = out_height * out_width
-    steps = tl.cdiv(images.to(tl.int64) * positions, 4)
+    steps = tl.cdiv(images.to(tl.int64) * (out_height * out_width), 4)
     start, stop = steps * split // splits, steps * (split + 1) // splits
     down = tap // kernel_width * dilation_h - padding_h
     right = tap % kernel_width * dilation_w - padding_w
     total = tl.zeros([ROW_REGISTERS, COLUMN_REGISTERS, ROW_THREADS, COLUMN_THREADS], tl.float32)
     g_sum = tl.zeros([ROW_REGISTERS, ROW_THREADS], tl.float32)
     for step in tl.range(start, stop, num_stages=STAGES):
-        image, out_row, out_column = locate(step * 4, positions, out_width, 4)
-        live = image < images
-        row, column = out_row * stride_h + down, out_column * stride_w + right
-        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        g_at = ((image * out_height + out_row) * out_width + out_column) * (filters * groups)
-        x_at = ((image * height + row) * width + column) * (channels * groups)
-        g_at = g_at[None, :] + (group * filters + filter)[:, None]
-        x_at = x_at[None, :] + (group * channels + channel)[:, None]
+        live, inside, position, pixel = under_tap(
+            step * 4, images, height, width, out_height, out_width, stride_h, stride_w, down, right,
+            4,
+        )  # fmt: skip
+        g_at = (position * (filters * groups))[None, :] + (group * filters + filter)[:, None]
+        x_at = (pixel * (channels * groups))[None, :] + (group * channels + channel)[:, None]
         g = tl.load(g_ptr + g_at, mask=live[None, :] & (filter < filters)[:, None], other=0.0)
         x_mask = inside[None, :] & (channel < channels)[:, None]
         x = tl.load(x_ptr + x_at, mask=x_mask, other=0.0).to(tl.float32)
@@ -133,11 +127,9 @@ def channelwise(
     """dF of w (kh, kw, Cin/groups, Cout) as (splits, kh, kw, Cin/groups, Cout), float32."""
     all_filters = groups * filters
     column_tiles = tl.cdiv(all_filters, COLUMNS)
-    program = tl.program_id(0)
-    column_tile = program % column_tiles
-    program = program // column_tiles
-    w_row = program % (kernel_height * kernel_width * channels)
-    split = program // (kernel_height * kernel_width * channels)
+    # A program is a part of the sums, a tap with a channel of the group, and a tile of filters.
+    column_tile, program = unravel(tl.program_id(0), column_tiles)
+    w_row, split = unravel(program, kernel_height * kernel_width * channels)
     tap = w_row // channels
 
     filter = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -146,19 +138,17 @@ def channelwise(
     at = w_row.to(tl.int64) * all_filters + filter
     w = tl.load(w_ptr + at, mask=real, other=0.0)
 
-    positions = out_height * out_width
-    steps = tl.cdiv(images.to(tl.int64) * positions, ROWS)
+    steps = tl.cdiv(images.to(tl.int64) * (out_height * out_width), ROWS)
     start, stop = steps * split // splits, steps * (split + 1) // splits
     down = tap // kernel_width * dilation_h - padding_h
     right = tap % kernel_width * dilation_w - padding_w
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for step in range(start, stop):
-        image, out_row, out_column = locate(step * ROWS, positions, out_width, ROWS)
-        live = image < images
-        row, column = out_row * stride_h + down, out_column * stride_w + right
-        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        g_at = ((image * out_height + out_row) * out_width + out_column) * all_filters
-        x_at = ((image * height + row) * width + column) * (channels * groups)
+        live, inside, position, pixel = under_tap(
+            step * ROWS, images, height, width, out_height, out_width, stride_h, stride_w, down,
+            right, ROWS,
+        )  # fmt: skip
+        g_at, x_at = position * all_filters, pixel * (channels * groups)
         g_mask, x_mask = live[:, None] & real[None, :], inside[:, None] & real[None, :]
         g = tl.load(g_ptr + g_at[:, None] + filter[None, :], mask=g_mask, other=0.0)
         x = tl.load(x_ptr + x_at[:, None] + channel[None, :], mask=x_mask, other=0.0)

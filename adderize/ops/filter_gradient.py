@@ -16,15 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adderize.ops import convolution
+from adderize.ops.geometry import Geometry
+
 
 def filter_gradient(
     grad: Tensor,
     input: Tensor,
     weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     *,
     total: Tensor,
     centre: Tensor | None,
@@ -35,63 +35,30 @@ def filter_gradient(
         grad: (N, Cout, OH, OW), of the input's dtype.
         input: (N, Cin, H, W).
         weight: (Cout, Cin/groups, kh, kw).
-        stride, padding, dilation, groups: the layer's; a stride no longer than the padded image.
+        geometry: the layer's; a stride no longer than the padded image.
         total: G, (Cout,), float64.
         centre: c, (Cin,), or None for the plain form.
     """
     centred = input if centre is None else input - centre.view(1, -1, 1, 1)
-    geometry = (stride, padding, dilation, groups)
-    result = _convolution_gradient(grad, centred, weight, *geometry).float()
+    result = convolution.weight_gradient(grad, centred, weight, geometry).float()
     total = total.view(-1, 1, 1, 1)
     if centre is None:
         return result.addcmul_(weight.float(), total.float(), value=-1).to(weight.dtype)
-    inside = _inside_sums(grad, input, weight, stride, padding, dilation)
-    per_group = centre.double().view(groups, 1, -1, 1, 1)
-    of_filter = per_group.expand(-1, weight.shape[0] // groups, -1, 1, 1).flatten(0, 1)
+    inside = _inside_sums(grad, input, weight, geometry)
+    per_group = centre.double().view(geometry.groups, 1, -1, 1, 1)
+    filters_a_group = weight.shape[0] // geometry.groups
+    of_filter = per_group.expand(-1, filters_a_group, -1, 1, 1).flatten(0, 1)
     result.add_(of_filter * inside.unsqueeze(1) - weight * total)
     return result.to(weight.dtype)
 
 
-def _convolution_gradient(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """The weight gradient of the convolution of this shape."""
-    result: Tensor = torch.ops.aten.convolution_backward(
-        grad,
-        input,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [False, True, False],
-    )[1]
-    return result
-
-
-def _inside_sums(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+def _inside_sums(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """V: (Cout, kh, kw), float64; the sum of g where the tap falls inside the image."""
     masks = []
-    for axis in (0, 1):
-        position = torch.arange(grad.shape[2 + axis], device=grad.device) * stride[axis]
-        tap = torch.arange(weight.shape[2 + axis], device=grad.device) * dilation[axis]
-        at = position[:, None] + tap - padding[axis]
+    for axis, (stride, padding, dilation) in enumerate(zip(*geometry[:3], strict=True)):
+        position = torch.arange(grad.shape[2 + axis], device=grad.device) * stride
+        tap = torch.arange(weight.shape[2 + axis], device=grad.device) * dilation
+        at = position[:, None] + tap - padding
         masks.append(((at >= 0) & (at < input.shape[2 + axis])).double())
     per_position = grad.sum(0, dtype=torch.float64)
     return torch.einsum("cyx,ya,xb->cab", per_position, *masks)

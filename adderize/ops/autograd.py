@@ -1,4 +1,4 @@
-"""What the adder and the binary op share: autograd through two backward ops, and autocast."""
+"""Gradients and autocast of the float ops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,41 @@ from adderize.errors import AdderizeError
 Cast = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
 
 
-def register_gradients(library: torch.library.Library, name: str, refusal: str) -> None:
+def register(library: torch.library.Library) -> None:
+    """Gradients and autocast of the adder and of the binary op."""
+    _register_gradients(
+        library,
+        "adder_conv2d",
+        "an adder layer has no second derivative: its gradients are surrogates, not derivatives",
+    )
+    _register_gradients(
+        library,
+        "binary_conv2d",
+        "a binary layer has no second derivative: its gradients pass straight through the signs",
+    )
+    for name, cast in (("adder_conv2d", _cast_both), ("binary_conv2d", _cast_input)):
+        op = getattr(torch.ops.adderize, name).default
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _register_autocast(library, op, cast, device_type, key)
+
+
+def _cast_both(input: Tensor, weight: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
+    """To float32 on the CPU, to the autocast dtype elsewhere; the result stays float32."""
+    dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
+    return _cast(input, dtype), _cast(weight, dtype)
+
+
+def _cast_input(input: Tensor, weight: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
+    """The filters stay: in float16 tiny ones would lose their signs."""
+    return _cast(input, torch.get_autocast_dtype(device_type)), weight
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor
+
+
+def _register_gradients(library: torch.library.Library, name: str, refusal: str) -> None:
     """Autograd for an op of (input, weight, ...) by its ops NAME_input_gradient and
     NAME_weight_gradient, which refuse to be differentiated themselves."""
 
@@ -39,13 +73,6 @@ def register_gradients(library: torch.library.Library, name: str, refusal: str) 
     )
     for of in ("input", "weight"):
         torch.library.register_autograd(f"adderize::{name}_{of}_gradient", refuse, lib=library)
-
-
-def register_autocast(library: torch.library.Library, name: str, cast: Cast) -> None:
-    """Under autocast an op sees what `cast(input, weight, device_type)` makes of its operands."""
-    op = getattr(torch.ops.adderize, name).default
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register_autocast(library, op, cast, device_type, key)
 
 
 def _register_autocast(

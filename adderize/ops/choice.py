@@ -11,10 +11,12 @@ import importlib.util
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from adderize.errors import AdderizeError
 from adderize.ops import native, reference
@@ -29,6 +31,21 @@ class Choice(NamedTuple):
     name: str
     module: ModuleType
     reason: str
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether no fast kernels serve."""
+        return self.module is reference
+
+
+def kernel(op: str, operand: Tensor) -> Callable[..., Tensor]:
+    """The function that implements an op for tensors like this one.
+
+    What a backend lacks the reference has: it is made of torch's own operators, for any device.
+    """
+    module = choose(operand.device.type, operand.dtype).module
+    found: Callable[..., Tensor] = getattr(module, op, None) or getattr(reference, op)
+    return found
 
 
 def choose(device_type: str, dtype: torch.dtype = torch.float32) -> Choice:

@@ -1,0 +1,92 @@
+"""What the convolution-like layers share: torch's constructor, an optional norm, geometry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.utils import _pair
+
+from adderize.errors import AdderizeError
+from adderize.ops.geometry import Geometry, resolve
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+def check_filter_dtype(dtype: torch.dtype | None) -> None:
+    """Raise AdderizeError for filters that are neither float32 nor float64."""
+    if (dtype or torch.get_default_dtype()) not in (torch.float32, torch.float64):
+        raise AdderizeError(
+            f"dtype is {dtype or torch.get_default_dtype()}; filters of adder and binary layers "
+            "are float32 (or float64): use mixed precision for speed"
+        )
+
+
+class ConvLayer(_ConvNd):
+    """The constructor, attributes and state-dict keys of ``torch.nn.Conv2d``, and a child ``norm``.
+
+    It derives from what ``torch.nn.Conv2d`` derives from, and not from that class: torch would
+    apply a convolution's arithmetic to it (fusion of batch norms, quantisation).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_filter_dtype(dtype)
+        super().__init__(
+            in_channels,
+            out_channels,
+            _pair(kernel_size),
+            _pair(stride),
+            padding if isinstance(padding, str) else _pair(padding),
+            _pair(dilation),
+            False,
+            _pair(0),
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.norm: nn.Module | None = None
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:
+        """The input with all padding but zeros around it, and the padding that is left."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, effective_geometry(self)[1], mode=self.padding_mode), 0
+
+
+def effective_geometry(layer: _ConvNd) -> tuple[Geometry, list[int]]:
+    """The geometry that a layer's forward computes with, as its attributes say now.
+
+    Stride, padding, dilation, groups and padding mode may have been assigned after construction,
+    as integers, pairs or strings. (The padding of an ``AdderConv2dSame`` follows from the size of
+    each input: here it has none, see :func:`adderize.layers.same.same_padding`.)
+
+    Returns:
+        the geometry of the op, and what is put around the images before, in the layer's padding
+        mode: left, right, top, bottom, as ``F.pad`` takes it; empty where the op pads.
+    """
+    geometry, (bottom, right) = resolve(
+        layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    if layer.padding_mode == "zeros" and not (bottom or right):
+        return geometry, []
+    vertical, horizontal = geometry.padding
+    pads = [horizontal, horizontal + right, vertical, vertical + bottom]
+    return geometry._replace(padding=(0, 0)), pads

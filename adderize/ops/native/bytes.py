@@ -1,0 +1,83 @@
+"""The ops on bytes in the native library; images that are not channels_last are converted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adderize.ops.formats import nhwc
+from adderize.ops.geometry import Geometry, Shape
+from adderize.ops.native.library import EpilogueStruct, call, pooling_shape, shape_of
+from adderize.ops.operands import Requantization, Window
+from adderize.ops.packing import pack
+
+
+def adder_conv2d_u8(
+    input: Tensor, weight: Tensor, zero_point: int, geometry: Geometry, after: Requantization
+) -> Tensor:
+    """As of packed filters; packs them in each call."""
+    packed, shape = pack(weight, geometry.groups), tuple(weight.shape)
+    return adder_conv2d_u8_packed(input, packed, shape, zero_point, geometry, after)  # type: ignore[arg-type]
+
+
+def adder_conv2d_u8_packed(
+    input: Tensor,
+    packed: Tensor,
+    weight_shape: Shape,
+    zero_point: int,
+    geometry: Geometry,
+    after: Requantization,
+) -> Tensor:
+    """(N, Cout, OH, OW), uint8 or float32, channels_last."""
+    output = torch.empty(
+        geometry.output_shape(input.shape, weight_shape),
+        dtype=after.output_dtype,
+        device="cpu",
+        memory_format=torch.channels_last,
+    )
+    image, residual = nhwc(input), None if after.residual is None else nhwc(after.residual)
+    filters, scale, shift = packed.contiguous(), after.scale.contiguous(), after.shift.contiguous()
+    epilogue = EpilogueStruct(
+        scale.data_ptr(),
+        shift.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        output.data_ptr(),
+        after.residual_scale,
+        after.low,
+        after.high,
+        after.float_output,
+    )
+    call(
+        "adderize_forward_u8",
+        shape_of(input.shape, weight_shape, geometry),
+        image.data_ptr(),
+        filters.data_ptr(),
+        zero_point,
+        epilogue,
+        torch.get_num_threads(),
+    )
+    return output
+
+
+def to_bytes(input: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
+    """uint8 of a dense float32 tensor's shape and strides."""
+    output = torch.empty_like(input, dtype=torch.uint8)
+    numbers = (1 / scale, zero_point, levels)
+    pointers = input.data_ptr(), output.data_ptr()
+    threads = torch.get_num_threads()
+    call("adderize_to_bytes", input.numel(), pointers[0], *numbers, pointers[1], threads)
+    return output
+
+
+def max_pool2d_u8(input: Tensor, window: Window) -> Tensor:
+    """(N, C, OH, OW), uint8, channels_last."""
+    image, shape = nhwc(input), pooling_shape(input.shape, window)
+    output = torch.empty(
+        (shape.n, shape.c, shape.oh, shape.ow),
+        dtype=torch.uint8,
+        device="cpu",
+        memory_format=torch.channels_last,
+    )
+    pointers = image.data_ptr(), output.data_ptr()
+    call("adderize_max_pool_u8", shape, *pointers, torch.get_num_threads())
+    return output

@@ -1,0 +1,229 @@
+"""What the ops accept, and their arguments as the backends take them: checked, in records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+from adderize.ops.formats import is_nhwc, output_dtype
+from adderize.ops.geometry import Geometry, Pair, Shape
+from adderize.ops.packing import check_packed
+
+GRADIENTS = ("full", "sign")
+MOST_TAPS = (2**31 - 1) // 255  # an int32 holds the largest distance of so many
+HALVES = (torch.bfloat16, torch.float16)
+_FLOATING = (torch.float32, torch.float64, *HALVES)
+
+
+class Requantization(NamedTuple):
+    """What becomes of an integer distance, see `reference/bytes.py`."""
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+    residual_scale: float
+    low: float
+    high: float
+    float_output: bool
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return torch.float32 if self.float_output else torch.uint8
+
+
+class Window(NamedTuple):
+    """A pooling window and how it moves."""
+
+    kernel_size: Pair
+    geometry: Geometry
+    ceil_mode: bool
+
+    def output_size(self, image: Sequence[int]) -> Pair:
+        """Rows and columns of windows over an image (H, W)."""
+        height, width = self.geometry.output_size(image, self.kernel_size)
+        if not self.ceil_mode:
+            return height, width
+        return height + self._further(0, height, image), width + self._further(1, width, image)
+
+    def _further(self, axis: int, whole: int, image: Sequence[int]) -> bool:
+        """Whether a window follows that is cut off by the image's end."""
+        stride, padding = self.geometry.stride[axis], self.geometry.padding[axis]
+        reach = (self.kernel_size[axis] - 1) * self.geometry.dilation[axis]
+        rest = (image[axis] + 2 * padding - reach - 1) % stride
+        # torch leaves out a window that would start beyond the image.
+        return rest > 0 and whole * stride < image[axis] + padding
+
+
+def accept_adder(input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Geometry]:
+    """Of ``adder_conv2d``: input, filters, geometry; its gradient mode means nothing forward.
+
+    Input (N, Cin, H, W) and filters (Cout, Cin/groups, kh, kw) share a floating dtype and a device.
+    """
+    *geometry, gradient = arguments
+    _check_operands(input, weight, weight.dtype)
+    if gradient not in GRADIENTS:
+        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+    record = _record(*geometry)
+    record.output_shape(input.shape, weight.shape)
+    return input, weight, record
+
+
+def accept_binary(input: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor, Geometry]:
+    """Of ``binary_conv2d``: as of the adder, but an input of half precision takes any filters."""
+    record = _record(*geometry)
+    record.output_shape(input.shape, weight.shape)
+    _check_operands(input, weight, input.dtype if input.dtype in HALVES else weight.dtype)
+    return input, weight, record
+
+
+def accept_adder_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Geometry, str]:
+    """Of the adder's two gradients: grad, input, filters, geometry, gradient mode."""
+    *_, geometry = accept_adder(input, weight, *arguments)
+    expected = geometry.output_shape(input.shape, weight.shape)
+    if grad.shape != expected:
+        raise AdderizeError(f"the output's gradient has shape {tuple(grad.shape)}; not {expected}")
+    if grad.dtype != output_dtype(input) or grad.device != input.device:
+        raise AdderizeError(
+            f"the output's gradient has {grad.dtype} on {grad.device}; expected "
+            f"{output_dtype(input)} on {input.device}, as the output has"
+        )
+    return grad, input, weight, geometry, arguments[-1]
+
+
+def accept_binary_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any
+) -> tuple[Tensor, Tensor, Tensor, Geometry]:
+    """Of the binary op's two gradients."""
+    return grad, input, weight, _record(*geometry)
+
+
+def accept_bytes(
+    input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, int, Geometry, Requantization]:
+    """Of ``adder_conv2d_u8``: input, filters, zero point, geometry, requantization."""
+    return input, weight, *_checked_bytes(input, weight, weight.shape, arguments)
+
+
+def accept_packed(
+    input: Tensor, packed: Tensor, weight_shape: Sequence[int], *arguments: Any
+) -> tuple[Tensor, Tensor, Shape, int, Geometry, Requantization]:
+    """Of ``adder_conv2d_u8_packed``: as of the other, with the shape of the packed filters."""
+    checked = _checked_bytes(input, packed, weight_shape, arguments)
+    check_packed(packed, weight_shape, checked[1].groups)
+    return input, packed, tuple(weight_shape), *checked  # type: ignore[return-value]
+
+
+def accept_to_bytes(
+    input: Tensor, scale: float, zero_point: int, levels: int
+) -> tuple[Tensor, float, int, int]:
+    """Of ``to_bytes``, with the input dense."""
+    if input.dtype not in (torch.float32, torch.float64):
+        raise AdderizeError(f"input: found dtype {input.dtype}, expected float32 or float64")
+    if not 0 < scale < math.inf or not 1 <= levels <= 255:
+        raise AdderizeError(
+            f"scale is {scale} and levels {levels}; expected a positive number and 1 to 255"
+        )
+    dense = input.is_contiguous() or is_nhwc(input)
+    return input if dense else input.contiguous(), scale, zero_point, levels
+
+
+def accept_max_pool(
+    input: Tensor, kernel_size: Sequence[int], *arguments: Any
+) -> tuple[Tensor, Window]:
+    """Of ``max_pool2d_u8``: (N, C, H, W) uint8, and the window."""
+    stride, padding, dilation, ceil_mode = arguments
+    geometry = _record(stride, padding, dilation, groups=1)
+    window = Window(tuple(kernel_size), geometry, ceil_mode)  # type: ignore[arg-type]
+    if input.dtype is not torch.uint8 or input.dim() != 4:
+        raise AdderizeError(
+            f"input: found dtype {input.dtype} and shape {tuple(input.shape)}, expected "
+            "torch.uint8 and (N, C, H, W)"
+        )
+    for name, pair in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+        if min(pair) < 1:
+            raise AdderizeError(f"{name} is {list(pair)}; expected at least 1")
+    most = [size // 2 for size in kernel_size]
+    if any(not 0 <= pad <= end for pad, end in zip(padding, most, strict=True)):
+        raise AdderizeError(
+            f"padding is {list(padding)}; expected at most half of the kernel, {most}"
+        )
+    if min(window.output_size(input.shape[2:])) < 1:
+        height, width = input.shape[2:]
+        raise AdderizeError(
+            f"an image of {height}x{width} is smaller than the pooling window of "
+            f"{list(kernel_size)} with padding {list(padding)} and dilation {list(dilation)}"
+        )
+    return input, window
+
+
+def _record(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Geometry:
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+
+
+def _check_operands(input: Tensor, weight: Tensor, filter_dtype: torch.dtype) -> None:
+    if input.device != weight.device:
+        raise AdderizeError(
+            f"input is on {input.device} but the filters are on {weight.device}: move one of them"
+        )
+    if input.dtype not in _FLOATING:
+        raise AdderizeError(f"input has dtype {input.dtype}; expected a floating-point dtype")
+    if input.dtype != filter_dtype:
+        raise AdderizeError(
+            f"input has dtype {input.dtype} but the filters have {filter_dtype}: cast the input, "
+            "or run under torch.autocast"
+        )
+
+
+def _checked_bytes(
+    input: Tensor, filters: Tensor, weight_shape: Sequence[int], arguments: Sequence[Any]
+) -> tuple[int, Geometry, Requantization]:
+    """Values are not looked at."""
+    scale, shift, residual, residual_scale, zero_point, *rest = arguments
+    *geometry, low, high, float_output = rest
+    after = Requantization(scale, shift, residual, residual_scale, low, high, float_output)
+    record = _record(*geometry)
+    shape = record.output_shape(input.shape, weight_shape)
+    taps = weight_shape[1] * weight_shape[2] * weight_shape[3]
+    if taps > MOST_TAPS:
+        raise AdderizeError(f"a filter has {taps} taps; 32 bits hold the sum of {MOST_TAPS}")
+    for name, tensor in (("input", input), ("the filters", filters), ("residual", residual)):
+        if tensor is not None and tensor.dtype is not torch.uint8:
+            raise AdderizeError(f"{name}: found dtype {tensor.dtype}, expected torch.uint8")
+    _check_requantization(after, shape)
+    for tensor in (filters, scale, shift, residual):
+        if tensor is not None and tensor.device != input.device:
+            raise AdderizeError(
+                f"input is on {input.device}, another tensor is not: move all to one device"
+            )
+    if not 0 <= zero_point <= 255:
+        raise AdderizeError(f"zero_point is {zero_point}; expected an integer in [0, 255]")
+    return zero_point, record, after
+
+
+def _check_requantization(after: Requantization, shape: Shape) -> None:
+    scale, shift, residual, _, low, high, float_output = after
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        if tensor.dtype is not torch.float32 or tensor.shape != (shape[1],):
+            raise AdderizeError(
+                f"{name}: found dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected "
+                f"torch.float32 and ({shape[1]},), a number for each filter"
+            )
+    if residual is not None and residual.shape != shape:
+        raise AdderizeError(
+            f"residual: found shape {tuple(residual.shape)}, expected the output's {shape}"
+        )
+    if not low <= high:
+        raise AdderizeError(f"low is {low} and high {high}; expected low <= high")
+    if not float_output and (low < 0 or high > 255 or low % 1 or high % 1):
+        raise AdderizeError(
+            f"low is {low} and high {high}; bytes are clamped to integers in [0, 255]"
+        )

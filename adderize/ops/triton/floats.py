@@ -1,0 +1,232 @@
+"""The float ops on a GPU.
+
+Images are read as N,H,W,C ("channels_last"); contiguous ones are converted on the way in, and
+results are written in the format that is asked for. Nothing of the size of the patches is ever
+stored, sums run in a fixed order without atomics, and nothing waits for the device, except that the
+first call for sizes unlike any before times the tiles that it could use. (The convolution inside
+the filter gradient is cuDNN's and follows torch.backends.cudnn: TF32, deterministic.)
+
+In the input gradient a NaN among the inputs gives NaN at that pixel and channel, and one among the
+filters at every pixel of its channel.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adderize.ops.formats import memory_format, nhwc
+from adderize.ops.geometry import Geometry
+from adderize.ops.triton.filter_gradient import full_filter_gradient
+from adderize.ops.triton.kernels import channelwise, sign_filter_gradient
+from adderize.ops.triton.kernels import forward as dense_forward
+from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
+from adderize.ops.triton.layer import (
+    Layer,
+    filters_by_tap,
+    grouped_by_channel,
+    taps_by_filter,
+)
+from adderize.ops.triton.tiles import (
+    CHANNELWISE,
+    FORWARD,
+    INPUT_GRADIENT,
+    SIGN_FILTER_GRADIENT,
+    Tile,
+    fastest,
+    splits,
+)
+
+_CHANNELWISE_TILE = CHANNELWISE["ROWS"], CHANNELWISE["COLUMNS"]
+_LARGEST_CENTRE = 65504.0
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _blocks(rows: int, columns: int, tile: Tile | tuple[int, int]) -> int:
+    return -(-rows // tile[0]) * -(-columns // tile[1])
+
+
+def _summed(partial: Tensor, result: Tensor) -> Tensor:
+    """The sum of the parts, (parts, elements of the result), in the memory of the result."""
+    result.as_strided((result.numel(),), (1,)).copy_(partial.sum(0))
+    return result
+
+
+def _parts(count: int, result: Tensor) -> Tensor:
+    return torch.empty((count, result.numel()), dtype=torch.float32, device=result.device)
+
+
+def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Y: (N, Cout, OH, OW), float32."""
+    layer = Layer.of(input, weight, geometry)
+    wanted = memory_format(input, weight)
+    output = torch.empty(
+        (layer.images, weight.shape[0], layer.out_height, layer.out_width),
+        dtype=torch.float32,
+        device=input.device,
+        memory_format=wanted,
+    )
+    if output.numel() == 0:
+        return output
+    with _on(input.device):
+        image, out_nhwc = nhwc(input), wanted == torch.channels_last
+        if layer.is_channelwise:
+            grid = (_blocks(layer.positions, weight.shape[0], _CHANNELWISE_TILE),)
+            channelwise.forward[grid](
+                image, taps_by_filter(weight), output, *layer, OUT_NHWC=out_nhwc, **CHANNELWISE
+            )
+            return output
+        return _dense_forward(image, filters_by_tap(weight), output, layer, out_nhwc)
+
+
+def _dense_forward(
+    image: Tensor, filters: Tensor, output: Tensor, layer: Layer, out_nhwc: bool
+) -> Tensor:
+    steps = layer.taps * -(-layer.channels // 4)
+    count = splits(layer.groups * _blocks(layer.positions, layer.filters, FORWARD[0]), steps)
+    target = output if count == 1 else _parts(count, output)
+
+    def launch(tile: Tile) -> None:
+        blocks = layer.groups * count * _blocks(layer.positions, layer.filters, tile)
+        dense_forward.forward[(blocks,)](
+            image,
+            filters,
+            target,
+            *layer,
+            count,
+            output.numel(),
+            EVEN=layer.channels % 4 == 0,
+            OUT_NHWC=out_nhwc,
+            **tile.options(),
+        )
+
+    size = layer.positions, layer.filters, steps
+    launch(fastest(launch, FORWARD, size, image.device, ("forward", image.dtype)))
+    return output if count == 1 else _summed(target, output)
+
+
+def adder_conv2d_input_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, gradient: str
+) -> Tensor:
+    """dL/dX: shape, dtype and memory format of input."""
+    layer = Layer.of(input, weight, geometry)
+    wanted, sign = memory_format(input), gradient == "sign"
+    result = torch.empty_like(input, memory_format=wanted)
+    if result.numel() == 0:
+        return result
+    with _on(input.device):
+        image, output_gradient = nhwc(input), nhwc(grad)
+        flags = {"OUT_NHWC": wanted == torch.channels_last, "SIGN": sign}
+        if layer.is_channelwise:
+            pixels = layer.images * layer.height * layer.width
+            grid = (_blocks(pixels, input.shape[1], _CHANNELWISE_TILE),)
+            by_channel = grouped_by_channel(weight, layer.groups).permute(1, 2, 4, 0, 3)
+            by_channel = by_channel.contiguous()
+            channelwise.input_gradient[grid](
+                output_gradient, image, by_channel, result, *layer, **flags, **CHANNELWISE
+            )
+            return result
+        filters, centre = _slope_operands(grouped_by_channel(weight, layer.groups), sign)
+        operands = output_gradient, _group_sums(grad, layer.groups), image, filters, centre
+        return _dense_input_gradient(operands, result, layer, flags)
+
+
+def _slope_operands(filters: Tensor, sign: bool) -> tuple[Tensor, Tensor]:
+    """w' = (F - c) / 2 + 1/2 and the centre c of each channel; F itself and zeros for signs.
+
+    A NaN makes its channel's centre NaN, and with it the gradient; infinite filters do not.
+    """
+    centre = filters.clamp(-_LARGEST_CENTRE, _LARGEST_CENTRE).mean((1, 2, 4))
+    if sign:
+        return filters.contiguous(), centre.mul_(0)
+    halved = torch.empty_like(filters, memory_format=torch.contiguous_format)
+    torch.sub(filters, centre[:, None, None, :, None], out=halved)
+    return halved.mul_(0.5).add_(0.5), centre
+
+
+def _group_sums(grad: Tensor, groups: int) -> Tensor:
+    """The sum of g over each group's filters: (N, OH, OW, groups)."""
+    grouped: Tensor = grad.unflatten(1, (groups, -1))
+    return grouped.sum(2).permute(0, 2, 3, 1).contiguous()
+
+
+def _dense_input_gradient(
+    operands: tuple[Tensor, ...], result: Tensor, layer: Layer, flags: dict[str, bool]
+) -> Tensor:
+    residues_h, residues_w = layer.residues
+    rows = layer.images * -(-layer.height // residues_h) * -(-layer.width // residues_w)
+    residues = residues_h * residues_w
+    steps = -(-layer.taps // residues) * -(-layer.filters // 4)
+    copies = residues * layer.groups
+    count = splits(copies * _blocks(rows, layer.channels, INPUT_GRADIENT[0]), steps)
+    target = result if count == 1 else _parts(count, result)
+
+    def launch(tile: Tile) -> None:
+        blocks = copies * count * _blocks(rows, layer.channels, tile)
+        dense_input_gradient.input_gradient[(blocks,)](
+            *operands,
+            target,
+            *layer,
+            *layer.periods,
+            count,
+            result.numel(),
+            EVEN=layer.filters % 4 == 0,
+            **flags,
+            **tile.options(),
+        )
+
+    size, dtype = (rows, layer.channels, steps), result.dtype
+    key = "input gradient", dtype, flags["SIGN"]
+    launch(fastest(launch, INPUT_GRADIENT, size, result.device, key))
+    return result if count == 1 else _summed(target, result)
+
+
+def adder_conv2d_weight_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, gradient: str
+) -> Tensor:
+    """dL/dF: shape, dtype and memory format of weight."""
+    layer = Layer.of(input, weight, geometry)
+    wanted = memory_format(weight)
+    if layer.images == 0:
+        return torch.zeros_like(weight, memory_format=wanted)
+    with _on(input.device):
+        if gradient == "full":
+            return full_filter_gradient(grad, input, weight, geometry)
+        images = nhwc(grad), nhwc(input)
+        if layer.is_channelwise:
+            result = _channelwise_sign_gradient(*images, taps_by_filter(weight), layer)
+            result = result.permute(3, 2, 0, 1)
+        else:
+            result = _dense_sign_gradient(*images, filters_by_tap(weight), layer)
+            result = result.permute(0, 3, 1, 2)
+        return result.to(weight.dtype).contiguous(memory_format=wanted)
+
+
+def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: Layer) -> Tensor:
+    tile = SIGN_FILTER_GRADIENT
+    blocks = layer.taps * layer.groups * _blocks(layer.filters, layer.channels, tile)
+    count = splits(blocks, layer.positions // 4, most=64)
+    parts = _parts(count, filters)
+    sign_filter_gradient.dense[(blocks * count,)](
+        grad, image, filters, parts, *layer, count, filters.numel(), **tile.options()
+    )
+    return _summed(parts, torch.empty_like(filters))
+
+
+def _channelwise_sign_gradient(
+    grad: Tensor, image: Tensor, filters: Tensor, layer: Layer
+) -> Tensor:
+    rows, columns = _CHANNELWISE_TILE
+    blocks = layer.taps * layer.channels * -(-filters.shape[3] // columns)
+    count = splits(blocks, layer.positions // rows, most=64)
+    parts = _parts(count, filters)
+    sign_filter_gradient.channelwise[(blocks * count,)](
+        grad, image, filters, parts, *layer, count, filters.numel(), **CHANNELWISE
+    )
+    return _summed(parts, torch.empty_like(filters))
