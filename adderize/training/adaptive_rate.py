@@ -99,9 +99,16 @@ def scale_adder_gradients_(
         )
     if optimizer is not None:
         filters = held_filters(filters, optimizer)
+    return scale_gradients_(filters, eta)
+
+
+@torch.no_grad()
+def scale_gradients_(filters: dict[str, nn.Parameter], eta: float) -> AdderGradients:
+    """The rule on the gradients of ``filters``, those that have one."""
     gradients = {name: w.grad for name, w in filters.items() if w.grad is not None}
     if not gradients:
-        return AdderGradients([], torch.zeros(0), torch.zeros(0))
+        none = torch.zeros(0, device="cpu", dtype=torch.float32)
+        return AdderGradients([], none, none)
     for name, gradient in gradients.items():
         _check_gradient(name, gradient)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,20 +9,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adderize.errors import AdderizeError
 from adderize.training.adaptive_rate import (
+    AdderGradients,
     adder_filters,
     check_eta,
     held_filters,
-    scale_adder_gradients_,
 )
-from adderize.training.norm_watch import (
-    check_recalibration,
-    recalibrate_before_validation,
-    warn_of_untrained_norms,
+from adderize.training.before_validation import (
+    RecalibrationBeforeValidation,
+    RecalibrationForward,
 )
+from adderize.training.norm_watch import warn_of_untrained_norms
+from adderize.training.stepping import ScaleAtEveryStep
 
 # Class names in lower case, of torch, timm, apex, DeepSpeed, bitsandbytes, Transformers and others:
 # also subclasses of theirs.
@@ -46,12 +47,13 @@ class AdaptiveLearningRate(Callback):
     section 3.3). Without it adder filters hardly move: their gradients lie about two orders of
     magnitude below those of convolutions. All other parameters keep their gradients.
 
-    The rule acts on what the optimizer is about to see: after accumulation, all-reduce, fp16
-    unscaling and gradient clipping (your own ``configure_gradient_clipping`` too), before momentum
-    and weight decay. Under manual optimisation it follows the module's
-    ``on_before_optimizer_step``, and only the filters held by the optimizer that steps are scaled.
-    DDP and FSDP2 (``ModelParallelStrategy``) give the norm of the whole, averaged gradient. Outside
-    of Lightning's Trainer call :func:`adderize.scale_adder_gradients_`.
+    The rule acts on what the optimizer is about to see, whoever makes the step: the Trainer, or
+    your own code under manual optimisation, with the wrapped or the plain optimizer, whether the
+    Trainer knows it or not. It comes after accumulation, all-reduce, fp16 unscaling and gradient
+    clipping (your own ``configure_gradient_clipping`` too), before momentum and weight decay, and
+    scales the filters held by the optimizer that steps. DDP and FSDP2 (``ModelParallelStrategy``)
+    give the norm of the whole, averaged gradient. Outside of Lightning's Trainer call
+    :func:`adderize.scale_adder_gradients_`.
 
     Use it with SGD. Optimizers that rescale gradients themselves (Adam, AdamW, LAMB, Adafactor...)
     cancel the rule: a warning says so. Lightning's ``LRFinder`` and ``Tuner.lr_find`` remove all
@@ -65,16 +67,23 @@ class AdaptiveLearningRate(Callback):
             one device synchronisation each time.
         recalibrate_before_validation: where N > 0, the statistics of all batch norms are
             re-estimated on the last N training batches before each validation of a fit
-            (:func:`adderize.recalibrate`), averaged over the processes. Early in training the
-            filters move faster than running statistics follow. The module's ``forward`` must take
-            the input of a batch; the N batches stay on the device until then.
+            (:func:`adderize.recalibrate`), averaged over the processes; where averaged weights are
+            validated (``EMAWeightAveraging`` and its like), for these. Early in training the
+            filters move faster than running statistics follow. The module's ``training_step`` is
+            run again, in eval mode but for the batch norms, and leaves no trace: it logs nothing,
+            and counters, metrics and random numbers stay as they were. Copies of the N batches stay
+            on the device until then.
+        recalibration_forward: runs the network in place of the ``training_step``, with the module
+            and a batch as ``training_step`` gets it. Under manual optimisation the default is
+            ``module(input)``, the batch or the first element of a tuple or list.
 
     Raises:
         AdderizeError: ``eta`` or ``recalibrate_before_validation`` out of range.
         MisconfigurationException: at the start of a fit: ``FSDPStrategy`` or ``DeepSpeedStrategy``;
             a model without adder layers, or whose trainable filters no optimizer holds; a fused
             optimizer together with a gradient scaler; ``recalibrate_before_validation`` without
-            batch norms or without a ``forward``.
+            batch norms or a way to call the network. At the first batch: filters that change
+            without an optimizer of torch; a recalibration that fails.
 
     Example::
 
@@ -84,7 +93,12 @@ class AdaptiveLearningRate(Callback):
     """
 
     def __init__(
-        self, eta: float = 0.2, log: bool = True, *, recalibrate_before_validation: int = 0
+        self,
+        eta: float = 0.2,
+        log: bool = True,
+        *,
+        recalibrate_before_validation: int = 0,
+        recalibration_forward: RecalibrationForward | None = None,
     ) -> None:
         super().__init__()
         count = recalibrate_before_validation
@@ -96,8 +110,9 @@ class AdaptiveLearningRate(Callback):
         self.eta = check_eta(eta)
         self._logs = log  # Lightning puts a method `log` on every callback
         self.recalibrate_before_validation = count
-        self._batches: deque[Any] = deque(maxlen=count)
-        self._hook: _ScalingHook | None = None
+        self._recalibration = RecalibrationBeforeValidation(count, recalibration_forward)
+        self._steps: ScaleAtEveryStep | None = None
+        self._unscaled: dict[str, tuple[nn.Parameter, int]] = {}
         self._norms_checked_in_epoch: int | None = None
         self._warned_of_norms = False
 
@@ -124,16 +139,35 @@ class AdaptiveLearningRate(Callback):
             )
         for optimizer in holders:
             _check_optimizer(trainer, optimizer)
-        if self.recalibrate_before_validation and trainer.enable_validation:
-            check_recalibration(pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        rivals = [c for c in callbacks if isinstance(c, AdaptiveLearningRate)]
+        if len(rivals) > 1:
+            raise MisconfigurationException(
+                "expected one AdaptiveLearningRate, found two callbacks: "
+                f"{', '.join(type(rival).__name__ for rival in rivals)}"
+            )
+        if self._recalibrates(trainer):
+            self._recalibration.check(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._release()
         self._norms_checked_in_epoch, self._warned_of_norms = None, False
-        # Each is the last hook of the module that Lightning calls before the step.
-        automatic = pl_module.automatic_optimization
-        name = "configure_gradient_clipping" if automatic else "on_before_optimizer_step"
-        self._hook = _ScalingHook(self, pl_module, name)
+        self._steps = ScaleAtEveryStep(
+            pl_module, self.eta, lambda gradients: self._scaled(pl_module, gradients)
+        )
+        self._unscaled = {name: (w, w._version) for name, w in adder_filters(pl_module).items()}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._recalibrates(trainer):
+            self._recalibration.keep(pl_module, batch, batch_idx)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        # What the forward pass changes, as an initialisation by the first batch, is no step.
+        self._unscaled = {name: (w, w._version) for name, (w, _) in self._unscaled.items()}
 
     def on_train_batch_end(
         self,
@@ -143,13 +177,31 @@ class AdaptiveLearningRate(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.recalibrate_before_validation and trainer.enable_validation:
-            self._batches.append(batch)
+        missed = [
+            name
+            for name, (weight, version) in self._unscaled.items()
+            if weight.grad is not None and weight._version != version
+        ]
+        if missed:
+            raise MisconfigurationException(
+                f"AdaptiveLearningRate missed a step: the filters of {missed} have changed, but no "
+                "optimizer of torch made the step. Update them with a torch.optim.Optimizer, or "
+                "call adderize.scale_adder_gradients_ before the update and drop the callback"
+            )
+        if self._recalibrates(trainer):
+            self._recalibration.after_step(pl_module)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._batches and not trainer.sanity_checking:
-            recalibrate_before_validation(trainer, pl_module, list(self._batches))
-            self._batches.clear()
+    # By now every callback that validates averaged weights has swapped them in.
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._recalibration.run(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._release()
@@ -174,65 +226,31 @@ class AdaptiveLearningRate(Callback):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_hook": None, "_batches": deque(maxlen=self._batches.maxlen)}
+        return {**vars(self), "_steps": None, "_unscaled": {}}
+
+    def _recalibrates(self, trainer: pl.Trainer) -> bool:
+        return bool(self.recalibrate_before_validation and trainer.enable_validation)
 
     def _release(self) -> None:
-        self._batches.clear()
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._recalibration.clear()
+        self._unscaled = {}
+        if self._steps is not None:
+            self._steps.remove()
+            self._steps = None
 
-    def _scale(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def _scaled(self, pl_module: pl.LightningModule, gradients: AdderGradients) -> None:
         trainer = pl_module.trainer
+        for name in gradients.names:
+            self._unscaled.pop(name, None)
         if not self._warned_of_norms and self._norms_checked_in_epoch != trainer.current_epoch:
             self._norms_checked_in_epoch = trainer.current_epoch
             self._warned_of_norms = warn_of_untrained_norms(pl_module)
-        gradients = scale_adder_gradients_(pl_module, self.eta, optimizer=optimizer)
-        if not (self._logs and gradients.names and trainer.loggers and trainer.is_global_zero):
+        if not (self._logs and trainer.loggers and trainer.is_global_zero):
             return
         if trainer._logger_connector.should_update_logs:
             metrics = gradients.to_dict()
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-class _ScalingHook:
-    """Stands in for a hook of the module: calls that hook, then the rule.
-
-    An object instead of a closure, so that the module pickles and deep-copies while it trains. A
-    copy only calls the hook: the rule belongs to the module that trains.
-    """
-
-    def __init__(
-        self, callback: AdaptiveLearningRate, module: pl.LightningModule, name: str
-    ) -> None:
-        self.callback: AdaptiveLearningRate | None = callback
-        self.module = module
-        self.name = name
-        self.previous = vars(module).get(name)
-        while isinstance(self.previous, _ScalingHook) and self.previous.callback is None:
-            self.previous = self.previous.previous
-        setattr(module, name, self)
-
-    def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        hook = self.previous
-        if hook is None:
-            hook = getattr(type(self.module), self.name).__get__(self.module)
-        hook(optimizer, *args, **kwargs)
-        if self.callback is not None:
-            self.callback._scale(self.module, optimizer)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "callback": None}
-
-    def remove(self) -> None:
-        self.callback = None
-        if vars(self.module).get(self.name) is not self:
-            return
-        if self.previous is None:
-            delattr(self.module, self.name)
-        else:
-            setattr(self.module, self.name, self.previous)
 
 
 def _check_optimizer(trainer: pl.Trainer, optimizer: Optimizer) -> None:

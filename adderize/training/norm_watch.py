@@ -1,17 +1,13 @@
-"""The norms after adder layers while Lightning trains: a warning, and fresh statistics."""
+"""A warning of norms after adder layers that do not train with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.dataflow import NORMS
 from adderize.layers import AdderConv2d, AdderLinear
@@ -27,44 +23,6 @@ def warn_of_untrained_norms(model: nn.Module) -> bool:
             f"{', '.join(untrained)}. Keep them in training mode with requires_grad"
         )
     return bool(untrained)
-
-
-def check_recalibration(pl_module: pl.LightningModule) -> None:
-    """Raises before training what would else be raised by the first validation."""
-    name = type(pl_module).__name__
-    if not is_overridden("forward", pl_module):
-        raise MisconfigurationException(
-            f"recalibrate_before_validation calls {name}.forward with the input of a batch, but "
-            f"{name} defines no forward"
-        )
-    norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
-    if not any(norm.track_running_stats for norm in norms):
-        raise MisconfigurationException(
-            f"recalibrate_before_validation is set, but {name} has no batch norm with running "
-            "statistics; leave it at 0"
-        )
-
-
-def recalibrate_before_validation(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any]
-) -> None:
-    """Re-estimates batch-norm statistics on ``batches``, averaged over the processes."""
-    from adderize.training.recalibration import recalibrate
-
-    # Validation may run in inference mode, whose tensors could not be trained on afterwards.
-    with torch.inference_mode(False), torch.no_grad(), trainer.precision_plugin.forward_context():
-        recalibrate(pl_module, batches)
-        if trainer.world_size > 1:
-            _average_statistics(trainer, pl_module)
-
-
-def _average_statistics(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
-    buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
-    mean = trainer.strategy.reduce(torch.cat(buffers), reduce_op="mean")
-    assert isinstance(mean, torch.Tensor)
-    for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part)
 
 
 def _norms_after_adders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

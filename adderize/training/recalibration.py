@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +19,12 @@ from adderize.errors import AdderizeError
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> nn.Module:
     """Re-estimate the statistics of every batch norm as the plain average over some batches.
 
     Running averages lag behind fast-moving adder filters: after a high learning rate the network
@@ -26,25 +33,43 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: any module with batch norms that track statistics.
-        batches: inputs as a DataLoader gives them: tensors, or tuples and lists whose first
-            element is the input. They are moved to the model's device.
+        batches: as a DataLoader gives them; they are moved to the model's device. A tensor is one
+            batch.
+        forward: how the model takes a batch, such as ``lambda model, batch: model(**batch)``. By
+            default the model is called with the batch, or with the first element of a tuple or
+            list, as in ``(images, labels)``.
 
     Returns:
         the model itself.
 
     Raises:
-        AdderizeError: no batch norm that tracks statistics, none that the forward calls, or no
-            batches.
+        AdderizeError: no batch norm that tracks statistics, none that the forward calls, no
+            batches, or batches for which ``forward`` is needed.
     """
     check_module(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         raise AdderizeError("the model has no batch norm with running statistics to recalibrate")
-    iterator = iter(batches)
+    iterator = iter([batches] if isinstance(batches, Tensor) else batches)
     first = next(iterator, None)
     if first is None:
         raise AdderizeError("recalibrate got no batches; expected at least one")
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    device = next(tensors).device
+
+    def run(batch: Any) -> Any:
+        if forward is None:
+            return model_of_input(model, batch, device)
+        return forward(model, moved(batch, device))
+
+    estimate_statistics(model, norms, itertools.chain([first], iterator), run)
+    return model
+
+
+def estimate_statistics(
+    model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
+) -> None:
+    """Sets the statistics of ``norms`` from ``run(batch)``, all else of ``model`` in eval mode."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
@@ -54,9 +79,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None
-        for batch in itertools.chain([first], iterator):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs))
+        for batch in batches:
+            run(batch)
         uncalled = [norm.num_batches_tracked == 0 for norm in norms]
         if all(uncalled):
             raise AdderizeError(
@@ -73,4 +97,67 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
             norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
-    return model
+
+
+def model_of_input(
+    model: nn.Module, batch: Any, device: torch.device, *, option: str = "forward"
+) -> Any:
+    """``model(input)`` of batches that need no ``option``, or an error that asks for it."""
+    name = type(model).__name__
+    ask = f'pass {option}, such as {option}=lambda model, batch: model(batch["image"])'
+    several = isinstance(batch, tuple | list)
+    if several and not batch:
+        raise AdderizeError("a batch is empty; expected a tensor, or a tuple that starts with one")
+    if several and len(batch) > 2 and (names := _inputs(model)[1:]):
+        raise AdderizeError(
+            f"a batch holds {len(batch)} elements and {name}.forward takes {', '.join(names)} "
+            f"beside its first input, so what it gets of them is not clear; {ask}"
+        )
+    inputs = moved(batch[0] if several else batch, device)
+    try:
+        return model(inputs)
+    except Exception as error:
+        if isinstance(inputs, Tensor) and not isinstance(error, TypeError):
+            raise
+        raise AdderizeError(
+            f"{name} cannot be called with {_described(inputs)} from a batch: {first_line(error)}. "
+            f"If its input is another, {ask}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _inputs(model: nn.Module) -> list[str]:
+    """The names of what ``forward`` takes by position."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in by_position]
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"a tensor of shape {tuple(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return f"a {type(inputs).__name__} of {list(inputs)}"
+    return f"a {type(inputs).__name__}"
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """``batch`` with its tensors on ``device``: in containers, dataclasses, whatever has ``to``."""
+
+    def leaf(value: Any) -> Any:
+        if callable(getattr(value, "to", None)):
+            return value.to(device)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [field.name for field in dataclasses.fields(value) if field.init]
+            return dataclasses.replace(
+                value, **{name: moved(getattr(value, name), device) for name in fields}
+            )
+        return value
+
+    return pytree.tree_map(leaf, batch)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from adderize.errors import AdderizeError
@@ -146,17 +145,3 @@ class SeedEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.manual_seed(seed_of(self.seed, trainer.current_epoch, trainer.global_rank, 2))
-
-
-class AveragedWeights(EMAWeightAveraging):
-    """An exponential moving average of the weights, which every validation sees.
-
-    It steps in before other callbacks act on the validated weights: batch norms are recalibrated
-    for the average.
-    """
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from adderize.errors import AdderizeError
 from adderize.ops.choice import Choice, choose
 from recipes.run.folder import CHECKPOINTS
-from recipes.run.monitors import AveragedWeights, History, SeedEpochs, StopOnBrokenLoss, Throughput
+from recipes.run.monitors import History, SeedEpochs, StopOnBrokenLoss, Throughput
 from recipes.run.whole_files import WholeCheckpoints
 
 
@@ -90,8 +90,7 @@ def make_trainer(
     if arguments.max_steps:
         epochs = min(epochs, math.ceil(arguments.max_steps * arguments.accumulate / batches))
     everything = [
-        # Before the others: they see the averaged weights in validation.
-        *([AveragedWeights(decay=arguments.ema)] if arguments.ema is not None else []),
+        *([EMAWeightAveraging(decay=arguments.ema)] if arguments.ema is not None else []),
         SeedEpochs(arguments.seed),
         *callbacks,
         Throughput(),

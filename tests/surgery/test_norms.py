@@ -1,4 +1,4 @@
-"""Norms after adders, found and inserted, and their statistics."""
+"""Norms after adders, found and inserted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderizeError, recalibrate
 from adderize.dataflow import trace
 from adderize.surgery.norms import find_norms
 
@@ -95,78 +94,3 @@ def test_missing(case, method):
     flow = trace(model, torch.empty(2, 3, 8, 8))[0]
     assert flow.method == method
     assert find_norms(flow, model.conv) == []
-
-
-def norm_model() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4))
-
-
-def test_recalibrate_averages_the_statistics_of_the_batches():
-    torch.manual_seed(0)
-    model = norm_model().eval()
-    model[1].momentum = 0.3
-    model[1].running_mean.fill_(77.0)
-    model[3].train()
-    batches = [torch.randn(8, 3, 6, 6), torch.randn(8, 3, 6, 6) + 1]
-    assert recalibrate(model, [(batch, torch.zeros(8)) for batch in batches]) is model
-    outputs = [model[0](batch).detach() for batch in batches]
-    means = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
-    variances = torch.stack([output.var((0, 2, 3)) for output in outputs]).mean(0)
-    torch.testing.assert_close(model[1].running_mean, means)
-    torch.testing.assert_close(model[1].running_var, variances)
-    assert model[1].momentum == 0.3
-    assert [module.training for module in model] == [False, False, False, True]
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-class Student(nn.Module):
-    """Batch norms that the forward calls, and those of a teacher that it does not."""
-
-    def __init__(self, calls: str = "net") -> None:
-        super().__init__()
-        self.net, self.teacher, self.calls = norm_model(), norm_model(), calls
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) if self.calls == "net" else x
-
-
-def test_recalibrate_leaves_norms_alone_that_the_forward_does_not_call():
-    model = Student()
-    model.teacher(torch.randn(8, 3, 6, 6))
-    before = {key: value.clone() for key, value in model.teacher.state_dict().items()}
-    recalibrate(model, [torch.randn(8, 3, 6, 6)])
-    for key, value in model.teacher.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    assert model.net[1].running_mean.any()
-
-
-def test_recalibrate_without_a_call_of_any_norm():
-    model = Student(calls="nothing")
-    model.net(torch.randn(8, 3, 6, 6))
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(AdderizeError, match="called none of its batch norms"):
-        recalibrate(model, [torch.randn(8, 3, 6, 6)])
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
-def test_recalibrate_leaves_the_model_as_it_was_when_a_batch_fails():
-    model = norm_model()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError):
-        recalibrate(model, [torch.randn(8, 3, 6, 6), torch.randn(8, 5, 6, 6)])
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    ("model", "batches", "words"),
-    [
-        (nn.Linear(2, 2), [torch.zeros(1, 2)], "no batch norm"),
-        (norm_model(), [], "no batches"),
-    ],
-)
-def test_recalibrate_wrong_uses(model, batches, words):
-    with pytest.raises(AdderizeError, match=words):
-        recalibrate(model, batches)

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.optim import optimizer as optim
 
 from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.training.callbacks import _RESCALES_GRADIENTS as RESCALING
@@ -227,9 +228,14 @@ class OwnHook:
         self.calls += 1
 
 
+def hooks_of_steps(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Of all optimizers, and of this one."""
+    return len(optim._global_optimizer_pre_hooks), len(optimizer._optimizer_step_pre_hooks)
+
+
 class Fails(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        assert any(name in vars(pl_module) for name in HOOKS)
+        assert hooks_of_steps(trainer.optimizers[0]) == (1, 1)
         raise RuntimeError("stop here")
 
 
@@ -252,6 +258,7 @@ def test_hook_is_restored(kind: type[Lit], name: str, own: bool, fails: bool) ->
     }
     check_norms(seen_by_optimizer(module)[0])
     assert hook.calls == (0 if not own else 1 if fails else 4)
+    assert hooks_of_steps(module.trainer.optimizers[0]) == (0, 0)
 
 
 def test_hook_wrapped_by_others_goes_quiet() -> None:

@@ -164,7 +164,7 @@ def test_filters_train_the_same_with_and_without_recalibration() -> None:
     for a, b in zip(plain.parameters(), recalibrated.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(plain.net[4].running_mean, recalibrated.net[4].running_mean)
-    assert not callback._batches
+    assert not callback._recalibration._batches
 
 
 @pytest.mark.parametrize("count", [-1, 2.0, True, None])
@@ -182,6 +182,7 @@ def without_batch_norms() -> Lit:
 class WithoutForward(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.lit = Lit()
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
