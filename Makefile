@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
 .PHONY: help install mnist test zoo sanitize format clean
 

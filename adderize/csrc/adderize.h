@@ -30,7 +30,7 @@ ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
   ADDERIZE_OK = 0,
-  ADDERIZE_BAD_ARGUMENT = 1,    /* a null pointer, an impossible shape, an unknown option */
+  ADDERIZE_BAD_ARGUMENT = 1, /* a null pointer, an impossible shape, an unknown option */
   ADDERIZE_OUT_OF_MEMORY = 2,
   ADDERIZE_UNSUPPORTED_CPU = 3, /* the instruction set asked for is not one of this machine, or not compiled in */
   ADDERIZE_INTERNAL_ERROR = 4
@@ -55,8 +55,8 @@ ADDERIZE_API int adderize_set_cpu(const char *name);
 ADDERIZE_API int adderize_has_openmp(void);
 
 /* |x - w| is summed as 2 max(x, w) - x - w ("fast") or as it stands ("exact", about 1.5 times slower). "auto" takes the fast form
- * and, block of outputs by block, the exact one where the fast one would cancel: its error stays below 1e-5 of max |Y|. "fast" drops
- * that check, but still takes the exact form where a result is not finite. */
+ * and, block of outputs by block, the exact one where the fast one would cancel: its error stays below 1e-5 of max |Y|. "fast"
+ * drops that check, but still takes the exact form where a result is not finite. */
 enum adderize_form { ADDERIZE_FORM_AUTO = 0, ADDERIZE_FORM_FAST = 1, ADDERIZE_FORM_EXACT = 2 };
 
 ADDERIZE_API int adderize_forward(const adderize_shape *shape, const float *input, const float *weight,
@@ -69,7 +69,8 @@ ADDERIZE_API int adderize_input_gradient(const adderize_shape *shape, const floa
 
 /* grad_weight is dense in (cout, kh, kw, cin / groups) order. */
 ADDERIZE_API int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input,
-                                               const float *weight, const int64_t weight_strides[4], float *grad_weight, int threads);
+                                               const float *weight, const int64_t weight_strides[4], float *grad_weight,
+                                               int threads);
 
 /* The full-precision filter gradient is a convolution's weight gradient less F times the sum of g, which loses digits where the
  * inputs lie far from zero compared with their spread. Estimates each channel's mean from a fixed sample of an N,H,W,C image with
@@ -96,7 +97,8 @@ typedef struct adderize_u8_epilogue {
   int float_output;
 } adderize_u8_epilogue;
 
-/* `packed` holds the filters in an order that no instruction set changes; R(n, m) is n rounded up to a multiple of m, cg = c / groups:
+/* `packed` holds the filters in an order that no instruction set changes; R(n, m) is n rounded up to a multiple of m, cg = c /
+ * groups:
  *
  *   cg = 1 < groups   [kh][kw][R(cout, 64)]
  *   otherwise         [groups][R(cout / groups, 8) / 8][K / 8][8 filters][8 taps]
@@ -106,8 +108,8 @@ typedef struct adderize_u8_epilogue {
 ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                                      const adderize_u8_epilogue *epilogue, int threads);
 
-/* output[i] = input[i] * steps rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. steps is
- * positive, zero_point a finite integer, levels in 1..255. */
+/* output[i] = input[i] * steps rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. steps
+ * is positive, zero_point a finite integer, levels in 1..255. */
 ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output,
                                    int threads);
 

@@ -4,10 +4,9 @@
 #include <initializer_list>
 #include <new>
 
-#include "dispatch.h"
+#include "kernels.h"
 
-namespace adderize {
-namespace {
+namespace adderize { namespace {
 
 // Every product of sizes below stays far from overflow when each tensor has fewer elements than this.
 constexpr int64_t most_elements = int64_t(1) << 48;
@@ -35,8 +34,9 @@ bool valid(const adderize_shape *s) {
   if (!s || s->n < 0 || s->c < 0 || s->cout < 0 || s->groups < 1) return false;
   if (s->c % s->groups || s->cout % s->groups) return false;
   return extent_matches(s->h, s->kh, s->stride_h, s->padding_h, s->dilation_h, s->oh) &&
-         extent_matches(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow) && small(s->n, s->c, s->h + 2 * s->padding_h, s->w + 2 * s->padding_w) &&
-         small(s->n, s->cout, s->oh, s->ow) && small(s->cout, s->c / s->groups, s->kh, s->kw);
+         extent_matches(s->w, s->kw, s->stride_w, s->padding_w, s->dilation_w, s->ow) &&
+         small(s->n, s->c, s->h + 2 * s->padding_h, s->w + 2 * s->padding_w) && small(s->n, s->cout, s->oh, s->ow) &&
+         small(s->cout, s->c / s->groups, s->kh, s->kw);
 }
 
 bool valid_pool(const adderize_shape *s) {
@@ -49,7 +49,8 @@ bool valid_pool(const adderize_shape *s) {
 
 bool valid(const adderize_u8_epilogue *e) {
   if (!e || !(e->low <= e->high)) return false;
-  return e->float_output || (e->low >= 0 && e->high <= 255 && std::nearbyint(e->low) == e->low && std::nearbyint(e->high) == e->high);
+  return e->float_output ||
+         (e->low >= 0 && e->high <= 255 && std::nearbyint(e->low) == e->low && std::nearbyint(e->high) == e->high);
 }
 
 Filters filters(const float *weight, const int64_t strides[4]) {
@@ -60,10 +61,16 @@ int64_t inputs(const adderize_shape &s) { return s.n * s.c * s.h * s.w; }
 int64_t outputs(const adderize_shape &s) { return s.n * s.cout * s.oh * s.ow; }
 int64_t weights(const adderize_shape &s) { return s.cout * (s.c / s.groups) * s.kh * s.kw; }
 
+int zeros(float *output, int64_t count) {
+  std::memset(output, 0, size_t(count) * sizeof(float));
+  return ADDERIZE_OK;
+}
+
 template <class Call>
 int guarded(Call call) noexcept {
   try {
-    return call();
+    call();
+    return ADDERIZE_OK;
   } catch (const std::bad_alloc &) {
     return ADDERIZE_OUT_OF_MEMORY;
   } catch (...) {
@@ -71,8 +78,7 @@ int guarded(Call call) noexcept {
   }
 }
 
-}  // namespace
-}  // namespace adderize
+}}  // namespace adderize
 
 using namespace adderize;
 
@@ -86,12 +92,9 @@ int adderize_forward(const adderize_shape *shape, const float *input, const floa
     return ADDERIZE_BAD_ARGUMENT;
   if (outputs(*shape) == 0) return ADDERIZE_OK;
   if (!output) return ADDERIZE_BAD_ARGUMENT;
-  if (shape->c == 0) {
-    std::memset(output, 0, size_t(outputs(*shape)) * sizeof(float));
-    return ADDERIZE_OK;
-  }
+  if (shape->c == 0) return zeros(output, outputs(*shape));
   if (!input || !weight) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().forward(*shape, input, filters(weight, weight_strides), output, form, threads); });
+  return guarded([&] { active().forward(*shape, input, filters(weight, weight_strides), output, form, threads); });
 }
 
 int adderize_input_gradient(const adderize_shape *shape, const float *grad, const float *input, const float *weight,
@@ -100,13 +103,10 @@ int adderize_input_gradient(const adderize_shape *shape, const float *grad, cons
     return ADDERIZE_BAD_ARGUMENT;
   if (inputs(*shape) == 0) return ADDERIZE_OK;
   if (!grad_input) return ADDERIZE_BAD_ARGUMENT;
-  if (shape->cout == 0) {
-    std::memset(grad_input, 0, size_t(inputs(*shape)) * sizeof(float));
-    return ADDERIZE_OK;
-  }
+  if (shape->cout == 0) return zeros(grad_input, inputs(*shape));
   if (!grad || !input || !weight) return ADDERIZE_BAD_ARGUMENT;
   return guarded(
-      [&] { return active().input_gradient(*shape, grad, input, filters(weight, weight_strides), grad_input, gradient, threads); });
+      [&] { active().input_gradient(*shape, grad, input, filters(weight, weight_strides), grad_input, gradient, threads); });
 }
 
 int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input, const float *weight,
@@ -114,48 +114,47 @@ int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad
   if (!valid(shape) || threads < 1 || !weight_strides) return ADDERIZE_BAD_ARGUMENT;
   if (weights(*shape) == 0) return ADDERIZE_OK;
   if (!grad_weight) return ADDERIZE_BAD_ARGUMENT;
-  if (shape->n == 0) {
-    std::memset(grad_weight, 0, size_t(weights(*shape)) * sizeof(float));
-    return ADDERIZE_OK;
-  }
+  if (shape->n == 0) return zeros(grad_weight, weights(*shape));
   if (!grad || !input || !weight) return ADDERIZE_BAD_ARGUMENT;
   return guarded(
-      [&] { return active().sign_filter_gradient(*shape, grad, input, filters(weight, weight_strides), grad_weight, threads); });
+      [&] { active().sign_filter_gradient(*shape, grad, input, filters(weight, weight_strides), grad_weight, threads); });
 }
 
 int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                         const adderize_u8_epilogue *epilogue, int threads) {
-  if (!valid(shape) || shape->c < 1 || threads < 1 || zero_point < 0 || zero_point > 255 || !valid(epilogue)) return ADDERIZE_BAD_ARGUMENT;
+  if (!valid(shape) || shape->c < 1 || threads < 1 || zero_point < 0 || zero_point > 255 || !valid(epilogue))
+    return ADDERIZE_BAD_ARGUMENT;
   if (shape->c / shape->groups * shape->kh * shape->kw > INT32_MAX / 255) return ADDERIZE_BAD_ARGUMENT;
   if (outputs(*shape) == 0) return ADDERIZE_OK;
   if (!input || !packed || !epilogue->output || !epilogue->scale || !epilogue->shift) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().bytes->forward(*shape, input, packed, zero_point, *epilogue, threads); });
+  return guarded([&] { active().bytes->forward(*shape, input, packed, zero_point, *epilogue, threads); });
 }
 
 int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output, int threads) {
-  if (count < 0 || threads < 1 || !(steps > 0) || !std::isfinite(zero_point) || levels < 1 || levels > 255) return ADDERIZE_BAD_ARGUMENT;
+  if (count < 0 || threads < 1 || !(steps > 0) || !std::isfinite(zero_point) || levels < 1 || levels > 255)
+    return ADDERIZE_BAD_ARGUMENT;
   if (count == 0) return ADDERIZE_OK;
   if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().bytes->to_bytes(count, input, steps, zero_point, levels, output, threads); });
+  return guarded([&] { active().bytes->to_bytes(count, input, steps, zero_point, levels, output, threads); });
 }
 
 int adderize_max_pool_u8(const adderize_shape *shape, const uint8_t *input, uint8_t *output, int threads) {
   if (!valid_pool(shape) || threads < 1) return ADDERIZE_BAD_ARGUMENT;
   if (outputs(*shape) == 0) return ADDERIZE_OK;
   if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().bytes->max_pool(*shape, input, output, threads); });
+  return guarded([&] { active().bytes->max_pool(*shape, input, output, threads); });
 }
 
 int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads) {
   if (batch < 0 || rows < 0 || columns < 0 || threads < 1 || !small(batch, rows, columns, 1)) return ADDERIZE_BAD_ARGUMENT;
   if (batch == 0 || rows == 0 || columns == 0) return ADDERIZE_OK;
   if (!input || !output) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().transpose(batch, rows, columns, input, output, threads); });
+  return guarded([&] { active().transpose(batch, rows, columns, input, output, threads); });
 }
 
 int adderize_channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads) {
   if (positions < 1 || channels < 1 || !input || !totals || threads < 1) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { return active().channel_totals(positions, channels, input, totals, threads); });
+  return guarded([&] { active().channel_totals(positions, channels, input, totals, threads); });
 }
 
 }  // extern "C"

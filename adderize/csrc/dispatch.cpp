@@ -3,7 +3,7 @@
 #include <cstring>
 #include <string>
 
-#include "dispatch.h"
+#include "kernels.h"
 
 namespace adderize {
 namespace {

@@ -1,5 +1,5 @@
-// The kernels against a naive double loop, without Python: meant for AddressSanitizer and UBSan. Images and filters are allocated to
-// the byte, so that a read or a write past their ends is seen.
+// The kernels against a naive double loop, without Python: meant for AddressSanitizer and UBSan. Images and filters are allocated
+// to the byte, so that a read or a write past their ends is seen.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -141,14 +141,14 @@ void check(const Problem &p) {
   }
   for (int gradient : {ADDERIZE_GRADIENT_FULL, ADDERIZE_GRADIENT_SIGN}) {
     std::vector<float> dx(p.x.size(), nan);
-    expect("input gradient failed", adderize_input_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dx.data(), gradient,
-                                                            threads) == ADDERIZE_OK);
+    expect("input gradient failed", adderize_input_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dx.data(),
+                                                            gradient, threads) == ADDERIZE_OK);
     compare(gradient == ADDERIZE_GRADIENT_FULL ? "input gradient" : "sign input gradient", p, dx,
             gradient == ADDERIZE_GRADIENT_FULL ? e.full : e.sign);
   }
   std::vector<float> dw(p.w.size(), nan);
-  expect("filter gradient failed", adderize_sign_filter_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dw.data(),
-                                                                 threads) == ADDERIZE_OK);
+  expect("filter gradient failed",
+         adderize_sign_filter_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dw.data(), threads) == ADDERIZE_OK);
   compare("sign filter gradient", p, dw, e.filter);
 }
 
@@ -173,7 +173,8 @@ void check_empty() {
     std::vector<float> y(size_t(s.n * s.oh * s.ow * s.cout), 1), dx(size_t(s.n * s.h * s.w * s.c), 1);
     std::vector<float> dw(size_t(s.cout * (s.c / s.groups) * s.kh * s.kw), 1);
     expect("an empty forward failed", adderize_forward(&s, none, none, p.strides, y.data(), 0, 2) == ADDERIZE_OK);
-    expect("an empty input gradient failed", adderize_input_gradient(&s, none, none, none, p.strides, dx.data(), 0, 2) == ADDERIZE_OK);
+    expect("an empty input gradient failed",
+           adderize_input_gradient(&s, none, none, none, p.strides, dx.data(), 0, 2) == ADDERIZE_OK);
     expect("an empty filter gradient failed",
            adderize_sign_filter_gradient(&s, none, none, none, p.strides, dw.data(), 2) == ADDERIZE_OK);
     for (const std::vector<float> *out : {&y, &dx, &dw})
@@ -207,7 +208,8 @@ void check_centre() {
   const int64_t positions = pick(1, 3000), channels = pick(1, 80);
   std::vector<float> mean(size_t(channels), 0.0f);
   int far = -1;
-  expect("centre failed", adderize_centre(positions, channels, noise(positions * channels, 1000).data(), mean.data(), &far) == ADDERIZE_OK);
+  expect("centre failed",
+         adderize_centre(positions, channels, noise(positions * channels, 1000).data(), mean.data(), &far) == ADDERIZE_OK);
   expect("centre is wrong", far == 1 && std::fabs(mean[0] - 1000) < 5);
 }
 
@@ -232,7 +234,8 @@ void check_refusals() {
   expect("2^64 elements are taken for none", forward(bad, 0, 1) == ADDERIZE_BAD_ARGUMENT);
   expect("an unknown form is taken", forward(p.s, 7, 1) == ADDERIZE_BAD_ARGUMENT);
   expect("no threads are taken", forward(p.s, 0, 0) == ADDERIZE_BAD_ARGUMENT);
-  expect("a null shape is taken", adderize_forward(nullptr, p.x.data(), p.w.data(), p.strides, y.data(), 0, 1) == ADDERIZE_BAD_ARGUMENT);
+  expect("a null shape is taken",
+         adderize_forward(nullptr, p.x.data(), p.w.data(), p.strides, y.data(), 0, 1) == ADDERIZE_BAD_ARGUMENT);
   expect("an unknown instruction set is taken", adderize_set_cpu("avx9") == ADDERIZE_UNSUPPORTED_CPU);
   expect("the ABI version differs from the header's", adderize_abi_version() == ADDERIZE_ABI_VERSION);
 }

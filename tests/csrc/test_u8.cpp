@@ -76,7 +76,8 @@ Problem random_problem() {
     p.shift.push_back(128 + 60 * normal(generator));
   }
   if (pick(0, 1)) p.residual = noise(int64_t(p.outputs()));
-  p.epilogue = {p.scale.data(), p.shift.data(), nullptr, nullptr, normal(generator), float(pick(0, 99)), float(pick(99, 255)), int(pick(0, 1))};
+  p.epilogue = {p.scale.data(),     p.shift.data(),       nullptr,        nullptr, normal(generator),
+                float(pick(0, 99)), float(pick(99, 255)), int(pick(0, 1))};
   return p;
 }
 
@@ -115,7 +116,8 @@ std::vector<float> naive(const Problem &p) {
           for (int64_t ky = 0; ky < s.kh; ++ky)
             for (int64_t kx = 0; kx < s.kw; ++kx)
               for (int64_t i = 0; i < cg; ++i) {
-                const int64_t y = oy * s.stride_h - s.padding_h + ky * s.dilation_h, x = ox * s.stride_w - s.padding_w + kx * s.dilation_w;
+                const int64_t y = oy * s.stride_h - s.padding_h + ky * s.dilation_h,
+                              x = ox * s.stride_w - s.padding_w + kx * s.dilation_w;
                 sum += int32_t(std::abs(p.at_x(n, co / og * cg + i, y, x) - p.w[p.w_index(co, i, ky, kx)]));
               }
           // Through volatile variables: the driver itself must not fuse.
@@ -141,7 +143,8 @@ void check(Problem &p) {
   const int status = adderize_forward_u8(&p.s, p.x.data(), packed.data(), p.zero_point, &p.epilogue, int(pick(1, 3)));
   expect("the forward pass on bytes failed", status == ADDERIZE_OK);
   for (size_t i = 0; i < expected.size(); ++i)
-    if ((p.epilogue.float_output ? large[i] : float(small[i])) != expected[i]) return expect("the forward pass on bytes is wrong", false);
+    if ((p.epilogue.float_output ? large[i] : float(small[i])) != expected[i])
+      return expect("the forward pass on bytes is wrong", false);
   expect("", true);
 }
 
@@ -167,7 +170,8 @@ void check_to_bytes() {
   const float strange[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 0.5f / steps};
   for (float &v : x) v = pick(0, 9) ? 5 * normal(generator) : strange[pick(0, 5)];
   std::vector<uint8_t> q(x.size(), 7);
-  expect("floats to bytes failed", adderize_to_bytes(count, x.data(), steps, zero_point, levels, q.data(), int(pick(1, 3))) == ADDERIZE_OK);
+  expect("floats to bytes failed",
+         adderize_to_bytes(count, x.data(), steps, zero_point, levels, q.data(), int(pick(1, 3))) == ADDERIZE_OK);
   for (size_t i = 0; i < x.size(); ++i) {
     volatile float scaled = x[i] * steps;
     volatile float place = std::nearbyint(scaled);
@@ -190,11 +194,13 @@ void check_max_pool() {
   std::vector<uint8_t> q(p.outputs(), 7);
   expect("max pooling failed", adderize_max_pool_u8(&s, p.x.data(), q.data(), int(pick(1, 3))) == ADDERIZE_OK);
   for (size_t i = 0; i < q.size(); ++i) {
-    const int64_t c = int64_t(i) % s.c, ox = int64_t(i) / s.c % s.ow, oy = int64_t(i) / (s.c * s.ow) % s.oh, n = int64_t(i) / (s.c * s.ow * s.oh);
+    const int64_t c = int64_t(i) % s.c, ox = int64_t(i) / s.c % s.ow, oy = int64_t(i) / (s.c * s.ow) % s.oh,
+                  n = int64_t(i) / (s.c * s.ow * s.oh);
     int64_t top = 0;
     for (int64_t ky = 0; ky < s.kh; ++ky)
       for (int64_t kx = 0; kx < s.kw; ++kx)
-        top = std::max(top, p.at_x(n, c, oy * s.stride_h - s.padding_h + ky * s.dilation_h, ox * s.stride_w - s.padding_w + kx * s.dilation_w));
+        top = std::max(top, p.at_x(n, c, oy * s.stride_h - s.padding_h + ky * s.dilation_h,
+                                   ox * s.stride_w - s.padding_w + kx * s.dilation_w));
     if (q[i] != top) return expect("max pooling is wrong", false);
   }
 }

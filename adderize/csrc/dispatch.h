@@ -1,9 +1,0 @@
-#pragma once
-
-#include "kernels.h"
-
-namespace adderize {
-
-const Kernels &active();
-
-}  // namespace adderize

@@ -1,5 +1,0 @@
-#include "kernels_isa.h"
-
-namespace adderize {
-ADDERIZE_KERNELS(portable)
-}

@@ -1,6 +1,0 @@
-#define ADDERIZE_AVX2
-#include "u8_isa.h"
-
-namespace adderize {
-ADDERIZE_U8_KERNELS(avx2)
-}

@@ -1,5 +1,0 @@
-#include "u8_isa.h"
-
-namespace adderize {
-ADDERIZE_U8_KERNELS(portable)
-}
