@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from adderize.arguments import check_module
-from adderize.checkpoints.manifest import Manifest, settings_of
+from adderize.checkpoints.manifest import Manifest
 from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
 from adderize.checkpoints.values import decoded, encoded
 from adderize.errors import AdderizeError, listed
+from adderize.layers.settings import differences, settings_of
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries
@@ -47,7 +49,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             does not hold, extra state of another type, a converted layer whose ``norm`` is no plain
             batch norm, or a folder that cannot be written.
     """
-    _check_unwrapped(model)
+    _check_model(model)
     state = model.state_dict()
     aliases = aliases_of(model)
     tensors: dict[str, Tensor] = {}
@@ -69,7 +71,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         quantized=None if record is None else record.to_dict(),
         values=values,
         versions={n: v for n, m in metadata.items() if (v := m.get("version", 1)) != 1},
-        settings=settings_of(model),
+        settings=settings_of(model) if record is None else None,
     )
     _write(Path(folder), unshared(tensors), manifest)
 
@@ -109,7 +111,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
             also one whose layers have other strides, paddings, eps or activations: the message
             names the layers, and the model is left as it was.
     """
-    _check_unwrapped(model)
+    _check_model(model)
     _check_buffers(model)
     folder = Path(folder)
     manifest, state = _read(folder)
@@ -154,13 +156,14 @@ def _load_quantized(
     convert_like(model, {n: entry for n, entry in manifest.layers.items() if n not in present})
     if converted_entries(model) != manifest.layers:
         raise AdderizeError(f"the model's converted layers are not those of {folder}")
+    _check_settings(model, record.settings, folder)
     quantized = rebuild(model, record)
     _load(quantized, manifest, state, folder)
     return quantized
 
 
 def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> None:
-    _check_settings(model, manifest.settings or {}, folder)
+    _check_settings(model, manifest.settings, folder)
     _check_ties(model, manifest.shared, folder)
     for alias, name in manifest.shared.items():
         state[alias] = state[name].clone()
@@ -170,13 +173,18 @@ def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) 
     load_weights(model, state, folder)
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def _check_model(model: nn.Module) -> None:
     check_module(model)
     found = type(model).__name__
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")
     if found == "OptimizedModule":
         raise AdderizeError("the model is compiled: pass what torch.compile got, model._orig_mod")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise AdderizeError(
+                f"{name} is lazy, its shape is unknown: run one forward pass before that"
+            )
 
 
 def _check_buffers(model: nn.Module) -> None:
@@ -198,17 +206,13 @@ def _check_ties(model: nn.Module, shared: Mapping[str, str], folder: Path) -> No
             )
 
 
-def _check_settings(model: nn.Module, saved: Mapping[str, dict[str, Any]], folder: Path) -> None:
-    differences = [
-        f"{name or 'the model'} has {key} {value} instead of {saved[name][key]}"
-        for name, settings in settings_of(model).items()
-        for key, value in settings.items()
-        if name in saved and saved[name].get(key, value) != value
-    ]
-    if differences:
+def _check_settings(
+    model: nn.Module, saved: Mapping[str, dict[str, Any]] | None, folder: Path
+) -> None:
+    if found := differences(model, saved or {}):
         raise AdderizeError(
-            f"the model computes otherwise than the one in {folder}: {listed(differences)}; build "
-            "the model as the saved one was, and change it after that"
+            f"the model is built otherwise than the one in {folder}: {listed(found)}; build it as "
+            "the saved one was, and change it after that"
         )
 
 

@@ -13,20 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
-
 from adderize import __version__
 from adderize.errors import AdderizeError
 from adderize.surgery.entries import entry_problem
 
 _FORMAT = 1
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
-# Constants of torch's layers that training alone sees, or that the tensors' shapes tell.
-_UNTOLD = {
-    "affine", "elementwise_affine", "embedding_dim", "head_dim", "in1_features", "in2_features",
-    "in_channels", "in_features", "inplace", "momentum", "normalized_shape", "num_channels",
-    "num_embeddings", "num_features", "out_channels", "out_features", "p", "return_indices",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,29 +100,3 @@ def _lines(content: Mapping[str, Any]) -> str:
             text = "{\n" + ",\n".join(items) + "\n  }"
         blocks.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
-
-
-def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What each layer computes with beside tensors, as torch's layers name it (``__constants__``),
-    and the kinds of activations."""
-    found = {name: _settings(module) for name, module in model.named_modules()}
-    return {name: settings for name, settings in found.items() if settings}
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    names = [name for name in getattr(module, "__constants__", ()) if name not in _UNTOLD]
-    values = {name: _plain(getattr(module, name, ...)) for name in names}
-    settings = {name: value for name, value in values.items() if value is not ...}
-    if type(module).__module__ == "torch.nn.modules.activation":
-        settings["kind"] = type(module).__name__
-    return settings
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and strings, ``...`` for all else; a stride of (2, 2) is one of 2."""
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        if ... in items:
-            return ...
-        return items[0] if items and items == items[:1] * len(items) else items
-    return value if type(value) in (type(None), bool, int, float, str) else ...

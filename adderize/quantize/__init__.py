@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adderize.arguments import check_module, check_switch
 from adderize.dataflow.restoring import restored
 from adderize.errors import AdderizeError
+from adderize.layers.settings import settings_of
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import Adder, why_float
 from adderize.quantize.float_tracer import hook_owner
@@ -90,7 +91,7 @@ def quantize(
     _check(model, method, bits)
     check_switch("inplace", inplace)
     model = (model if inplace else _copy(model)).eval()
-    adders, entries = _adders(model), _entries(model)
+    adders, entries, settings = _adders(model), _entries(model), settings_of(model)
     batches = calibration_inputs(calibration, next(model.parameters()).device)
     first = next(batches)
     network = prepare(model, first)
@@ -119,7 +120,9 @@ def quantize(
     report = QuantizationReport(method, bits, layers, remarks)
     return finished(
         quantized,
-        Quantization(report, qparams, network.absorbed, network.apart, entries, network.hooked),
+        Quantization(
+            report, qparams, network.absorbed, network.apart, entries, network.hooked, settings
+        ),
     )
 
 

@@ -30,6 +30,7 @@ class Quantization:
         converted: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
         hooked: how many forward pre-hooks and hooks blocks had.
+        settings: of the float network's layers; None where an earlier version kept none.
     """
 
     report: QuantizationReport
@@ -38,6 +39,7 @@ class Quantization:
     apart: tuple[str, ...]
     converted: dict[str, dict[str, Any]] | None
     hooked: Hooked = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] | None = None
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """The manifest's entries; AdderizeError where there are none."""
@@ -55,6 +57,7 @@ class Quantization:
             "absorbed": self.absorbed,
             "apart": list(self.apart),
             "hooked": {name: list(counts) for name, counts in self.hooked.items()},
+            "settings": self.settings,
             "report": self.report.to_dict(),
         }
 
@@ -71,7 +74,12 @@ class Quantization:
                 absorbed = {name: list(followers) for name, followers in absorbed.items()}
             # Folders of earlier versions say nothing of hooks.
             hooked = {name: (int(a), int(b)) for name, (a, b) in content.get("hooked", {}).items()}
-            return cls(report, qparams, absorbed, tuple(content["apart"]), converted, hooked)
+            settings = content.get("settings")
+            if settings is not None:
+                settings = {name: dict(values) for name, values in settings.items()}
+            return cls(
+                report, qparams, absorbed, tuple(content["apart"]), converted, hooked, settings
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, save_model
-from adderize.checkpoints.named import load
+from adderize.checkpoints.named import load, start_from
 from adderize.models import lenet5_bn
 from recipes.image_classifier import ImageClassifier
 
@@ -127,3 +127,127 @@ def test_mistakes(tmp_path: Path) -> None:
         load(str(tmp_path / "nowhere.pth"))
     with pytest.raises(AdderizeError, match="does not exist; expected a checkpoint"):
         load("resnet18", ARCH)
+
+
+def test_two_networks_in_one_file(tmp_path: Path) -> None:
+    """A student beside its teacher, a network beside its average: which one is not guessed."""
+    one, two = trained(), trained()
+    path = tmp_path / "last.ckpt"
+    state = {f"student.{name}": tensor for name, tensor in one.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(1)}}, path)
+    assert_same(load(str(path), ARCH, exclude="*").model, one)
+    state |= {f"teacher.{name}": tensor for name, tensor in two.state_dict().items()}
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(AdderizeError, match=r"2 times, as student\., teacher\."):
+        load(str(path), ARCH, exclude="*")
+
+
+def test_a_part_that_fits_best_is_taken(tmp_path: Path) -> None:
+    model, path = trained(), tmp_path / "last.ckpt"
+    state = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save(state | {"old.conv1.weight": torch.zeros(6, 1, 5, 5)}, path)
+    assert_same(load(str(path), ARCH, exclude="*").model, model)
+    del state["net.fc3.bias"]
+    torch.save(state, path)
+    with pytest.raises(AdderizeError, match=r"they lack fc3\.bias"):
+        load(str(path), ARCH, exclude="*")
+
+
+class Inside(nn.Module):
+    """Its own names begin as those that wrappers add."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_names_that_begin_as_prefixes_do(prefix: str, tmp_path: Path) -> None:
+    model = Inside()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    assert_same(start_from(Inside(), "-", str(tmp_path / "a.pth")), model)
+
+
+def test_compiled_and_sharded_parts(tmp_path: Path) -> None:
+    model = trained()
+    state = {
+        name.replace("fc1.", "fc1._orig_mod.").replace("fc2.", "_fsdp_wrapped_module.fc2."): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    torch.save(state, tmp_path / "a.pth")
+    assert_same(load(str(tmp_path / "a.pth"), ARCH, exclude="*").model, model)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+def test_averaged_weights_beside_are_said(key: str, tmp_path: Path) -> None:
+    model, average = trained(), trained()
+    content = {key: model.state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / "a.pth")
+    assert "model_ema" not in load(str(tmp_path / "a.pth"), ARCH, exclude="*").note
+    torch.save(content | {"model_ema": average.state_dict()}, tmp_path / "a.pth")
+    loaded = load(str(tmp_path / "a.pth"), ARCH, exclude="*")
+    assert_same(loaded.model, model)
+    assert f"averaged weights too (model_ema); these are those of {key}" in loaded.note
+
+
+def test_everything_that_lightning_keeps_of_a_network_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for options in (
+        {"arch_options": {"shortcut": "A", "logits_norm": False}, "conversion": {}},
+        {"binarization": {"include": "layer1.*"}},
+    ):
+        module = ImageClassifier("resnet20", 5, **options)
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        torch.save(content, path)
+        loaded = load(str(path))
+        ours, theirs = loaded.model.state_dict(), module.model.state_dict()
+        assert ours.keys() == theirs.keys() and not loaded.note
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        kinds = [[type(m) for m in model.modules()] for model in (loaded.model, module.model)]
+        assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("said", ["recipes.models:lenet5_bn", "lenet5_bn", ARCH])
+def test_names_that_one_network_had(said: str, tmp_path: Path) -> None:
+    """`recipes.models` is where the networks were before."""
+    module = ImageClassifier(said, 7, conversion=ALL)
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(content, tmp_path / "last.ckpt")
+    for arch in (None, "lenet5_bn", "recipes.models:lenet5_bn", ARCH):
+        loaded = load(str(tmp_path / "last.ckpt"), arch)
+        assert_same(loaded.model, module.model)
+        assert not loaded.note
+    with pytest.raises(AdderizeError, match="do not belong"):
+        load(str(tmp_path / "last.ckpt"), "resnet20")
+
+
+def test_lightnings_average_is_what_was_validated(tmp_path: Path) -> None:
+    module = ImageClassifier(ARCH, 10)
+    current = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+    content = {
+        "state_dict": module.state_dict(),
+        "current_model_state": current,
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+        "hyper_parameters": dict(module.hparams),
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    assert_same(load(str(tmp_path / "last.ckpt")).model, module.model)
+
+
+def test_bytes_are_no_float_weights(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    state["conv2.weight"] = torch.randint(0, 255, (16, 6, 5, 5), dtype=torch.uint8)
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(AdderizeError, match=r"conv2\.weight holds torch\.uint8"):
+        load(str(tmp_path / "a.safetensors"), ARCH, exclude="*")
+
+
+def test_a_convolutions_filters_are_not_the_authors(tmp_path: Path) -> None:
+    """Half of the filters have the authors' name: the others stay convolutions."""
+    model = trained(include="conv2", norm="ignore")
+    state = model.state_dict()
+    state["conv2.adder"] = state.pop("conv2.weight")
+    torch.save(state, tmp_path / "a.pth")
+    assert adders(load(str(tmp_path / "a.pth"), ARCH).model) == ["conv2"]
+    assert_same(start_from(lenet5_bn(), ARCH, str(tmp_path / "a.pth")), model)

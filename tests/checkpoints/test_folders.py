@@ -6,16 +6,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from adderize import (
+    AdderConv2d,
     AdderizeError,
+    BinaryConv2d,
     adderize,
     load_authors_checkpoint,
     load_model,
     save_model,
 )
-from adderize.models import resnet20
+from adderize.checkpoints import folders
 from tests.surgery.test_adderize import LeNet, adder_names, small_cnn
 
 
@@ -247,55 +250,98 @@ def test_a_model_without_values_is_not_saved(tmp_path):
         save_model(model, tmp_path)
 
 
-def authors_network(adders: bool = True) -> nn.Module:
-    model = resnet20()
-    return adderize(model, init="normal") if adders else model
+FILES = ("adderize.json", "model.safetensors")
 
 
-def as_the_authors_write(model: nn.Module) -> dict[str, torch.Tensor]:
-    adders = set(adder_names(model))
-    return {
-        "module." + (key.removesuffix("weight") + "adder" if key[:-7] in adders else key): value
-        for key, value in model.state_dict().items()
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("moment", ["weights", "digest", "manifest"])
+def test_an_interrupted_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch, moment):
+    saved = trained(adderize(small_cnn()))
+    save_model(saved, tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    before = contents(tmp_path)
+
+    def half_written(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "weights":
+            patch.setattr(folders, "save_file", half_written)
+        elif moment == "digest":
+            patch.setattr(folders, "_digest", interrupted)
+        else:
+            patch.setattr(folders.Manifest, "to_json", interrupted)
+        with pytest.raises((AdderizeError, KeyboardInterrupt)) as caught:
+            save_model(small_cnn(), tmp_path)
+    if moment == "weights":
+        assert f"cannot write to {tmp_path}: No space left" in str(caught.value)
+    assert contents(tmp_path) == before
+    save_model(small_cnn(), tmp_path)
+    assert set(contents(tmp_path)) == {*FILES, "README.md"}
+    assert not adder_names(load_model(small_cnn(), tmp_path))
+
+
+def test_files_of_two_saves(tmp_path):
+    """As a crash between the replacement of one file and of the other leaves them."""
+    save_model(small_cnn(), tmp_path / "old")
+    save_model(adderize(small_cnn()), tmp_path / "new")
+    weights = tmp_path / "new" / "model.safetensors"
+    weights.replace(tmp_path / "old" / "model.safetensors")
+    with pytest.raises(AdderizeError, match="not of one save"):
+        load_model(small_cnn(), tmp_path / "old")
+
+
+@pytest.mark.parametrize("call", [save_model, load_model, load_authors_checkpoint])
+def test_arguments_in_the_wrong_order(tmp_path, call):
+    with pytest.raises(AdderizeError, match=r"the model is a str; .*first of the arguments"):
+        call(str(tmp_path), small_cnn())
+
+
+def test_lazy_layers(tmp_path):
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3))
+    with pytest.raises(AdderizeError, match=r"0\.weight is lazy"):
+        save_model(lazy, tmp_path)
+    save_model(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path)
+    with pytest.raises(AdderizeError, match=r"0\.weight is lazy"):
+        load_model(lazy, tmp_path)
+
+
+def test_a_folder_of_the_first_version(tmp_path):
+    """Written by hand as version 0.1.0 wrote it."""
+    norm = {"eps": 0.001, "momentum": 0.1, "affine": True, "track_running_stats": True}
+    manifest = {
+        "format": 1,
+        "adderize": "0.1.0",
+        "libraries": {"torch": "2.6.0"},
+        "layers": {
+            "1": {"kind": "AdderConv2d", "gradient": "sign", "norm": None},
+            "2": {"kind": "BinaryConv2d", "gradient": None, "norm": norm},
+        },
+        "shared": {"3.weight": "1.weight"},
     }
-
-
-def test_authors_checkpoint(tmp_path):
-    source = authors_network()
-    torch.save(as_the_authors_write(source), tmp_path / "a.pth")
-    model = load_authors_checkpoint(authors_network(), tmp_path / "a.pth")
-    for key, value in source.state_dict().items():
-        assert torch.equal(model.state_dict()[key], value)
-
-
-def test_authors_checkpoint_in_the_wrong_kind_of_layer(tmp_path):
-    torch.save(as_the_authors_write(authors_network()), tmp_path / "adders.pth")
-    torch.save(as_the_authors_write(authors_network(adders=False)), tmp_path / "cnn.pth")
-    with pytest.raises(AdderizeError, match=r"layer1\.0\.conv1"):
-        load_authors_checkpoint(authors_network(adders=False), tmp_path / "adders.pth")
-    with pytest.raises(AdderizeError, match=r"layer1\.0\.conv1"):
-        load_authors_checkpoint(authors_network(), tmp_path / "cnn.pth")
-
-
-def test_files_that_are_no_checkpoint(tmp_path):
-    with pytest.raises(AdderizeError, match="no file"):
-        load_authors_checkpoint(authors_network(), tmp_path / "absent.pth")
-    (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(AdderizeError, match="not a PyTorch checkpoint"):
-        load_authors_checkpoint(authors_network(), tmp_path / "text.pth")
-    torch.save({0: torch.zeros(1)}, tmp_path / "number.pth")
-    with pytest.raises(AdderizeError, match="state dict"):
-        load_authors_checkpoint(authors_network(), tmp_path / "number.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(AdderizeError, match="state dict"):
-        load_authors_checkpoint(authors_network(), tmp_path / "list.pth")
-
-
-@pytest.mark.shared
-def test_the_authors_own_file(models_folder):
-    path = models_folder / "resnet20-addernet-cifar10.pth"
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    model = load_authors_checkpoint(authors_network(), path)
-    for key in ("layer1.0.conv1", "layer2.0.downsample.0", "layer3.2.conv2"):
-        assert torch.equal(model.get_submodule(key).weight, stored[f"module.{key}.adder"])
-    assert torch.equal(model.bn2.running_var, stored["module.bn2.running_var"])
+    weights = {
+        "0.weight": torch.randn(2, 3, 1, 1),
+        "1.weight": torch.randn(2, 2, 1, 1),
+        "2.weight": torch.randn(2, 2, 1, 1),
+        **{f"2.norm.{key}": torch.rand(2) for key in ("weight", "bias")},
+        **{f"2.norm.{key}": torch.rand(2) for key in ("running_mean", "running_var")},
+        "2.norm.num_batches_tracked": torch.tensor(5),
+    }
+    (tmp_path / "adderize.json").write_text(json.dumps(manifest, indent=2))
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    channels = [3, 2, 2, 2]
+    layers = [nn.Conv2d(inputs, 2, 1, bias=False) for inputs in channels]
+    layers[3].weight = layers[1].weight
+    model = load_model(nn.Sequential(*layers), tmp_path).eval()
+    assert type(model[1]) is AdderConv2d and model[1].gradient == "sign"
+    assert type(model[2]) is BinaryConv2d and model[2].norm.eps == 0.001
+    assert type(model[3]) is nn.Conv2d and model[3].weight is model[1].weight
+    for name, tensor in weights.items():
+        assert torch.equal(model.state_dict()[name], tensor)
