@@ -8,6 +8,8 @@ Conventions, the same for every layer:
   addition on it, an adder two additions (subtract, accumulate; Chen et al., AdderNet, CVPR 2020),
   an XNOR layer one XNOR and one addition (its bit count). Changes of sign are free: negation, the
   adder's absolute value. Padded taps count, for they are computed.
+- A constant factor that is a sum of T signed powers of two costs T shifts and T - 1 additions,
+  whether or not a value needs all of its terms.
 - Comparisons: one for each bound of a rectifier, n - 1 for a maximum of n values.
 - `other`: one for each division, root, exponential or other transcendental function.
 - Copies, views and arithmetic on integer indices are free; bytes of quantised layers count.
@@ -30,6 +32,7 @@ class Operations:
 
     multiplications: int = 0
     additions: int = 0
+    shifts: int = 0
     xnors: int = 0
     comparisons: int = 0
     other: int = 0
@@ -38,6 +41,7 @@ class Operations:
         return Operations(
             self.multiplications + more.multiplications,
             self.additions + more.additions,
+            self.shifts + more.shifts,
             self.xnors + more.xnors,
             self.comparisons + more.comparisons,
             self.other + more.other,
@@ -47,6 +51,7 @@ class Operations:
         return Operations(
             self.multiplications * times,
             self.additions * times,
+            self.shifts * times,
             self.xnors * times,
             self.comparisons * times,
             self.other * times,
@@ -129,6 +134,17 @@ def xnor(input: Shape, weight: Shape, output: Shape) -> Operations:
     """
     pairs = convolution_pairs(input, weight, output)
     return pairs * XNOR_PAIR + prod(input) * COMPARISON + prod(output) * MULTIPLICATION
+
+
+def shift_add(products: Operations, terms: int) -> Operations:
+    """What products with constants become where each is a sum of `terms` signed powers of two.
+
+    ``shift_add(scale_and_shift(output), 3)`` is a norm, ``shift_add(convolution(...), 2)`` or
+    ``shift_add(matmul(...), 2)`` a layer with weights of two terms.
+    """
+    factors = products.multiplications
+    shifted = Operations(-factors, (terms - 1) * factors, shifts=terms * factors)
+    return products + shifted
 
 
 def matmul(first: Shape, output: Shape) -> Operations:

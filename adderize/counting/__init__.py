@@ -18,10 +18,16 @@ from adderize.counting.costs import CostTable, energy_table, latency_table
 from adderize.counting.fvcore import FlopCountAnalysis
 from adderize.counting.rows import Layer, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
-from adderize.counting.views import ADDERS, adder_twin, own_norms, read_as
+from adderize.counting.views import ADDERS, Reading, adder_twin
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE
-from adderize.layers.binary import BinaryConv2d
+from adderize.layers import (
+    BinaryConv2d,
+    ShiftAddConv2d,
+    ShiftAddLinear,
+    ShiftAddNorm1d,
+    ShiftAddNorm2d,
+)
 from adderize.models.by_name import own_input_size
 
 __all__ = ["FlopCountAnalysis", "Layer", "OpBudget", "Uncounted", "count"]
@@ -33,9 +39,9 @@ _Table = CostTable | str | Path | None
 _KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "adder": ADDERS,
     "binary": (BinaryConv2d,),
-    "convolution": (_ConvNd,),
-    "linear": (nn.Linear,),
-    "norm": (_NormBase, nn.LayerNorm, nn.GroupNorm),
+    "convolution": (_ConvNd, ShiftAddConv2d),
+    "linear": (nn.Linear, ShiftAddLinear),
+    "norm": (_NormBase, nn.LayerNorm, nn.GroupNorm, ShiftAddNorm1d, ShiftAddNorm2d),
 }
 
 
@@ -93,14 +99,13 @@ def count(
 
 def _layers(model: nn.Module, calls: Sequence[Call]) -> tuple[Layer, ...]:
     """A row for each layer that computes, in order of their first operations."""
-    modules, added = dict(model.named_modules()), own_norms(model)
+    modules, reading = dict(model.named_modules()), Reading(model)
     # The last call of a layer may be free, such as the view behind a product of matrices.
     outputs = {call.layer: tuple(call.output[1:]) for call in calls if call.output}
     layers: dict[str, Layer] = {}
     for call in calls:
         module, name = modules[call.layer], call.layer
-        before = FREE if name in added else read_as(call, "convolution")
-        after = read_as(call, "adder")
+        before, after = reading.before(call), reading.after(call)
         if before == after == FREE:
             continue
         if name in layers:

@@ -23,7 +23,8 @@ _COLUMNS = {
     "mul after": ("after", "multiplications"),
     "add after": ("after", "additions"),
 }
-_XNOR_COLUMN = {"xnor after": ("after", "xnors")}
+# Only where there are any.
+_RARE_COLUMNS = {"shift after": ("after", "shifts"), "xnor after": ("after", "xnors")}
 _SHOWN_AS: dict[str, Callable[[float], str]] = {"energy_joule": joule, "latency_cycles": cycles}
 
 
@@ -109,9 +110,14 @@ class OpBudget(Report):
                 for layer in self.layers
             ],
             "uncounted": [asdict(item) for item in self.uncounted],
-            "energy": {"table": self.energy.name, "source": self.energy.source},
-            "latency": {"table": self.latency.name, "source": self.latency.source},
+            "energy": self._described(self.energy),
+            "latency": self._described(self.latency),
         }
+
+    def _described(self, table: CostTable) -> dict[str, str]:
+        others = table.other_sources(self.before + self.after)
+        sources = {f"source_of_{kind}": source for kind, source in others.items()}
+        return {"table": table.name, "source": table.source, **sources}
 
     def _both_costs(self, counted: OpBudget | Layer) -> dict[str, dict[str, float]]:
         return {"before": self.costs(counted.before), "after": self.costs(counted.after)}
@@ -141,7 +147,7 @@ class OpBudget(Report):
         return self.table()
 
     def plot(self, path: str | Path) -> None:
-        """Multiplications and additions of every stage, before and after, as stacked bars.
+        """Multiplications, additions and shifts of every stage, before and after, as stacked bars.
 
         Args:
             path: the image file; its suffix names the format (png, svg, pdf).
@@ -157,8 +163,10 @@ class OpBudget(Report):
 
     def _layers(self) -> Table:
         """The layers, and their sum where they are not the whole network."""
-        columns = _COLUMNS | (_XNOR_COLUMN if self.after.xnors else {})
-        rows = [_cells(layer, columns.values()) for layer in self.layers if layer.flops]
+        counts = self.after.by_kind()
+        rare = {title: column for title, column in _RARE_COLUMNS.items() if counts[column[1]]}
+        columns = _COLUMNS | rare
+        rows = [_cells(layer, columns.values()) for layer in self.layers if layer.arithmetic]
         total = sum_of(self.layers, "(these rows)")
         if (total.before, total.after) != (self.before, self.after):
             rows.append(_cells(total, columns.values()))
@@ -177,13 +185,16 @@ class OpBudget(Report):
 
     def _notes(self) -> list[str]:
         notes = []
-        hidden = sum(not layer.flops for layer in self.layers)
+        hidden = sum(not layer.arithmetic for layer in self.layers)
         if hidden:
             notes.append(f"{hidden} rows without multiplications and additions are not shown")
+        occurring = self.before + self.after
         for what, table in (("energy", self.energy), ("latency", self.latency)):
-            unpriced = table.unpriced(self.before + self.after)
+            unpriced = table.unpriced(occurring)
             without = f"; without {', '.join(unpriced)}" if unpriced else ""
             notes.append(f"{what}: {table.name} ({table.source}){without}")
+            for kind, source in table.other_sources(occurring).items():
+                notes.append(f"{what} of {kind}: {source}")
         for item in self.uncounted:
             layer = item.layer or "the model itself"
             notes.append(f"not counted: {item.operator} in {layer}, {item.calls} calls")

@@ -134,9 +134,12 @@ def window(arguments: Sequence[Any], output: Shape, dimensions: int) -> int:
 
 
 def average_pool(dimensions: int) -> Formula:
-    return lambda arguments, output: formulas.mean(
-        window(arguments, output, dimensions), prod(output)
-    )
+    def pool(arguments: Sequence[Any], output: Shape) -> Operations:
+        divisor = arguments[6] if len(arguments) > 6 else None
+        reduction = summation if divisor == 1 else formulas.mean
+        return reduction(window(arguments, output, dimensions), prod(output))
+
+    return pool
 
 
 def max_pool(dimensions: int) -> Formula:

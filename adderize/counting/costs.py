@@ -32,12 +32,14 @@ class CostTable:
         prices: unit per operation, by the kinds of
             :class:`adderize.formulas.Operations`. A kind without a price is left out of
             the cost; :meth:`unpriced` names it.
+        sources: of the kinds whose price comes from elsewhere.
     """
 
     name: str
     unit: str
     source: str
     prices: Mapping[str, float] = field(repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def cost(self, operations: Operations) -> float:
         """In the table's unit, for operations one after another."""
@@ -52,21 +54,37 @@ class CostTable:
             if count and kind not in self.prices
         ]
 
+    def other_sources(self, operations: Operations) -> dict[str, str]:
+        """Sources other than `source` of the kinds that occur."""
+        counts = operations.by_kind()
+        return {kind: source for kind, source in self.sources.items() if counts[kind]}
 
-def _horowitz(dtype: str, multiplication: float, addition: float) -> CostTable:
+
+# Horowitz's table has no shifts. Where numbers are floats, theirs is that of integers as wide.
+_SHIFTS = "H. You et al., ShiftAddLLM, NeurIPS 2024, table 1: a shift of {bits} bits, 45 nm"
+
+
+def _horowitz(
+    dtype: str, multiplication: float, addition: float, shift: float, bits: int
+) -> CostTable:
     source = (
         "M. Horowitz, Computing's energy problem, ISSCC 2014, 45 nm, 0.9 V; arithmetic only, "
         "no memory access"
     )
-    prices = {"multiplications": multiplication * 1e-12, "additions": addition * 1e-12}
-    return CostTable(f"Horowitz 45 nm {dtype}", JOULE, source, prices)
+    prices = {
+        "multiplications": multiplication * 1e-12,
+        "additions": addition * 1e-12,
+        "shifts": shift * 1e-12,
+    }
+    sources = {"shifts": _SHIFTS.format(bits=bits)}
+    return CostTable(f"Horowitz 45 nm {dtype}", JOULE, source, prices, sources)
 
 
 ENERGY = {
-    "float32": _horowitz("float32", 3.7, 0.9),
-    "float16": _horowitz("float16", 1.1, 0.4),
-    "int32": _horowitz("int32", 3.1, 0.1),
-    "int8": _horowitz("int8", 0.2, 0.03),
+    "float32": _horowitz("float32", 3.7, 0.9, 0.13, 32),
+    "float16": _horowitz("float16", 1.1, 0.4, 0.057, 16),
+    "int32": _horowitz("int32", 3.1, 0.1, 0.13, 32),
+    "int8": _horowitz("int8", 0.2, 0.03, 0.024, 8),
 }
 
 LATENCY = {
@@ -75,7 +93,8 @@ LATENCY = {
         CYCLES,
         "float latencies as AdderNet (CVPR 2020) uses them: multiply 4 cycles, add 2; operations "
         "one after another",
-        {"multiplications": 4.0, "additions": 2.0},
+        {"multiplications": 4.0, "additions": 2.0, "shifts": 1.0},
+        {"shifts": "A. Fog, Instruction tables, VIA Nano 2000: integer SHL, SAR by a constant"},
     )
 }
 

@@ -8,9 +8,10 @@ whole), so that :mod:`adderize.counting.trace` is an independent count of the sa
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from adderize.arguments import check_module
 from adderize.counting.operators import FORMULAS, count_call
 from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
-from adderize.counting.views import own_norms, read_as
+from adderize.counting.views import Reading
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations, convolution_pairs
 
@@ -31,7 +32,6 @@ with warnings.catch_warnings():
     from fvcore.nn.jit_handles import generic_activation_jit
 
 View = Literal["before", "after"]
-_FORMS = {"before": "convolution", "after": "adder"}
 _FILTERS = {
     "adderize::adder_conv2d": 1,
     "adderize::adder_conv2d_u8": 1,
@@ -39,13 +39,20 @@ _FILTERS = {
     "adderize::binary_conv2d": 1,
 }
 
+_ON_SIZES: dict[str, Callable[..., int]] = {
+    "aten::add": operator.add,
+    "aten::sub": operator.sub,
+    "aten::mul": operator.mul,
+    "aten::floor_divide": operator.floordiv,
+}
+
 
 def register() -> None:
     """Make fvcore's own analyses count the ops: pairs as operations, outputs as activations."""
-    for operator, position in _FILTERS.items():
-        name = operator.removeprefix("adderize::")
-        _FLOP_HANDLES[operator] = _pairs_of(name, position)
-        _ACTIVATION_HANDLES[operator] = generic_activation_jit(name)
+    for op, position in _FILTERS.items():
+        name = op.removeprefix("adderize::")
+        _FLOP_HANDLES[op] = _pairs_of(name, position)
+        _ACTIVATION_HANDLES[op] = generic_activation_jit(name)
 
 
 def _pairs_of(name: str, filters: int) -> Any:
@@ -59,9 +66,9 @@ def _pairs_of(name: str, filters: int) -> Any:
 class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
     """fvcore's analysis with this package's formulas, which tell kinds of operations apart.
 
-    ``by_operator()`` has the keys ``multiplications``, ``additions``, ``comparisons``, ``xnors``
-    and ``other`` instead of names of operators; :mod:`adderize.formulas` has every convention.
-    ``total()``, ``by_module()`` and fvcore's tables sum up the kinds that are asked for::
+    ``by_operator()`` has the keys ``multiplications``, ``additions``, ``shifts``, ``xnors``,
+    ``comparisons`` and ``other`` instead of names of operators; :mod:`adderize.formulas` has every
+    convention. ``total()``, ``by_module()`` and fvcore's tables sum up the kinds asked for::
 
         analysis = FlopCountAnalysis(model, torch.zeros(1, 3, 224, 224))
         analysis.operations("layer1")                          # Operations(multiplications=...)
@@ -75,8 +82,8 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
     Args:
         model: converted or not, in evaluation mode, with real weights.
         inputs: what the model is called with.
-        view: "after" counts adder and binary layers as what they are; "before" as the convolutions
-            that they replaced, without the norms that they own.
+        view: "after" counts adders, binary layers and shifts as what they are; "before" as the
+            convolutions and products that they replaced, without the norms that adders own.
         kinds: of :class:`adderize.formulas.Operations`; others are left out.
 
     Raises:
@@ -93,13 +100,14 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
     ) -> None:
         check_module(model)
         super().__init__(model, inputs)
-        if view not in _FORMS:
+        if view not in get_args(View):
             raise AdderizeError(f"view is {view!r}; expected one of {', '.join(get_args(View))}")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if isinstance(kinds, str) or unknown:
             raise AdderizeError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")
         self._view, self._kinds = view, tuple(kinds)
-        self._added = own_norms(model) if view == "before" else set()
+        reading = Reading(model)
+        self._read = reading.before if view == "before" else reading.after
         self._calls: list[Call] = []
         names = [name if "::" in name else f"aten::{name}" for name in FORMULAS]
         self._op_handles = {f"{name}{end}": self._count for name in names for end in ("", "_")}
@@ -138,10 +146,7 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
             return super()._analyze()
 
     def _count(self, inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        call = self._record(outputs[0].node())
-        if call.layer in self._added:
-            return Counter()
-        counts = read_as(call, _FORMS[self._view]).by_kind()
+        counts = self._read(self._record(outputs[0].node())).by_kind()
         return Counter({kind: counts[kind] for kind in self._kinds if counts[kind]})
 
     def _should_ignore_node(self, node: Any) -> bool:
@@ -160,7 +165,8 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
 
     def _record(self, node: Any) -> Call:
         inputs, outputs = list(node.inputs()), list(node.outputs())
-        arguments, output = [_value(value) for value in inputs], _value(outputs[0]) or ()
+        arguments, result = [_value(value) for value in inputs], _value(outputs[0])
+        output = result if isinstance(result, tuple) else ()
         floating = any(_is_floating(v) for v in (*inputs, *outputs)) and not _computes_sizes(node)
         layer = self.canonical_module_name(node.scopeName().split("/")[-1])
         operations = count_call(node.kind(), arguments, output, floating)
@@ -194,7 +200,23 @@ def _value(value: Any) -> Any:
     if isinstance(value.type(), torch.TensorType):
         sizes = value.type().sizes()
         return None if sizes is None else tuple(sizes)
-    return value.toIValue()
+    return value.toIValue() if value.node().kind() == "prim::Constant" else _size(value)
+
+
+def _size(value: Any) -> int | None:
+    """A number that the network computes from sizes of tensors, such as that of a window."""
+    kind, inputs = value.node().kind(), list(value.node().inputs())
+    if kind == "prim::Constant":
+        return int(value.toIValue())
+    if kind == "aten::size":
+        size: int = _value(inputs[0])[inputs[1].toIValue()]
+        return size
+    if kind in ("prim::NumToTensor", "aten::Int"):
+        return _size(inputs[0])
+    if kind in _ON_SIZES:
+        numbers = [_size(number) for number in inputs[:2]]
+        return None if None in numbers else _ON_SIZES[kind](*numbers)
+    return None
 
 
 def _computes_sizes(node: Any) -> bool:

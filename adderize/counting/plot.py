@@ -10,13 +10,13 @@ from adderize.counting.quantities import quantity
 from adderize.counting.rows import Layer, grouped, sum_of
 from adderize.errors import AdderizeError
 
-_MULTIPLICATIONS, _ADDITIONS = "#c44e52", "#4c72b0"
+_COLORS = {"multiplications": "#c44e52", "additions": "#4c72b0", "shifts": "#55a868"}
 _ENOUGH_STAGES = 4
 _SMALL = 1 / 500
 
 
 def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
-    """Stacked bars of multiplications and additions per stage, before and after."""
+    """Stacked bars of multiplications, additions and shifts per stage, before and after."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -24,16 +24,19 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
             "plots need matplotlib: install it with pip install 'adderize[plot]'"
         ) from error
     stages = _stages(total, layers)
+    occurring = (total.before + total.after).by_kind()
+    colors = {kind: color for kind, color in _COLORS.items() if occurring[kind]}
     figure = Figure(figsize=(max(6.4, 0.6 * len(stages) + 2), 4.4), layout="constrained")
     axes = figure.add_subplot()
     for offset, view, hatch in ((-0.21, "before", ""), (0.21, "after", "//")):
         places = [i + offset for i in range(len(stages))]
         counts = [getattr(stage, view) for stage in stages]
-        multiplications = [count.multiplications for count in counts]
         style: dict[str, Any] = {"width": 0.38, "hatch": hatch, "edgecolor": "white"}
-        axes.bar(places, multiplications, color=_MULTIPLICATIONS, **style)
-        additions = [count.additions for count in counts]
-        axes.bar(places, additions, bottom=multiplications, color=_ADDITIONS, **style)
+        bottom = [0] * len(stages)
+        for kind, color in colors.items():
+            heights = [getattr(count, kind) for count in counts]
+            axes.bar(places, heights, bottom=bottom, color=color, **style)
+            bottom = [sum(pair) for pair in zip(bottom, heights, strict=True)]
     axes.set_xticks(range(len(stages)), [stage.name for stage in stages])
     if len(stages) > 8:
         axes.tick_params(axis="x", rotation=60)
@@ -44,19 +47,18 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
         f"{quantity(total.after.multiplications)} after"
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(handles=_legend(), frameon=False)
+    axes.legend(handles=_legend(colors), frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise AdderizeError(f"cannot write the plot {path}: {error}") from error
 
 
-def _legend() -> list[Any]:
+def _legend(colors: dict[str, str]) -> list[Any]:
     from matplotlib.patches import Patch
 
     return [
-        Patch(facecolor=_MULTIPLICATIONS, label="multiplications"),
-        Patch(facecolor=_ADDITIONS, label="additions"),
+        *(Patch(facecolor=color, label=kind) for kind, color in colors.items()),
         Patch(facecolor="lightgrey", label="before (left)"),
         Patch(facecolor="lightgrey", hatch="//", edgecolor="white", label="after (right)"),
     ]
@@ -68,7 +70,7 @@ def _stages(total: Layer, layers: Sequence[Layer]) -> list[Layer]:
     small: list[Layer] = []
     for depth in (1, 2, 3):
         groups = grouped(layers, depth)
-        large = [group for group in groups if group.flops > _SMALL * total.flops]
+        large = [group for group in groups if group.arithmetic > _SMALL * total.arithmetic]
         small = [group for group in groups if group not in large]
         if len(large) >= _ENOUGH_STAGES:
             break

@@ -30,9 +30,9 @@ class Layer:
     after: Operations
 
     @property
-    def flops(self) -> int:
-        """Multiplications and additions, of the view that has more of them."""
-        return max(self.before.flops, self.after.flops)
+    def arithmetic(self) -> int:
+        """Multiplications, additions and shifts, of the view that has more of them."""
+        return max(view.flops + view.shifts for view in (self.before, self.after))
 
 
 @dataclass(frozen=True)

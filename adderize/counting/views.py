@@ -12,10 +12,13 @@ from adderize import formulas
 from adderize.counting import call_formulas as of
 from adderize.counting.trace import Call, meta_copy
 from adderize.formulas import FREE, Operations
+from adderize.layers import ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
+from adderize.layers.shift_add import Shifts
 from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
 from adderize.surgery.engine import ADDER, Converted
 
 ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
+SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)
 _BINARY_OPERATOR = "adderize::binary_conv2d"
 _ADDER_OPERATORS = {
     "adderize::adder_conv2d": of.adder,
@@ -40,6 +43,24 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     if plan(twin, **options).converted:
         adderize(twin, **options)
     return twin.eval()
+
+
+class Reading:
+    """The calls of one model, as a convolutional network and as what it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._added = own_norms(model)
+        modules = dict(model.named_modules())
+        self._terms = {n: m.terms for n, m in modules.items() if isinstance(m, SHIFT_LAYERS)}
+
+    def before(self, call: Call) -> Operations:
+        """Adders and binary layers as convolutions, without their own norms; shifts as products."""
+        return FREE if call.layer in self._added else read_as(call, "convolution")
+
+    def after(self, call: Call) -> Operations:
+        operations = read_as(call, "adder")
+        terms = self._terms.get(call.layer)
+        return operations if terms is None else formulas.shift_add(operations, terms)
 
 
 def own_norms(model: nn.Module) -> set[str]:

@@ -31,7 +31,7 @@ def test_golden_tables(budget: OpBudget) -> None:
 def test_json_keys(budget: OpBudget) -> None:
     content = json.loads(budget.to_json())
     keys = {
-        "multiplications", "additions", "xnors", "comparisons", "other",
+        "multiplications", "additions", "shifts", "xnors", "comparisons", "other",
         "energy_joule", "latency_cycles",
     }  # fmt: skip
     assert set(content["before"]) == set(content["after"]) == keys
