@@ -10,18 +10,22 @@ from typing import Any
 
 import torch
 
+from adderize.bench import integers, layers, networks
+from adderize.bench.rivals import onnxruntime_missing
+from adderize.bench.timing import machine
 from adderize.cli.options import images, size
 from adderize.data.images import SOURCES
 from adderize.errors import AdderizeError
+from adderize.models.by_name import build, input_size
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(metavar="WHAT", required=True)
-    layers = what.add_parser("layers", help="forward and gradients of single layers")
-    layers.add_argument("--only", metavar="TEXT", help="layers whose name contains TEXT")
-    layers.set_defaults(measure=_layers)
+    single = what.add_parser("layers", help="forward and gradients of single layers")
+    single.add_argument("--only", metavar="TEXT", help="layers whose name contains TEXT")
+    single.set_defaults(measure=_layers)
     for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
         network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
         network.add_argument("--arch", nargs="+", default=["resnet18"], metavar="ARCH")
@@ -65,8 +69,6 @@ def _positive(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize.bench.timing import machine
-
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     facts = machine(_device(arguments.device))
@@ -102,11 +104,9 @@ def _write(file: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> Non
 
 
 def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.bench.layers import LAYERS, PASSES, TRAINING_PASSES, measure
-
-    layers = tuple(layer for layer in LAYERS if (arguments.only or "") in layer.name)
-    if not layers:
-        names = ", ".join(layer.name for layer in LAYERS)
+    chosen = tuple(each for each in layers.LAYERS if (arguments.only or "") in each.name)
+    if not chosen:
+        names = ", ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
     timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     on_gpu = torch.device(arguments.device).type == "cuda"
@@ -114,14 +114,14 @@ def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         print("adder milliseconds (times the convolution's in float32, TF32 and bfloat16)")
     else:
         print("adder milliseconds (times the convolution's)")
-        print(f"{'layer':34}" + "".join(f"{name:>22}" for name in PASSES))
-    for row in measure(layers, arguments.device, **timing):
+        print(f"{'layer':34}" + "".join(f"{name:>22}" for name in layers.PASSES))
+    for row in layers.measure(chosen, arguments.device, **timing):
         if on_gpu:
             print(row["layer"])
-            for name in TRAINING_PASSES:
+            for name in layers.TRAINING_PASSES:
                 print(_gpu_line(name, row[name]), flush=True)
         else:
-            cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in PASSES)
+            cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in layers.PASSES)
             print(f"{row['layer']:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
         yield row
 
@@ -141,9 +141,6 @@ def _gpu_line(name: str, row: dict[str, float]) -> str:
 
 
 def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.bench.networks import measure
-    from adderize.models.by_name import build, input_size
-
     if getattr(arguments, "int8", False):
         yield from _integers(arguments)
         return
@@ -152,7 +149,7 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     for arch in arguments.arch:
         size = arguments.input or input_size(arch, build(arch))
         for batch in arguments.batch:
-            row = measure(arguments.task, arch, size, batch, arguments.device, **timing)
+            row = networks.measure(arguments.task, arch, size, batch, arguments.device, **timing)
             cells = "".join(
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
                 for name in ("cnn", "adder")
@@ -174,10 +171,6 @@ def _gpu_networks_line(row: dict[str, Any]) -> str:
 
 
 def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    from adderize.bench.integers import CNN, ORDER, measure
-    from adderize.bench.rivals import onnxruntime_missing
-    from adderize.models.by_name import build, input_size
-
     if arguments.device != "cpu":
         raise AdderizeError(f"--int8 measures the CPU; --device is {arguments.device}")
     missing = onnxruntime_missing()
@@ -191,12 +184,12 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         else:
             size = arguments.input or input_size(arch, model)
             batch = torch.randn(32, *size, generator=torch.Generator().manual_seed(0))
-        for row in measure(arch, batch, arguments.batch, **timing):
+        for row in integers.measure(arch, batch, arguments.batch, **timing):
             print(f"{arch}, batch {row['batch']}, {row['threads']} threads", end="")
             print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
             print(f"(least of an image {row['cosine_least']:.4f})")
-            for name in ORDER:
+            for name in integers.ORDER:
                 if name in row["ms"]:
-                    ratio = row["ms"][CNN] / row["ms"][name]
+                    ratio = row["ms"][integers.CNN] / row["ms"][name]
                     print(f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x", flush=True)
             yield row

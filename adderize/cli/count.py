@@ -7,8 +7,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import torch
+
+from adderize.checkpoints import named
 from adderize.cli.options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
+from adderize.models import by_name
+from adderize.surgery import binarize
 from adderize.tables import FORMATS
 
 HELP = "multiplications against additions, before and after a conversion"
@@ -70,12 +75,7 @@ def _paper(arguments: argparse.Namespace) -> str:
 
 
 def _budget(arguments: argparse.Namespace) -> str:
-    import torch
-
-    from adderize.checkpoints import named
     from adderize.counting import count
-    from adderize.models import by_name
-    from adderize.surgery import binarize
 
     model = named.blank(arguments.model, arguments.arch)
     input_size = arguments.input or by_name.input_size(arguments.arch or arguments.model, model)

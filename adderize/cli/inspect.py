@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from adderize.checkpoints import named
 from adderize.cli.options import (
     add_conversion_options,
     add_image_options,
@@ -12,6 +13,7 @@ from adderize.cli.options import (
     note,
 )
 from adderize.data.images import SOURCES
+from adderize.inspection import inspect
 from adderize.models.by_name import FORMS
 from adderize.tables import FORMATS
 
@@ -35,9 +37,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize.checkpoints import named
-    from adderize.inspection import inspect
-
     loaded = named.load(arguments.model, arguments.arch, **conversion_options(arguments))
     if loaded.note:
         note(loaded.note)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from adderize.checkpoints import named
+from adderize.checkpoints.folders import save_model
 from adderize.cli.options import add_image_options, images, note
 from adderize.data.images import SOURCES
 from adderize.models.by_name import FORMS
+from adderize.quantize import quantize, quantize_report
 
 HELP = "put a trained adder network into 8-bit integers"
 _BATCH = 32
@@ -39,10 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize.checkpoints import named
-    from adderize.checkpoints.folders import save_model
-    from adderize.quantize import quantize, quantize_report
-
     loaded = named.load(arguments.model, arguments.arch)
     if loaded.note:
         note(loaded.note)

@@ -15,6 +15,7 @@ from adderize.formulas import FREE, Operations
 from adderize.layers import ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
 from adderize.layers.shift_add import Shifts
 from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
+from adderize.surgery import adderize, plan
 from adderize.surgery.engine import ADDER, Converted
 
 ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
@@ -34,8 +35,6 @@ _FORMS = {
 
 def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> nn.Module:
     """The adder form of a model on the meta device; unchanged layers where nothing converts."""
-    from adderize.surgery import adderize, plan
-
     twin = meta_copy(model)
     if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,8 +99,6 @@ def _read_idx(path: Path, channels: int, limit: int, split: str) -> Sequence[Ten
 
 
 def _read_array(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
-    import numpy as np
-
     try:
         array = (
             torch.load(path, map_location="cpu", weights_only=True)
