@@ -20,7 +20,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a call of the module is one node: norms, layers with filters, torch's own modules."""
     if isinstance(module, (*NORMS, _ConvNd, nn.Linear, AdderLinear)):
         return True
-    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
+    own = type(module).__module__.startswith(("torch.nn.", "adderize.layers."))
+    return own and not isinstance(module, _CONTAINERS)
 
 
 @dataclass(eq=False)

@@ -52,7 +52,7 @@ def multiplication_free(
     """
     _check(model)
     try:
-        network = float_graph(copy.deepcopy(model))
+        network, _ = float_graph(copy.deepcopy(model))
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise AdderizeError(

@@ -26,7 +26,7 @@ from adderize.layers import (
     ShiftAddNorm2d,
     ShiftAddScale,
 )
-from adderize.quantize.calls import has_hooks, is_foldable
+from adderize.quantize.calls import is_foldable, is_plain
 
 _ADDERS = (AdderConv2d, AdderConv2dSame, AdderLinear)
 _FREE_MODULES = (
@@ -70,8 +70,8 @@ def module_form(module: nn.Module, terms: Terms) -> nn.Module:
         return _adder(module, terms)
     if isinstance(module, _FREE_MODULES):
         return module
-    if has_hooks(module):
-        raise RefusedError("it has forward hooks, which its replacement would lose")
+    if not is_plain(module):
+        raise RefusedError("it has forward hooks or a forward of its own, which would be lost")
     if isinstance(module, _BatchNorm):
         if not is_foldable(module):
             raise RefusedError(f"{kind.__name__} divides by statistics of its input")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
+from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 
 _LOWEST, _HIGHEST = -126, 126
@@ -237,31 +238,30 @@ class ShiftAddConv2d(Shifts):
     def __init__(self, convolution: nn.Conv2d, *, terms: int = 2) -> None:
         super().__init__()
         self.kernel_size: tuple[int, ...] = convolution.kernel_size
-        self.stride: tuple[int, ...] = convolution.stride
-        self.padding: str | tuple[int, ...] = convolution.padding
-        self.dilation: tuple[int, ...] = convolution.dilation
-        self.groups, self.padding_mode = convolution.groups, convolution.padding_mode
+        self.geometry, self.around = effective_geometry(convolution)
+        self.padding_mode = "constant"
+        if convolution.padding_mode != "zeros":
+            self.padding_mode = convolution.padding_mode
         self.same = type(convolution).__name__ == "Conv2dSame"
-        self.around = list(convolution._reversed_padding_repeated_twice)
         self._hold(convolution.weight, terms)
         self._hold_bias(convolution.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        padding: str | tuple[int, ...] | int = self.padding
+        stride, padding, dilation, groups = self.geometry
+        around = self.around
         if self.same:
-            around = same_padding(input.shape[-2:], self.kernel_size, self.stride, self.dilation)
-            input, padding = F.pad(input, around), 0
-        elif self.padding_mode != "zeros":
-            input, padding = F.pad(input, self.around, mode=self.padding_mode), 0
+            around = same_padding(input.shape[-2:], self.kernel_size, stride, dilation)
+        if around:
+            input = F.pad(input, around, mode=self.padding_mode)
         output: Tensor = torch.conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input, self.weight, self.bias, stride, padding, dilation, groups
         )
         return output
 
     def extra_repr(self) -> str:
-        out_channels, in_channels = self.weight.shape[0], self.weight.shape[1] * self.groups
+        stride, padding, dilation, groups = self.geometry
         return (
-            f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"bias={self.bias is not None}, terms={self.terms}"
+            f"{self.weight.shape[1] * groups}, {len(self.weight)}, kernel_size={self.kernel_size}, "
+            f"stride={stride}, padding={self.around or padding}, dilation={dilation}, "
+            f"groups={groups}, bias={self.bias is not None}, terms={self.terms}"
         )

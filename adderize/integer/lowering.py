@@ -1,0 +1,476 @@
+"""A quantised network as integers alone, operation by operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.errors import AdderizeError
+from adderize.integer.fixed_point import LIMIT, Bounds, ShiftEpilogue
+from adderize.integer.integer_layers import (
+    IntegerAdder,
+    IntegerMaxPool,
+    IntegerProduct,
+    IntegerScale,
+    IntegerSum,
+    distance_bounds,
+)
+from adderize.ops.bytes import max_pool2d_bytes
+from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.calls import clamp_bounds, module_of, operation
+from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
+
+_MOVES = frozenset({
+    "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
+    "reshape", "split", "squeeze", "transpose", "unsqueeze", "view",
+    "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
+})  # fmt: skip
+# Of a value that no bytes follow: bits of its largest magnitude.
+_VALUE_BITS = 22
+
+
+@dataclass(frozen=True)
+class Value:
+    """What the integers q of a tensor stand for: ``scale (q - zero)``.
+
+    Attributes:
+        scale, zero: float64, one value, or (C,) for the image.
+        bounds: of q.
+        is_bytes: uint8, else int32.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bounds: Bounds
+    is_bytes: bool = False
+
+    @classmethod
+    def of_bytes(cls, qparams: QParams) -> Value:
+        return cls(
+            _number(qparams.scale), _number(qparams.zero_point), Bounds.of(0, qparams.levels), True
+        )
+
+    @property
+    def real(self) -> float:
+        """The largest magnitude that it stands for."""
+        ends = torch.stack([self.bounds.low - self.zero, self.bounds.high - self.zero])
+        return float((ends.abs() * self.scale).max())
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+class RefusedError(Exception):
+    """Why an operation has no form in integers."""
+
+
+class Lowering:
+    """One lowering of a quantised graph, in place.
+
+    Args:
+        network: from :func:`adderize.quantize.quantize`, each node with the shape of its value in
+            ``meta["shape"]``.
+        image: what the raw bytes of the image stand for.
+        terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
+
+    Attributes:
+        output: what the network's integers stand for.
+        refused: operations without a form in integers, and why.
+    """
+
+    output: Value
+
+    def __init__(
+        self, network: fx.GraphModule, image: Value, *, terms: int, filter_terms: int
+    ) -> None:
+        self.network, self.graph = network, network.graph
+        self._terms, self._filter_terms = terms, filter_terms
+        self._values: dict[Node, Value] = {}
+        self.refused: list[str] = []
+        for node in list(self.graph.nodes):
+            if node.op == "placeholder":
+                self._values[node] = image
+            elif node.op == "output":
+                self._finish(node)
+            elif any(source in self._values for source in node.all_input_nodes):
+                self._lower(node)
+        if not self.refused:
+            self.graph.eliminate_dead_code()
+            network.delete_all_unused_submodules()
+            self.graph.lint()
+            network.recompile()
+
+    def _lower(self, node: Node) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
+        try:
+            rule = self._rule(node)
+            if rule is None:
+                raise RefusedError(f"{operation(node)} has no form in integers")
+            rule(node)
+        except RefusedError as error:
+            self.refused.append(f"{name}: {error}")
+        except AdderizeError as error:
+            raise AdderizeError(f"{name}: {error}") from error
+        except KeyError:
+            pass  # behind an operation that is refused already
+
+    def _rule(self, node: Node) -> Callable[[Node], None] | None:
+        module = module_of(node)
+        if isinstance(module, (QuantAdderConv2d, QuantAdderLinear)):
+            return self._adder
+        if type(module) in (nn.Conv2d, nn.Linear) or type(module).__name__ == "Conv2dSame":
+            return self._product
+        if isinstance(module, _BatchNorm):
+            return self._norm
+        if node.target is quantize_bytes:
+            return self._to_bytes
+        if node.target is dequantize_bytes:
+            return self._pass_on
+        if node.target is max_pool2d_bytes:
+            return self._move
+        if clamp_bounds(node) is not None:
+            return self._clamp
+        name = operation(node)
+        if name in _MOVES:
+            return self._move
+        return {
+            "add": self._add, "cat": self._join, "concat": self._join, "concatenate": self._join,
+            "pad": self._pad, "mean": self._mean, "adaptive_avg_pool2d": self._mean,
+            "AdaptiveAvgPool2d": self._mean, "avg_pool2d": self._mean, "AvgPool2d": self._mean,
+            "max_pool2d": self._max_pool, "MaxPool2d": self._max_pool,
+        }.get(name)  # fmt: skip
+
+    # How a node is replaced.
+
+    def _call(self, node: Node, module: nn.Module, operands: Sequence[Node], value: Value) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
+        while node.op != "call_module" and hasattr(self.network, name):
+            name += "_"
+        if node.op == "call_module" and len(self._calls_of(node)) > 1:
+            name = self._free_name(name)
+        self.network.add_submodule(name, module.eval())
+        with self.graph.inserting_before(node):
+            call = self.graph.call_module(name, tuple(operands))
+        call.meta["shape"] = node.meta["shape"]
+        self._values[call] = value
+        node.replace_all_uses_with(call)
+        self.graph.erase_node(node)
+
+    def _calls_of(self, node: Node) -> list[Node]:
+        return [n for n in self.graph.nodes if n.op == node.op and n.target == node.target]
+
+    def _free_name(self, name: str) -> str:
+        taken = {name for name, _ in self.network.named_modules(remove_duplicate=False)}
+        return next(f"{name}_{i}" for i in range(1, 10**6) if f"{name}_{i}" not in taken)
+
+    def _operand(self, node: Node, position: int = 0) -> tuple[Node, Value]:
+        source = node.args[position]
+        assert isinstance(source, Node)
+        return source, self._values[source]
+
+    def _wanted(self, node: Node) -> float | None:
+        """The scale of the bytes that a node's value becomes, if it does."""
+        for user in node.users:
+            if user.target is quantize_bytes:
+                return cast(float, user.args[1])
+            if clamp_bounds(user) is not None or operation(user) in _MOVES:
+                wanted = self._wanted(user)
+                if wanted is not None:
+                    return wanted
+        return None
+
+    def _free(self, node: Node, real: float) -> Value:
+        """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
+        them, where any do."""
+        unit = real / 2**_VALUE_BITS or 1.0
+        wanted = self._wanted(node)
+        if wanted:
+            unit = wanted * 2.0 ** math.ceil(math.log2(unit / wanted))
+        return Value(_number(unit), _number(0.0), Bounds.of(-(2**_VALUE_BITS), 2**_VALUE_BITS))
+
+    # The rules.
+
+    def _adder(self, node: Node) -> None:
+        layer: Any = module_of(node)
+        source, value = self._operand(node)
+        if not value.is_bytes:
+            raise RefusedError("its input is not bytes")
+        operands, other = [source], None
+        bounds, output = distance_bounds(layer), layer.output_qparams
+        scale, offset = layer.scale.double().cpu(), layer.shift.double().cpu()
+        zero = float(output.zero_point) if output else 0.0
+        largest = (scale.abs() * bounds.high + offset.abs()).max()
+        if len(node.args) > 1:
+            residual, added = self._operand(node, 1)
+            operands.append(residual)
+            factor = layer.residual_scale
+            other = (factor, float(added.zero), added.bounds)
+            offset = offset + factor * float(added.zero)
+            largest = largest + abs(factor) * float((added.bounds.largest + added.zero.abs()).max())
+        if output:
+            unit, result = 1.0, Value.of_bytes(output)
+            low, high = int(layer.low), int(layer.high)
+        else:
+            unit = min(float(largest), max(abs(layer.low), abs(layer.high))) / 2**_VALUE_BITS or 1.0
+            low, high = (_integer(end / unit) for end in (layer.low, layer.high))
+            low, high = max(low, -(2**_VALUE_BITS) - 1), min(high, 2**_VALUE_BITS + 1)
+            result = Value(_number(unit), _number(0.0), Bounds.of(low, high))
+        if other:
+            other = (other[0] / unit, *other[1:])
+        epilogue = ShiftEpilogue(
+            scale / unit, (offset - zero) / unit, bounds,
+            terms=self._terms, low=low, high=high, zero=int(zero), other=other,
+        )  # fmt: skip
+        self._call(node, IntegerAdder(layer, epilogue), operands, result)
+
+    def _product(self, node: Node) -> None:
+        source, value = self._operand(node)
+        base = self._wanted(node) or 1.0
+        layer = module_of(node)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        product = IntegerProduct(
+            layer, value.scale, value.zero, value.bounds,
+            base=base, image=source.meta["shape"][-2:], terms=self._filter_terms,
+        )  # fmt: skip
+        unit = _number(base * 2.0**-product.fraction)
+        self._call(node, product, [source], Value(unit, _number(0.0), product.bounds))
+
+    def _rescaled(
+        self,
+        node: Node,
+        operands: Sequence[Node],
+        scale: Tensor,
+        offset: Tensor,
+        result: Value,
+        *,
+        other: tuple[float, float, Bounds] | None = None,
+        dim: int = 1,
+    ) -> None:
+        """Replace a node by ``scale q + offset`` of its operand's integers, in those of result."""
+        value = self._values[operands[0]]
+        zero = int(result.zero)
+        epilogue = ShiftEpilogue(
+            scale.reshape(-1), offset.reshape(-1) - zero, value.bounds, terms=self._terms,
+            low=int(result.bounds.low.min()), high=int(result.bounds.high.max()), zero=zero,
+            other=other,
+        )  # fmt: skip
+        self._call(node, IntegerScale(epilogue, dim), operands, result)
+
+    def _to_bytes(self, node: Node) -> None:
+        source, value = self._operand(node)
+        scale, zero_point, levels = (cast(float, argument) for argument in node.args[1:])
+        result = Value(_number(scale), _number(zero_point), Bounds.of(0, int(levels)), True)
+        if value.is_bytes and value.scale.equal(result.scale) and value.zero.equal(result.zero):
+            return self._pass_on(node)
+        factor = value.scale / result.scale
+        dim = -3 if value.scale.dim() else 1
+        self._rescaled(node, [source], factor, result.zero - factor * value.zero, result, dim=dim)
+
+    def _norm(self, node: Node) -> None:
+        source, value = self._operand(node)
+        norm = module_of(node)
+        assert isinstance(norm, _BatchNorm)
+        if norm.running_mean is None:
+            raise RefusedError("it divides by statistics of its input")
+        scale, offset = _affine(norm)
+        result = self._free(node, float((scale.abs() * value.real + offset.abs()).max()))
+        unit = result.scale
+        factor = scale * value.scale / unit
+        shape = node.meta["shape"]
+        self._rescaled(
+            node, [source], factor, offset / unit - factor * value.zero, result,
+            dim=-3 if len(shape) == 4 else -1,
+        )  # fmt: skip
+
+    def _add(self, node: Node) -> None:
+        if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
+            raise RefusedError("it scales what it adds")
+        if not all(isinstance(operand, Node) for operand in node.args):
+            return self._add_number(node)
+        (first, a), (second, b) = self._operand(node), self._operand(node, 1)
+        if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
+            raise RefusedError("it adds tensors of two shapes, or to the image")
+        result = self._free(node, a.real + b.real)
+        factor = a.scale / result.scale
+        other = (float(b.scale / result.scale), float(b.zero), b.bounds)
+        self._rescaled(node, [first, second], factor, -factor * a.zero, result, other=other)
+
+    def _add_number(self, node: Node) -> None:
+        number = next(operand for operand in node.args if not isinstance(operand, Node))
+        (source,) = node.all_input_nodes
+        value = self._values[source]
+        if not isinstance(number, (int, float)) or value.scale.dim():
+            raise RefusedError("it adds something else than a number")
+        node.replace_all_uses_with(source)
+        self._values[source] = Value(
+            value.scale, value.zero - number / value.scale, value.bounds, value.is_bytes
+        )
+        self.graph.erase_node(node)
+
+    def _pass_on(self, node: Node) -> None:
+        (source,) = node.all_input_nodes
+        node.replace_all_uses_with(source)
+        self.graph.erase_node(node)
+
+    def _move(self, node: Node) -> None:
+        (source,) = node.all_input_nodes
+        self._values[node] = self._values[source]
+
+    def _clamp(self, node: Node) -> None:
+        source, value = self._operand(node)
+        ends = clamp_bounds(node)
+        assert ends is not None
+        if value.scale.dim():
+            raise RefusedError("it clamps the image")
+        scale, zero = float(value.scale), float(value.zero)
+        low, high = (_integer(end / scale + zero) for end in ends)
+        low, high = max(low, int(value.bounds.low)), min(high, int(value.bounds.high))
+        bounds = Bounds.of(low, max(low, high))
+        with self.graph.inserting_before(node):
+            call = self.graph.call_function(torch.clamp, (source, low, max(low, high)))
+        call.meta["shape"] = node.meta["shape"]
+        self._values[call] = Value(value.scale, value.zero, bounds, value.is_bytes)
+        node.replace_all_uses_with(call)
+        self.graph.erase_node(node)
+
+    def _pad(self, node: Node) -> None:
+        _, value = self._operand(node)
+        mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
+        number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
+        if mode != "constant" or value.scale.dim() or not isinstance(number, (int, float)):
+            raise RefusedError("it pads with something else than a number")
+        integer = _integer(number / float(value.scale) + float(value.zero))
+        low, high = int(value.bounds.low), int(value.bounds.high)
+        node.args, node.kwargs = (*node.args[:2], "constant", integer), {}
+        self._values[node] = Value(
+            value.scale,
+            value.zero,
+            Bounds.of(min(low, integer), max(high, integer)),
+            value.is_bytes,
+        )
+
+    def _mean(self, node: Node) -> None:
+        source, value = self._operand(node)
+        window, stride, padding = _window_of(node, source.meta["shape"])
+        if value.scale.dim():
+            raise RefusedError("it averages the image")
+        pad = _integer(float(value.zero)) if any(padding) else 0
+        layer = IntegerSum(value.bounds, window, stride, padding, pad)
+        count, unit = math.prod(window), 2.0**layer.drop
+        result = Value(value.scale * unit / count, value.zero / unit * count, layer.bounds)
+        shape = node.meta["shape"]
+        self._call(node, layer, [source], result)
+        if len(shape) == 2:
+            self._flatten_last()
+
+    def _flatten_last(self) -> None:
+        call = list(self._values)[-1]
+        call.meta["shape"] = (*call.meta["shape"], 1, 1)
+        with self.graph.inserting_after(call):
+            flat = self.graph.call_method("flatten", (call, 1))
+        call.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not flat)
+        flat.meta["shape"] = call.meta["shape"][:2]
+        self._values[flat] = self._values[call]
+
+    def _max_pool(self, node: Node) -> None:
+        source, value = self._operand(node)
+        module = module_of(node)
+        pool = module if isinstance(module, nn.MaxPool2d) else _max_pool_of(node)
+        if pool.return_indices:
+            raise RefusedError("it gives indices")
+        self._call(node, IntegerMaxPool(pool), [source], value)
+
+    def _join(self, node: Node) -> None:
+        tensors: Any = node.args[0]
+        values = [self._values[tensor] for tensor in tensors]
+        if any(value.scale.dim() for value in values):
+            raise RefusedError("it joins the image")
+        first = values[0]
+        if any((v.scale, v.zero) != (first.scale, first.zero) for v in values):
+            first = self._free(node, max(value.real for value in values))
+            names = [f"{node.name}_{position}" for position in range(len(tensors))]
+            parts = zip(names, tensors, values, strict=True)
+            joined = [self._matched(*part, first, node) for part in parts]
+            node.args = (joined, *node.args[1:])
+        bounds = Bounds(
+            torch.stack([first.bounds.low, *(v.bounds.low for v in values)]).min(),
+            torch.stack([first.bounds.high, *(v.bounds.high for v in values)]).max(),
+        )
+        is_bytes = first.is_bytes and all(value.is_bytes for value in values)
+        self._values[node] = Value(first.scale, first.zero, bounds, is_bytes)
+
+    def _matched(self, name: str, tensor: Node, value: Value, result: Value, before: Node) -> Node:
+        """A tensor in the integers of another value, made right before a node."""
+        factor = (value.scale / result.scale).reshape(1)
+        epilogue = ShiftEpilogue(
+            factor, -factor * value.zero, value.bounds, terms=self._terms,
+            low=int(result.bounds.low), high=int(result.bounds.high),
+        )  # fmt: skip
+        name = self._free_name(name)
+        self.network.add_submodule(name, IntegerScale(epilogue))
+        with self.graph.inserting_before(before):
+            return self.graph.call_module(name, (tensor,))
+
+    def _finish(self, node: Node) -> None:
+        result = node.args[0]
+        if not isinstance(result, Node):
+            self.refused.append("output: the network gives several tensors")
+        elif result in self._values:
+            self.output = self._values[result]
+
+
+def _integer(value: float) -> int:
+    """The nearest integer; of infinities the ends of 32 bits."""
+    return round(max(min(value, float(LIMIT)), -float(LIMIT)))
+
+
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    offset = -norm.running_mean.double() * scale
+    return scale, offset if norm.bias is None else offset + norm.bias.detach().double()
+
+
+def _window_of(
+    node: Node, image: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Window, stride and padding of a mean over an image of this shape."""
+    module, name = module_of(node), operation(node)
+    height, width = image[-2:]
+    if name == "mean":
+        dims = node.kwargs.get("dim", (*node.args[1:2], None)[0])
+        wanted = sorted(d % len(image) for d in dims) if isinstance(dims, (list, tuple)) else None
+        if len(image) != 4 or wanted != [2, 3]:
+            raise RefusedError("it averages over other dimensions than height and width")
+        return (height, width), (1, 1), (0, 0)
+    if name in ("AdaptiveAvgPool2d", "adaptive_avg_pool2d"):
+        size: Any = module.output_size if module is not None else node.args[1]
+        rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
+        rows, columns = rows or height, columns or width
+        if height % rows or width % columns:
+            raise RefusedError("its windows have several sizes")
+        window = (height // rows, width // columns)
+        return window, window, (0, 0)
+    pool: Any = module if module is not None else nn.AvgPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    padding = _pair(pool.padding)
+    if pool.ceil_mode or pool.divisor_override or (any(padding) and not pool.count_include_pad):
+        raise RefusedError("its windows have several sizes, or a divisor of their own")
+    return _pair(pool.kernel_size), _pair(pool.stride), padding
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[1]) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def _max_pool_of(node: Node) -> nn.MaxPool2d:
+    given = {key: value for key, value in node.kwargs.items() if key != "input"}
+    return nn.MaxPool2d(*node.args[1:], **given)  # type: ignore[arg-type]

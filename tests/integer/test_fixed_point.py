@@ -1,0 +1,119 @@
+"""Scales as shifts of integers: exact sums, proved bounds."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from adderize import AdderizeError
+from adderize.integer.fixed_point import LIMIT, Bounds, ShiftEpilogue, checked, checking
+
+
+def by_hand(epilogue: ShiftEpilogue, sums: list[int], others: list[int] | None) -> list[int]:
+    """The documented formula in Python's integers; every partial sum is looked at."""
+    results = []
+    for c, value in enumerate(sums):
+        total = int(epilogue.bias[c % len(epilogue.bias)])
+        for shift, sign in zip(epilogue.shifts.tolist(), epilogue.signs.tolist(), strict=True):
+            total += (value << shift[c % len(shift)]) * sign[c % len(sign)]
+            assert abs(total) <= LIMIT
+        if others is not None:
+            tables = (epilogue.other_shifts.tolist(), epilogue.other_signs.tolist())
+            for shift, sign in zip(*tables, strict=True):
+                total += (others[c] << shift) * sign
+                assert abs(total) <= LIMIT
+        results.append(min(max(total >> epilogue.fraction, epilogue.low), epilogue.high))
+    return results
+
+
+def random_case(generator: torch.Generator) -> tuple[ShiftEpilogue, torch.Tensor, list[int]]:
+    channels = int(torch.randint(1, 9, (), generator=generator))
+    farthest = torch.randint(1, 255 * 4608, (channels,), generator=generator)
+    scale = torch.randn(channels, dtype=torch.float64, generator=generator) * 300 / farthest
+    offset = 200 * torch.randn(channels, dtype=torch.float64, generator=generator)
+    epilogue = ShiftEpilogue(
+        scale, offset, Bounds(torch.zeros_like(farthest), farthest), terms=3, low=0, high=255,
+        zero=7, other=(0.37, 12.0, Bounds.of(0, 255)),
+    )  # fmt: skip
+    return epilogue, scale, farthest.tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_formula_is_what_is_computed(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    epilogue, _, farthest = random_case(generator)
+    for share in (0.0, 1.0, 0.3):
+        sums = [int(share * value) for value in farthest]
+        others = [255 if share == 1 else 3] * len(sums)
+        expected = by_hand(epilogue, sums, others)
+        arguments = torch.tensor([sums], dtype=torch.int32), torch.tensor([others]).byte()
+        assert epilogue(*arguments).tolist() == [expected]
+        with checking():
+            assert epilogue(*arguments).tolist() == [expected]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 6])
+def test_results_are_near_the_affine_map(terms: int) -> None:
+    scale = torch.tensor([0.01, -0.003, 0.11, 1.0], dtype=torch.float64)
+    offset = torch.tensor([-20.0, 100.0, 3.5, 0.0], dtype=torch.float64)
+    epilogue = ShiftEpilogue(scale, offset, Bounds.of(0, 60_000), terms=terms, low=-5000, high=5000)
+    units = 2.0**-epilogue.fraction / float(scale.abs().min())  # of the scale that is held worst
+    bound = {1: 1 / 3, 2: 1 / 11, 3: 0.0233, 6: 0.0004}[terms] + units
+    assert epilogue.worst_error <= bound
+    for value in (0, 1000, 5000, 60_000):
+        exact = value * scale + offset
+        found = epilogue(torch.full((1, 4), value, dtype=torch.int32))[0]
+        error = (found - exact.clamp(-5000, 5000)).abs()
+        assert bool((error <= 0.51 + bound * exact.abs()).all())
+
+
+def test_ties_round_up() -> None:
+    half = torch.tensor([0.5], dtype=torch.float64)
+    epilogue = ShiftEpilogue(
+        half, torch.zeros(1).double(), Bounds.of(-9, 9), terms=1, low=-9, high=9
+    )
+    sums = torch.tensor([[-3], [-1], [1], [3]], dtype=torch.int32)
+    assert epilogue(sums).flatten().tolist() == [-1, 0, 1, 2]
+
+
+def test_an_error_of_the_scale_turns_around_zero() -> None:
+    scale, offset = torch.tensor([0.3], dtype=torch.float64), torch.tensor([-3000.0]).double()
+    epilogue = ShiftEpilogue(
+        scale, offset, Bounds.of(0, 20_000), terms=1, low=0, high=255, zero=128
+    )
+    assert epilogue(torch.tensor([[10_000]], dtype=torch.int32)).item() == 128
+
+
+def test_a_dead_channel_gives_its_offset() -> None:
+    scale, offset = torch.tensor([0.0, 1.0]).double(), torch.tensor([5.0, 0.0]).double()
+    epilogue = ShiftEpilogue(scale, offset, Bounds.of(0, 255), terms=3, low=0, high=255)
+    assert epilogue(torch.tensor([[200, 9]], dtype=torch.int32)).tolist() == [[5, 9]]
+
+
+def test_the_proof_is_tight_enough_to_keep_digits_at_4608_taps() -> None:
+    farthest = 255 * 4608
+    scale = torch.tensor([2.0**-7], dtype=torch.float64)
+    epilogue = ShiftEpilogue(
+        scale, -scale * farthest / 2, Bounds.of(0, farthest), terms=3, low=0, high=255
+    )
+    assert epilogue.fraction >= 15
+    one_more = Fraction(farthest) * Fraction(2) ** (epilogue.fraction + 1 - 7)
+    assert 2 * one_more > LIMIT  # the sum and the bias, one bit more
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 2.0**40])
+def test_scales_that_cannot_be_held_are_refused(scale: float) -> None:
+    with pytest.raises(AdderizeError, match="scale"):
+        ShiftEpilogue(
+            torch.tensor([scale]).double(), torch.zeros(1).double(), Bounds.of(0, 10**6), terms=2,
+            low=0, high=255,
+        )  # fmt: skip
+
+
+def test_a_sum_that_leaves_32_bits_raises_when_it_is_looked_at() -> None:
+    with pytest.raises(OverflowError, match="32 bits"):
+        checked(torch.tensor([LIMIT + 1]))
+    assert checked(torch.tensor([LIMIT, -LIMIT])).tolist() == [LIMIT, -LIMIT]

@@ -1,0 +1,208 @@
+"""Quantised networks lowered to integers alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adderize import AdderizeError, adderize, recalibrate
+from adderize.integer import IntegerNetwork, to_integer
+from adderize.integer.integer_layers import IntegerAdder, IntegerProduct
+from adderize.models import lenet5_bn, resnet20
+from adderize.quantize import quantize
+
+GREY: dict[str, Any] = {"mean": (0.1307,), "std": (0.3081,)}
+COLOUR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+
+
+def images(count: int, size: tuple[int, ...]) -> Tensor:
+    """Smooth random bytes."""
+    channels, height, width = size
+    coarse = torch.rand(count, channels, max(height // 4, 1), max(width // 4, 1))
+    return (F.interpolate(coarse, (height, width), mode="bilinear") * 255).byte()
+
+
+def normalised(raw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    mean_, std_ = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    return (raw / 255 - mean_) / std_
+
+
+def eight_bit(model: nn.Module, raw: Tensor, statistics: dict[str, Any]) -> nn.Module:
+    batch = normalised(raw, **statistics)
+    recalibrate(model, [batch])
+    return quantize(model.eval(), [batch])
+
+
+def lenet(**options: bool) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    return adderize(lenet5_bn(), linear=True, **options), (1, 32, 32), GREY
+
+
+def small_resnet() -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    return adderize(resnet20()), (3, 32, 32), COLOUR
+
+
+class Operators(nn.Module):
+    """Grouped, depthwise, dilated and padded adders; concatenation, pooling, a kept convolution."""
+
+    input_size = (3, 24, 24)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.BatchNorm2d(8))
+        self.grouped = nn.Sequential(
+            nn.Conv2d(8, 12, 3, 1, 2, dilation=2, groups=2, padding_mode="reflect"),
+            nn.BatchNorm2d(12), nn.ReLU(),
+        )  # fmt: skip
+        self.kept = nn.Conv2d(20, 8, 3, padding="same", padding_mode="replicate")
+        self.last = nn.Sequential(nn.Conv2d(8, 8, (1, 3), padding=(0, 1)), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8 * 9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([F.relu(self.depthwise(x)), self.grouped(x)], 1)
+        x = F.max_pool2d(F.relu(self.kept(x)), 2)
+        x = F.avg_pool2d(self.last(x) + x, 2)
+        return self.head(x.flatten(1))
+
+
+def operators() -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    return adderize(Operators(), exclude="kept"), (3, 24, 24), COLOUR
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...], dict[str, Any]]]] = {
+    "LeNet-5-BN": lenet,
+    "LeNet-5-BN, five adders": lambda: lenet(stem=True, head=True),
+    "ResNet-20": small_resnet,
+    "operators": operators,
+}
+
+
+class OnlyIntegers(TorchDispatchMode):
+    """Raises where floats are computed with outside of the products' exact float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            assert torch.equal(result, result.round())
+        return result
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_integers_follow_the_quantised_network(name: str) -> None:
+    model, size, statistics = NETWORKS[name]()
+    raw = images(24, size)
+    quantized = eight_bit(model, raw, statistics)
+    network = to_integer(quantized, input_size=size, terms=8, filter_terms=8, **statistics)
+    with OnlyIntegers():
+        output = network(raw)
+    assert output.dtype == torch.int32
+    expected = quantized(normalised(raw, **statistics))
+    deviation = (network.logits(raw) - expected).std() / expected.std()
+    assert float(deviation) < 0.08
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_sum_stays_within_32_bits_and_shifts_give_the_same(name: str) -> None:
+    model, size, statistics = NETWORKS[name]()
+    quantized = eight_bit(model, images(8, size), statistics)
+    network = to_integer(quantized, input_size=size, **statistics)
+    alternating = torch.zeros(1, *size, dtype=torch.uint8)
+    alternating[..., ::2] = 255
+    adversaries = torch.cat([
+        images(2, size), alternating, torch.full((1, *size), 255).byte(),
+        torch.zeros(1, *size, dtype=torch.uint8), torch.randint(0, 2, (2, *size)).byte() * 255,
+    ])  # fmt: skip
+    assert torch.equal(network(adversaries), network.reference(adversaries))
+
+
+def test_the_model_that_is_lowered_stays_as_it_was() -> None:
+    model, size, statistics = lenet()
+    raw = images(8, size)
+    quantized = eight_bit(model, raw, statistics)
+    before = {name: tensor.clone() for name, tensor in quantized.state_dict().items()}
+    expected = quantized(normalised(raw, **statistics))
+    to_integer(quantized, input_size=size, **statistics)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in quantized.state_dict().items())
+    assert torch.equal(quantized(normalised(raw, **statistics)), expected)
+
+
+def test_weights_and_scales_are_sums_of_few_shifts() -> None:
+    model, size, statistics = small_resnet()
+    network = to_integer(
+        eight_bit(model, images(8, size), statistics), **statistics, input_size=size
+    )
+    adders = [layer for layer in network.modules() if isinstance(layer, IntegerAdder)]
+    products = [layer for layer in network.modules() if isinstance(layer, IntegerProduct)]
+    assert len(adders) == 20 and len(products) == 2
+    assert all(len(layer.epilogue.shifts) == 3 for layer in adders)
+    assert all(len(layer.shifts) == 3 and int(layer.shifts.max()) < 31 for layer in products)
+    assert len(network.report.layers) == 23
+    assert "no product" in str(network.report)
+
+
+def test_wrong_images_are_refused() -> None:
+    model, size, statistics = lenet()
+    network = to_integer(
+        eight_bit(model, images(4, size), statistics), input_size=size, **statistics
+    )
+    assert isinstance(copy.deepcopy(network), IntegerNetwork)
+    for wrong in (images(2, size).float(), images(2, (1, 28, 28)), images(2, size)[0]):
+        with pytest.raises(AdderizeError, match=r"raw bytes of \(N, 1, 32, 32\)"):
+            network(wrong)
+
+
+def test_wrong_models_and_statistics_are_refused() -> None:
+    model, size, statistics = lenet()
+    with pytest.raises(AdderizeError, match=r"expected a network from quantize\(\)"):
+        to_integer(model, input_size=size, **statistics)
+    quantized = eight_bit(model, images(4, size), statistics)
+    with pytest.raises(AdderizeError, match="expected 1 of each"):
+        to_integer(quantized, input_size=size, **COLOUR)
+    with pytest.raises(AdderizeError, match="std above 0"):
+        to_integer(quantized, input_size=size, mean=(0.1,), std=(0.0,))
+    with pytest.raises(AdderizeError, match="does not take images"):
+        to_integer(quantized, input_size=(1, 5, 5), **statistics)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [(torch.sigmoid, "sigmoid"), (F.gelu, "gelu"), (lambda x: x * x, "mul")]
+)
+def test_what_cannot_be_integer_is_named(call: Callable[[Tensor], Tensor], name: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(call(self.norm(self.first(x))).mean((2, 3)))
+
+    model = adderize(Odd(), stem=True)
+    quantized = eight_bit(model, images(4, (3, 8, 8)), COLOUR)
+    with pytest.raises(AdderizeError, match=f"{name} has no form in integers"):
+        to_integer(quantized, input_size=(3, 8, 8), **COLOUR)
+
+
+@pytest.mark.shared
+def test_the_authors_network_keeps_its_accuracy(data_folder: Path, models_folder: Path) -> None:
+    from adderize import load_authors_checkpoint
+    from adderize.data import load_cifar
+
+    model = adderize(resnet20())
+    load_authors_checkpoint(model, models_folder / "resnet20-addernet-cifar10.pth")
+    data = load_cifar("cifar10", str(data_folder))
+    calibration = normalised(data.train.images[:500], **COLOUR)
+    network = to_integer(quantize(model.eval(), [calibration]), **COLOUR)
+    raw, labels = data.test.images[:1000], data.test.labels[:1000]
+    exact = float((model(normalised(raw, **COLOUR)).argmax(1) == labels).float().mean())
+    found = float((network(raw).argmax(1) == labels).float().mean())
+    assert found > exact - 0.02
