@@ -170,13 +170,13 @@ def test_the_package_is_typed(tmp_path: Path) -> None:
 
 def _wrong_ways_round() -> dict[str, Callable[[Any], Any]]:
     from adderize.checkpoints import load_authors_checkpoint
-    from adderize.counting.fvcore import analysis
+    from adderize.counting import FlopCountAnalysis
     from adderize.inspection import inspect
     from adderize.quantize import quantize, quantize_report
 
     return {
         "adderize": adderize,
-        "analysis": lambda wrong: analysis(wrong, torch.zeros(1)),
+        "FlopCountAnalysis": lambda wrong: FlopCountAnalysis(wrong, torch.zeros(1)),
         "binarize": adderize.binarize,
         "count": lambda wrong: adderize.count(wrong, (3, 8, 8)),
         "inspect": inspect,
