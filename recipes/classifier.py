@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import yaml
 from lightning.pytorch import Callback, seed_everything
-from torch import nn
 
 from adderize import AdaptiveLearningRate, AdderizeError
-from adderize.checkpoints import named
-from adderize.models.by_name import build
-from recipes import run
+from recipes import distillation, run
 from recipes.batches import ImageData
-from recipes.distillation import Distillation
 from recipes.image_classifier import ImageClassifier
 from recipes.results import finish, has_batch_norms
 from recipes.run.options import add_config
@@ -49,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     add_config(parser, config)
     _add_network(parser.add_argument_group("network"))
     _add_optimisation(parser.add_argument_group("optimisation"))
-    _add_distillation(parser.add_argument_group("distillation"))
+    distillation.add_arguments(parser.add_argument_group("distillation"))
     run.add_arguments(parser)
 
 
@@ -118,45 +112,6 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_distillation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--kd-teacher",
-        metavar="ARCH|PATH",
-        help="a trained teacher: a network with published weights, a run's folder or checkpoint, "
-        "or a PyTorch file",
-    )
-    group.add_argument(
-        "--kd-arch", metavar="ARCH", help="the teacher's network, for a PyTorch file"
-    )
-    group.add_argument("--kd-arch-options", nargs="+", default=[], metavar="KEY=VALUE")
-    group.add_argument("--kd-temperature", type=run.positive_float, default=4.0)
-    group.add_argument(
-        "--kd-weight", type=run.fraction, default=0.9, help="of the teacher beside the labels"
-    )
-    group.add_argument(
-        "--kd-mean",
-        type=float,
-        nargs=3,
-        help="of the pixels as the teacher was trained (default: as the student)",
-    )
-    group.add_argument("--kd-std", type=run.positive_float, nargs=3)
-
-
-def options_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["shortcut=A", "logits_norm=false"]`` as keyword arguments.
-
-    Raises:
-        AdderizeError: something without a key.
-    """
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (equals and key.isidentifier()):
-            raise AdderizeError(f"{pair!r} is not KEY=VALUE, such as shortcut=A")
-        options[key] = yaml.safe_load(value)
-    return options
-
-
 class Trainee(NamedTuple):
     """What a recipe trains, and the callbacks that its layers need."""
 
@@ -203,9 +158,9 @@ def _build(arguments: argparse.Namespace, data: ImageData) -> Trainee:
         data.num_classes,
         conversion=conversion if arguments.layers == "adder" else None,
         binarization={} if arguments.layers == "bnn" else None,
-        arch_options=options_of(arguments.arch_options),
+        arch_options=run.options_of(arguments.arch_options),
         pretrained=None if arguments.resume else arguments.pretrained,
-        distillation=_distillation(arguments, data),
+        distillation=distillation.from_arguments(arguments, data),
         lr=arguments.lr,
         momentum=arguments.momentum,
         nesterov=arguments.nesterov,
@@ -227,38 +182,3 @@ def _build(arguments: argparse.Namespace, data: ImageData) -> Trainee:
     recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
     rate = AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
     return Trainee(module, [rate])
-
-
-def _distillation(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:
-    if arguments.kd_teacher is None:
-        return None
-    return Distillation(
-        _teacher(arguments, data.num_classes),
-        temperature=arguments.kd_temperature,
-        weight=arguments.kd_weight,
-        from_statistics=(data.mean, data.std),
-        to_statistics=(arguments.kd_mean or data.mean, arguments.kd_std or data.std),
-    )
-
-
-def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
-    source = Path(arguments.kd_teacher)
-    checkpoint = source / run.CHECKPOINTS / "last.ckpt"
-    source = checkpoint if checkpoint.is_file() else source
-    options = options_of(arguments.kd_arch_options)
-    try:
-        if source.exists():
-            return _stored_teacher(arguments, source, {"num_classes": num_classes, **options})
-        arch = arguments.kd_arch or arguments.kd_teacher
-        model = build(arch, num_classes=num_classes, **options)
-        return named.start_from(model, arch, named.PUBLISHED)
-    except AdderizeError as error:
-        raise AdderizeError(f"--kd-teacher {source} is no usable teacher: {error}") from error
-
-
-def _stored_teacher(
-    arguments: argparse.Namespace, source: Path, options: dict[str, Any]
-) -> nn.Module:
-    # A run's checkpoint says itself what it is of.
-    arch = arguments.kd_arch or (None if source.suffix == ".ckpt" else arguments.arch)
-    return named.load(str(source), arch, arch_options=options, exclude="*").model

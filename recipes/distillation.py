@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adderize import AdderizeError
+from adderize.checkpoints import named
+from adderize.models.by_name import build
+from recipes import run
+from recipes.batches import ImageData
 
 
 class Distillation:
@@ -55,3 +64,67 @@ class Distillation:
         teacher = F.log_softmax(self.teach(images).float() / T, dim=1)
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         return self.weight * T**2 * distance + (1 - self.weight) * loss
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--kd-teacher",
+        metavar="ARCH|PATH",
+        help="a trained teacher: a network with published weights, a run's folder or checkpoint, "
+        "or a PyTorch file",
+    )
+    group.add_argument(
+        "--kd-arch", metavar="ARCH", help="the teacher's network, for a PyTorch file"
+    )
+    group.add_argument("--kd-arch-options", nargs="+", default=[], metavar="KEY=VALUE")
+    group.add_argument("--kd-temperature", type=run.positive_float, default=4.0)
+    group.add_argument(
+        "--kd-weight", type=run.fraction, default=0.9, help="of the teacher beside the labels"
+    )
+    group.add_argument(
+        "--kd-mean",
+        type=float,
+        nargs=3,
+        help="of the pixels as the teacher was trained (default: as the student)",
+    )
+    group.add_argument("--kd-std", type=run.positive_float, nargs=3)
+
+
+def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:
+    """What the options of :func:`add_arguments` ask for.
+
+    Raises:
+        AdderizeError: a teacher that cannot be loaded.
+    """
+    if arguments.kd_teacher is None:
+        return None
+    return Distillation(
+        _teacher(arguments, data.num_classes),
+        temperature=arguments.kd_temperature,
+        weight=arguments.kd_weight,
+        from_statistics=(data.mean, data.std),
+        to_statistics=(arguments.kd_mean or data.mean, arguments.kd_std or data.std),
+    )
+
+
+def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
+    source = Path(arguments.kd_teacher)
+    checkpoint = source / run.CHECKPOINTS / "last.ckpt"
+    source = checkpoint if checkpoint.is_file() else source
+    options = run.options_of(arguments.kd_arch_options)
+    try:
+        if source.exists():
+            return _stored_teacher(arguments, source, {"num_classes": num_classes, **options})
+        arch = arguments.kd_arch or arguments.kd_teacher
+        model = build(arch, num_classes=num_classes, **options)
+        return named.start_from(model, arch, named.PUBLISHED)
+    except AdderizeError as error:
+        raise AdderizeError(f"--kd-teacher {source} is not a usable teacher: {error}") from error
+
+
+def _stored_teacher(
+    arguments: argparse.Namespace, source: Path, options: dict[str, Any]
+) -> nn.Module:
+    # A run's checkpoint says itself what it is of.
+    arch = arguments.kd_arch or (None if source.suffix == ".ckpt" else arguments.arch)
+    return named.load(str(source), arch, arch_options=options, exclude="*").model

@@ -46,8 +46,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
-            does not hold, extra state of another type, a converted layer whose ``norm`` is no plain
-            batch norm, or a folder that cannot be written.
+            does not hold, extra state of another type, a converted layer whose ``norm`` is not a
+            plain batch norm, or a folder that cannot be written.
     """
     _check_model(model)
     state = model.state_dict()

@@ -15,7 +15,7 @@ from adderize.checkpoints.authors import (
     load_authors_weights,
 )
 from adderize.checkpoints.files import Stored, read_file
-from adderize.checkpoints.folders import load_model
+from adderize.checkpoints.folders import MANIFEST, load_model
 from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.models import by_name
@@ -43,11 +43,11 @@ def load(
     """Build a network, make its adders and load its weights.
 
     Args:
-        target: a folder that ``save_model`` wrote; a file: a checkpoint of the AdderNet authors'
-            code, of Lightning (its ``hyper_parameters`` may name ``arch``, ``arch_options``,
-            ``num_classes``, ``conversion`` and ``binarization``, as the recipes' do), or a state
-            dict (PyTorch's or safetensors); or an architecture, as ``adderize plan`` takes it, for
-            freshly initialised weights.
+        target: a folder that ``save_model`` wrote, or a recipe's run; a file: a checkpoint of the
+            AdderNet authors' code, of Lightning (its ``hyper_parameters`` may name ``arch``,
+            ``arch_options``, ``num_classes``, ``conversion`` and ``binarization``, as the recipes'
+            do), or a state dict (PyTorch's or safetensors); or an architecture, as
+            ``adderize plan`` takes it, for freshly initialised weights.
         arch: what the weights belong to, unless the checkpoint says so.
         arch_options: keyword arguments of the architecture's builder, where the checkpoint does
             not say.
@@ -61,7 +61,7 @@ def load(
     path, more = Path(target), dict(arch_options or {})
     if path.is_dir():
         arch = _named(arch, path)
-        return Loaded(load_model(by_name.build(arch, **more), path), arch)
+        return Loaded(load_model(by_name.build(arch, **more), _saved_in(path)), arch)
     if path.is_file():
         stored = _believed(read_file(path), arch, path)
         arch = _named(stored.said.get("arch") or arch, path)
@@ -87,7 +87,7 @@ def blank(target: str, arch: str | None = None) -> nn.Module:
     folder = Path(target)
     if not folder.is_dir():
         return by_name.blank(target)
-    arch = _named(arch, folder)
+    arch, folder = _named(arch, folder), _saved_in(folder)
     try:
         return load_model(by_name.blank(arch), folder)
     except AdderizeError:
@@ -111,7 +111,7 @@ def start_from(model: nn.Module, arch: str, source: str) -> nn.Module:
         return _start_from_published(model, arch)
     path = Path(source)
     if path.is_dir():
-        return load_model(model, path / "model" if (path / "model").is_dir() else path)
+        return load_model(model, _saved_in(path))
     return _with_weights(model, read_file(path), path, arch, {"exclude": "*"})[0]
 
 
@@ -129,6 +129,12 @@ def _start_from_published(model: nn.Module, arch: str) -> nn.Module:
         raise AdderizeError(f"no published weights of {arch}: {error}") from error
     load_weights(model, state, Path(f"the published {arch}"))
     return model
+
+
+def _saved_in(folder: Path) -> Path:
+    """The folder itself, or the one that a recipe's run keeps its model in."""
+    inner = folder / "model"
+    return inner if inner.is_dir() and not (folder / MANIFEST).is_file() else folder
 
 
 def _named(arch: str | None, path: Path) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, save_model
-from adderize.checkpoints.named import load, start_from
+from adderize.checkpoints.named import blank, load, start_from
 from adderize.models import lenet5_bn
 from recipes.image_classifier import ImageClassifier
 
@@ -42,9 +42,12 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 def test_a_saved_model(tmp_path: Path) -> None:
     model = trained(**ALL)
     save_model(model, tmp_path / "model")
-    loaded = load(str(tmp_path / "model"), ARCH)
-    assert_same(loaded.model, model)
-    assert loaded.arch == ARCH and not loaded.note
+    for folder in (tmp_path / "model", tmp_path):  # the latter is what a recipe's run looks like
+        loaded = load(str(folder), ARCH)
+        assert_same(loaded.model, model)
+        assert loaded.arch == ARCH and not loaded.note
+        assert_same(start_from(lenet5_bn(), ARCH, str(folder)), model)
+        assert_same(blank(str(folder), ARCH), model)
     with pytest.raises(AdderizeError, match="--arch"):
         load(str(tmp_path / "model"))
 

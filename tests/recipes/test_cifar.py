@@ -222,7 +222,7 @@ def test_wrong_presets(
         (["--arch-options", "depth=8"], "cannot call"),
         (["--pretrained", "/nowhere", "--init", "rescale"], "there is no file /nowhere"),
         (["--pretrained", "/nowhere"], "use --init rescale"),
-        (["--kd-teacher", "nowhere"], "--kd-teacher nowhere is no usable teacher: unknown model"),
+        (["--kd-teacher", "nowhere"], "nowhere is not a usable teacher: unknown model"),
         (["--data", "/nowhere"], "no cifar10 in /nowhere"),
     ],
 )
