@@ -22,6 +22,12 @@ from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
 from adderize.checkpoints.values import decoded, encoded
 from adderize.errors import AdderizeError, listed
+from adderize.integer import IntegerNetwork, ShiftReport
+from adderize.integer.multiplication_free import (
+    ShiftRecord,
+    multiplication_free_like,
+    shifts_of_network,
+)
 from adderize.layers.settings import differences, settings_of
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
@@ -63,17 +69,29 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             store(name, entry)
         elif not isinstance(entry, Tensor):
             values[name] = encoded(name, entry, store)
-    record = quantization_of(model)
+    quantization, shifts = quantization_of(model), shifts_of_network(model)
     metadata = getattr(state, "_metadata", {})
     manifest = Manifest(
-        layers=converted_entries(model) if record is None else record.layers(),
+        layers=_entries(model),
         shared=aliases,
-        quantized=None if record is None else record.to_dict(),
+        quantized=quantization and quantization.to_dict(),
+        shifts=shifts and shifts.report.to_dict(),
         values=values,
         versions={n: v for n, m in metadata.items() if (v := m.get("version", 1)) != 1},
-        settings=settings_of(model) if record is None else None,
+        settings=settings_of(model) if quantization is None else None,
     )
     _write(Path(folder), unshared(tensors), manifest)
+
+
+def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The entries of converted layers; in a network made from the float one, those of that one."""
+    if isinstance(model, IntegerNetwork):
+        raise AdderizeError(
+            "an integer network has no folder of its own: save the quantised network, and lower it "
+            "with to_integer() after loading"
+        )
+    record = quantization_of(model) or shifts_of_network(model)
+    return converted_entries(model) if record is None else record.layers()
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
@@ -103,7 +121,8 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: what :func:`save_model` wrote.
 
     Returns:
-        the model itself; a new one, in evaluation mode, where the saved one was quantised.
+        the model itself; a new one, in evaluation mode, where the saved one was quantised or
+        without multiplications.
 
     Raises:
         AdderizeError: files missing, damaged or not of one save, a wrapped model, buffers on the
@@ -115,8 +134,8 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     _check_buffers(model)
     folder = Path(folder)
     manifest, state = _read(folder)
-    if manifest.quantized is not None:
-        return _load_quantized(copy.deepcopy(model), manifest, state, folder)
+    if manifest.quantized is not None or manifest.shifts is not None:
+        return _load_made(copy.deepcopy(model), manifest, state, folder)
     saved = manifest.layers
     present = converted_entries(model)
     strangers = [name for name in present if name not in saved]
@@ -146,20 +165,24 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
-def _load_quantized(
-    model: nn.Module, manifest: Manifest, state: StateDict, folder: Path
-) -> nn.Module:
-    record = Quantization.from_dict(manifest.quantized, manifest.layers)
+def _load_made(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> nn.Module:
+    """A network that was made from the converted one: quantised, or without multiplications."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.detach().zero_()
     present = converted_entries(model)
     convert_like(model, {n: entry for n, entry in manifest.layers.items() if n not in present})
     if converted_entries(model) != manifest.layers:
         raise AdderizeError(f"the model's converted layers are not those of {folder}")
-    _check_settings(model, record.settings, folder)
-    quantized = rebuild(model, record)
-    _load(quantized, manifest, state, folder)
-    return quantized
+    if manifest.quantized is not None:
+        record = Quantization.from_dict(manifest.quantized, manifest.layers)
+        made = rebuild(model, record)
+    else:
+        shifts = ShiftRecord(ShiftReport.from_dict(manifest.shifts), manifest.layers)
+        made = multiplication_free_like(model, shifts)
+    _load(made, manifest, state, folder)
+    return made
 
 
 def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> None:

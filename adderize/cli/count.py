@@ -6,14 +6,16 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from adderize.checkpoints import named
 from adderize.cli.options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
 from adderize.models import by_name
-from adderize.surgery import binarize
+from adderize.surgery import adderize, binarize
 from adderize.tables import FORMATS
 
 HELP = "multiplications against additions, before and after a conversion"
@@ -33,6 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", choices=("adder", "bnn"), default="adder",
         help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--multiplication-free", action="store_true",
+        help="with every scale of the adder network as shifts and additions",
     )  # fmt: skip
     parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
     parser.add_argument(
@@ -85,6 +91,8 @@ def _budget(arguments: argparse.Namespace) -> str:
             raise AdderizeError("--linear has no binary form: leave it out with --layers bnn")
         example = torch.empty((1, *input_size), device="meta")
         model, options = binarize(model, example_input=example, **options), {}
+    if arguments.multiplication_free:
+        model, options = _without_products(arguments, options), {}
     tables = {"energy": arguments.energy, "latency": arguments.latency}
     budget = count(model, input_size, counter=arguments.counter, **tables, **options)
     budget = dataclasses.replace(budget, model=arguments.model)
@@ -98,6 +106,18 @@ def _budget(arguments: argparse.Namespace) -> str:
         _note(f"wrote {arguments.plot}")
     budget = budget.select(only=arguments.only, depth=arguments.depth, sort=arguments.sort)
     return budget.render(arguments.format)
+
+
+def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) -> nn.Module:
+    from adderize.integer import multiplication_free
+
+    if arguments.layers == "bnn":
+        raise AdderizeError("binary layers scale by products: leave out --multiplication-free")
+    if Path(arguments.model).is_dir():
+        loaded = named.load(arguments.model, arguments.arch).model
+    else:
+        loaded = adderize(by_name.build(arguments.model), **options)
+    return multiplication_free(loaded.eval())
 
 
 def _note(text: str) -> None:

@@ -78,7 +78,7 @@ def _changes_first(node: fx.Node, module: nn.Module | None) -> bool:
 def inplace_position(node: fx.Node) -> int | None:
     """Where a function takes `inplace` by position."""
     is_function = node.op == "call_function" and callable(node.target)
-    return _inplace_position(node.target) if is_function else None  # type: ignore[arg-type]
+    return _inplace_position(node.target) if is_function else None
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,32 @@ from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import carriers, module_of, operation
 from adderize.quantize.float_graph import float_graph
 from adderize.surgery.checks import check_model
+from adderize.surgery.entries import converted_entries
 
 _KEY = "adderize_shifts"
+
+
+@dataclass(frozen=True)
+class ShiftRecord:
+    """What a network without multiplications carries along.
+
+    Attributes:
+        report: for people.
+        converted: the manifest's entries of the float network's adders; None where it had some that
+            no manifest describes.
+    """
+
+    report: ShiftReport
+    converted: dict[str, dict[str, Any]] | None
+
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries; AdderizeError where there are none."""
+        if self.converted is None:
+            raise AdderizeError(
+                "the model had adders with norms of other kinds than batch norm: put those norms "
+                "after the layers in the model itself, then convert and save"
+            )
+        return self.converted
 
 
 @torch.no_grad()
@@ -74,7 +99,21 @@ def multiplication_free(
     network.graph.lint()
     network.recompile()
     network.eval().requires_grad_(False)
-    vars(network)[_KEY] = network.meta[_KEY] = report
+    record = ShiftRecord(report, _entries(model))
+    vars(network)[_KEY] = network.meta[_KEY] = record
+    return network
+
+
+def multiplication_free_like(model: nn.Module, record: ShiftRecord) -> fx.GraphModule:
+    """A float network in the form that a record describes; exponents and signs are to load yet."""
+    report = record.report
+    network = multiplication_free(
+        model.eval(),
+        norm_terms=report.norm_terms,
+        filter_terms=report.filter_terms,
+        strict=False,
+    )
+    vars(network)[_KEY] = network.meta[_KEY] = record
     return network
 
 
@@ -84,10 +123,24 @@ def shift_report(model: nn.Module) -> ShiftReport:
     Raises:
         AdderizeError: the model does not come from :func:`multiplication_free`.
     """
-    report = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
-    if not isinstance(report, ShiftReport):
+    record = shifts_of_network(model)
+    if record is None:
         raise AdderizeError("the model has no shifts: pass what multiplication_free() returned")
-    return report
+    return record.report
+
+
+def shifts_of_network(model: nn.Module) -> ShiftRecord | None:
+    """The record of a network without multiplications; None for any other."""
+    # Of a GraphModule's attributes copy.deepcopy keeps `meta` alone, and pickle all others.
+    record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
+    return record if isinstance(record, ShiftRecord) else None
+
+
+def _entries(model: nn.Module) -> dict[str, dict[str, Any]] | None:
+    try:
+        return converted_entries(model)
+    except AdderizeError:
+        return None
 
 
 def _check(model: nn.Module) -> None:

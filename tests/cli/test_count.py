@@ -176,3 +176,19 @@ def test_what_is_imported(arch: str, absent: set[str]) -> None:
         " & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_without_multiplications(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "resnet20", "--multiplication-free", "--format", "json"]) == 0
+    after = json.loads(capsys.readouterr().out)["after"]
+    assert after["multiplications"] == 0
+    norms = 3 * (6 * 16 * 32**2 + 7 * 32 * 16**2 + 7 * 64 * 8**2)
+    kept = 2 * (16 * 27 * 32**2 + 10 * 64)
+    assert after["shifts"] == norms + kept + 3 * 64
+
+
+def test_products_that_have_no_form_of_shifts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "timm:convnext_atto", "--multiplication-free"]) == 1
+    assert "gelu" in capsys.readouterr().err
+    assert main(["count", "resnet20", "--multiplication-free", "--layers", "bnn"]) == 1
+    assert "binary" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""Networks without multiplications in folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adderize import AdderizeError, adderize, load_model, recalibrate, save_model
+from adderize.integer import multiplication_free, shift_report, to_integer
+from adderize.models import lenet5_bn, resnet20
+from adderize.quantize import quantize
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_network_without_multiplications_is_saved_and_loaded(
+    tmp_path: Path, linear: bool
+) -> None:
+    model, x = adderize(lenet5_bn(), linear=linear), torch.randn(4, 1, 32, 32)
+    network = multiplication_free(recalibrate(model, [x]).eval(), norm_terms=2, filter_terms=1)
+    save_model(network, tmp_path)
+    loaded = load_model(lenet5_bn(), tmp_path)
+    assert torch.equal(loaded(x), network(x))
+    assert shift_report(loaded) == shift_report(network)
+    with torch.device("meta"):
+        empty = lenet5_bn()
+    assert torch.equal(load_model(empty, tmp_path)(x), network(x))
+    save_model(loaded, tmp_path / "again")
+    assert torch.equal(load_model(lenet5_bn(), tmp_path / "again")(x), network(x))
+
+
+def test_exponents_and_signs_are_what_is_saved(tmp_path: Path) -> None:
+    network = multiplication_free(adderize(resnet20()).eval())
+    save_model(network, tmp_path)
+    floats = {n for n, t in network.state_dict().items() if t.is_floating_point()}
+    assert all(name.endswith((".bias", ".weight")) for name in floats)
+    assert not any("bn" in name and name.endswith("weight") for name in floats)
+
+
+def test_damaged_reports_and_other_networks_are_refused(tmp_path: Path) -> None:
+    save_model(multiplication_free(adderize(lenet5_bn()).eval()), tmp_path)
+    with pytest.raises(AdderizeError):
+        load_model(resnet20(), tmp_path)
+    path = tmp_path / "adderize.json"
+    manifest = json.loads(path.read_text())
+    manifest["shifts"] = {"norm_terms": 3}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AdderizeError, match="damaged"):
+        load_model(lenet5_bn(), tmp_path)
+
+
+def test_integer_networks_say_how_they_are_kept(tmp_path: Path) -> None:
+    model, x = adderize(lenet5_bn(), linear=True), torch.randn(4, 1, 32, 32)
+    quantized = quantize(recalibrate(model, [x]).eval(), [x])
+    integer: nn.Module = to_integer(quantized, mean=(0.1,), std=(0.3,), input_size=(1, 32, 32))
+    with pytest.raises(AdderizeError, match=r"save the quantised network.*to_integer"):
+        save_model(integer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    save_model(quantized, tmp_path)
+    loaded = load_model(lenet5_bn(), tmp_path)
+    again = to_integer(loaded, mean=(0.1,), std=(0.3,), input_size=(1, 32, 32))
+    raw = torch.randint(0, 256, (4, 1, 32, 32)).byte()
+    assert torch.equal(again(raw), integer(raw))
