@@ -14,21 +14,23 @@ _OF_LIBRARIES = ("torch.", "builtins", "timm.", "torchvision.", "lightning.", "p
 
 
 @contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Put a model back at the end, also after an exception.
+def restored(model: nn.Module) -> Iterator[State]:
+    """Put a model back at the end, also after an exception; gives the state it is put back to.
 
     Attributes of its modules, the values of buffers and other tensors that are not parameters, and
     the contents of lists, dictionaries, sets and deques, nested ones and those of classes and of
     helper objects of the model's own code among them.
     """
-    state = _State(model)
+    state = State(model)
     try:
-        yield
+        yield state
     finally:
         state.restore()
 
 
-class _State:
+class State:
+    """What the attributes of a model's modules hold."""
+
     def __init__(self, model: nn.Module) -> None:
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
@@ -58,6 +60,16 @@ class _State:
         elif isinstance(value, nn.Module) or type(value).__module__ in self._own:
             self._visit(getattr(value, "__dict__", None))
 
+    def has_other_tensors(self) -> bool:
+        """Whether a tensor has changed since, or another one has taken its place."""
+        if any(_differ(tensor, value) for tensor, value in self._tensors):
+            return True
+        return any(
+            isinstance(before, Tensor) and isinstance(now, Tensor) and now is not before
+            for container, content in self._containers
+            for before, now in _pairs(content, container)
+        )
+
     def restore(self) -> None:
         for container, content in self._containers:
             container.clear()
@@ -69,8 +81,20 @@ class _State:
             for tensor, value in self._tensors:
                 if tensor.shape != value.shape:
                     tensor.data = value
-                elif not torch.equal(tensor, value):
+                elif _differ(tensor, value):
                     tensor.data.copy_(value)
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return a.shape != b.shape or not torch.equal(a, b)
+
+
+def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """The items of two containers at the same places."""
+    if isinstance(a, dict):
+        yield from ((value, b[key]) for key, value in a.items() if key in b)
+    elif not isinstance(a, set):
+        yield from zip(a, b, strict=False)
 
 
 def _is_own(kind: type) -> bool:

@@ -13,11 +13,13 @@ def output_dtype(input: Tensor) -> torch.dtype:
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """channels_last where a tensor is unambiguously so, as torch's convolution decides it."""
-    for tensor in tensors:
-        channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-        if channels_last and not tensor.is_contiguous():
-            return torch.channels_last
-    return torch.contiguous_format
+    return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor is in channels_last order and not in C order as well."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not tensor.is_contiguous()
 
 
 def is_nhwc(image: Tensor) -> bool:

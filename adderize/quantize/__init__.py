@@ -67,7 +67,8 @@ def quantize(
     arXiv 2101.10015). At inference inputs outside the calibrated range saturate.
 
     Args:
-        model: a float32 network with adders; its evaluation mode is what counts.
+        model: a float32 network with adders; what ``model(inputs)`` computes in evaluation mode
+            is what counts, forward hooks included. It is left as it is.
         calibration: batches as a DataLoader gives them: tensors, or tuples and lists whose first
             element is the input; or one tensor, a single batch. A few hundred images from the
             training set will do.
@@ -85,8 +86,8 @@ def quantize(
 
     Raises:
         AdderizeError: no adders, or none that is called; a wrapped, compiled, half-precision or
-            already quantised model; calibration data that is empty, not finite or does not fit the
-            model; unknown options.
+            already quantised model, or one that cannot be copied; calibration data that is empty,
+            not finite or does not fit the model; unknown options.
     """
     _check(model, method, bits)
     check_switch("inplace", inplace)
@@ -101,6 +102,7 @@ def quantize(
     network.fuse()
     with restored(model):
         expected = network.outputs(few)
+    with restored(model):
         observers = network.observe(itertools.chain([first], batches))
     qparams = {
         group.name: Observer.union(observers[tensor] for tensor in group.read).qparams(

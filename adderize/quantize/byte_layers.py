@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, effective_geometry
 from adderize.layers.same import same_padding
 from adderize.ops.bytes import pack, unpack
+from adderize.ops.formats import is_channels_last
 from adderize.quantize.qparams import QParams, quantize_filters
 
 
@@ -133,13 +134,11 @@ class QuantAdderConv2d(_QuantAdder):
         super().__init__(layer.weight, layer.bias, layer.groups, qparams, epilogue)
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size = layer.kernel_size
-        self.stride, self.dilation = list(layer.stride), list(layer.dilation)
         self.padding_mode = layer.padding_mode
         self.same = isinstance(layer, AdderConv2dSame)
-        around = [int(pad) for pad in layer._reversed_padding_repeated_twice]
-        symmetric = around[0::2] == around[1::2] and self.padding_mode == "zeros"
-        self.padding = around[2::-2] if symmetric else [0, 0]
-        self.around = [] if symmetric else around
+        geometry, self.around = effective_geometry(layer)
+        self.stride, self.padding, self.dilation = map(list, geometry[:3])
+        self.gives_channels_last = is_channels_last(layer.weight)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if input.dim() == 3:
@@ -162,17 +161,20 @@ class QuantAdderConv2d(_QuantAdder):
             self.high,
             self.output_qparams is None,
         )
-        return output
+        # Bytes stay as the kernels give them, floats are laid out as those of the float layer.
+        if torch.uint8 in (input.dtype, output.dtype) or self.gives_channels_last:
+            return output
+        return output if is_channels_last(input) else output.contiguous()
 
     def _padded(self, q: Tensor) -> Tensor:
-        around = self.around
         if self.same:
-            around = same_padding(q.shape[-2:], self.kernel_size, self.stride, self.dilation)
-        if not any(around):
+            pads = same_padding(q.shape[-2:], self.kernel_size, self.stride, self.dilation)
+            q = F.pad(q, pads, value=self.zero_point)
+        if not any(self.around):
             return q
         if self.padding_mode == "zeros":
-            return F.pad(q, around, value=self.zero_point)
-        return F.pad(q, around, mode=self.padding_mode)
+            return F.pad(q, self.around, value=self.zero_point)
+        return F.pad(q, self.around, mode=self.padding_mode)
 
     def extra_repr(self) -> str:
         text = (

@@ -9,7 +9,7 @@ from torch import fx
 from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
-from adderize.layers import AdderConv2d, AdderConv2dSame
+from adderize.layers import AdderConv2d, AdderConv2dSame, effective_geometry
 from adderize.quantize.calls import Adder, carriers, is_max_pool, is_plain, module_of, operation
 from adderize.quantize.fuse import Fusion
 
@@ -163,4 +163,5 @@ def pads_with_zeros(layer: Adder) -> bool:
         return True
     if not isinstance(layer, AdderConv2d) or layer.padding_mode != "zeros":
         return False
-    return any(layer._reversed_padding_repeated_twice)
+    geometry, around = effective_geometry(layer)
+    return any(geometry.padding) or any(around)

@@ -14,6 +14,8 @@ from adderize.quantize.observe import named_failures
 from adderize.quantize.traced import TracedNetwork
 from adderize.quantize.untraced import UntracedNetwork
 
+_REPEATED = 1e-5
+
 
 def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork:
     """The network as a graph that computes what the model does, or else layer by layer.
@@ -24,20 +26,20 @@ def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork
     """
     with named_failures("the first calibration batch"), restored(model):
         expected = model(inputs.clone())  # a model may change its input in place
+        again = model(inputs.clone())
     if adders_of(model).keys() == {""}:
         return UntracedNetwork(model, "it is a single layer")
-    buffers = _buffers(model)
+    if _difference(again, expected) > _REPEATED:
+        return UntracedNetwork(model, "a second call gives another result than the first")
     try:
-        with restored(model):
+        with restored(model) as state:
             network = TracedNetwork(model, inputs)
+            if state.has_other_tensors():
+                return UntracedNetwork(model, "it changes tensors that it keeps")
             output = network.run(inputs)
-            changed = buffers ^ _buffers(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return UntracedNetwork(model, reason)
-    if changed:
-        name = min(name for name, *_ in changed)
-        return UntracedNetwork(model, f"it changes its buffer {name}")
     difference = _difference(output, expected)
     # A deep network may turn differences in the last digit into large ones.
     if difference > 1e-3:
@@ -46,11 +48,6 @@ def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork
         if difference > 10 * disturbed:
             return UntracedNetwork(model, "the traced network computes something else")
     return network
-
-
-def _buffers(model: nn.Module) -> set[tuple[str, int, int]]:
-    """The buffers as they are: names, identities and the numbers of changes in place."""
-    return {(name, id(buffer), buffer._version) for name, buffer in model.named_buffers()}
 
 
 def _difference(output: Any, expected: Any) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from adderize.errors import AdderizeError
 from adderize.quantize.float_tracer import Hooked
+from adderize.quantize.memory_formats import use_channels_last
 from adderize.quantize.qparams import QParams
 from adderize.quantize.quantization_report import QuantizationReport
 from adderize.quantize.traced import TracedNetwork
@@ -91,13 +91,11 @@ def _are_qparams(qparams: QParams) -> bool:
 
 def finished(model: nn.Module, record: Quantization) -> nn.Module:
     """The quantised network ready for use, with its record."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-    model.eval().requires_grad_(False)
-    vars(model)[_KEY] = record
+    use_channels_last(model)
     if isinstance(model, fx.GraphModule):
         model.meta[_KEY] = record
+    model.eval().requires_grad_(False)
+    vars(model)[_KEY] = record
     return model
 
 

@@ -15,6 +15,7 @@ from adderize.quantize.convert import GraphConversion
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion, fits_shapes, fuse
+from adderize.quantize.memory_formats import keep_formats
 from adderize.quantize.observe import Observer, named_failures
 from adderize.quantize.qparams import QParams
 
@@ -114,6 +115,7 @@ class TracedNetwork:
             raise AdderizeError(_OTHERWISE)
         calls = GraphConversion(self.model, self._tensors, qparams).calls
         self._made = {call: fusion for fusion, call in calls.items()}
+        keep_formats(self.model)
         return self.model
 
     def layers(self) -> dict[Fusion, str]:
