@@ -8,7 +8,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csr
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
-	@echo "make test      ruff, mypy and pytest"
+	@echo "make test      ruff, mypy, lint-imports and pytest"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make format    let ruff and clang-format format the code"

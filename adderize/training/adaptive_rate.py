@@ -62,7 +62,8 @@ def scale_adder_gradients_(
     finite or is below 1e-12 is left alone. Biases and all other parameters are never touched.
 
     Call it right before ``optimizer.step()``: after gradient accumulation, all-reduce, fp16
-    unscaling (``scaler.unscale_(optimizer)``) and gradient clipping; never inside backward.
+    unscaling (``scaler.unscale_(optimizer)``) and gradient clipping; never inside backward. A loop
+    that leaves the call out trains without the rule, and nothing says so.
     Nothing waits for the device. Sharded gradients (FSDP2, ``DTensor``) get their global norm by
     one all-reduce; every rank must make the call. In Lightning use
     :class:`adderize.AdaptiveLearningRate`.
