@@ -14,6 +14,7 @@ from torch import nn
 from adderize.checkpoints import named
 from adderize.cli.options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
+from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.surgery import adderize, binarize
 from adderize.tables import FORMATS
@@ -109,7 +110,6 @@ def _budget(arguments: argparse.Namespace) -> str:
 
 
 def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) -> nn.Module:
-    from adderize.integer import multiplication_free
 
     if arguments.layers == "bnn":
         raise AdderizeError("binary layers scale by products: leave out --multiplication-free")
