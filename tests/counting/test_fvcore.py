@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from adderize import AdderConv2d, AdderizeError, adderize, binarize, count
-from adderize.counting import FlopCountAnalysis
+from adderize.counting import COUNTERS, FlopCountAnalysis
 from adderize.formulas import FREE, KINDS, Operations
 from adderize.quantize import quantize
 
@@ -143,6 +143,24 @@ def test_what_has_no_formula_is_listed(caplog: pytest.LogCaptureFixture) -> None
     assert [item.operator for item in budgets[0].uncounted] == [
         "aten::special_i1", "aten::linalg_vector_norm"
     ]  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sequence: Tensor = self.lstm(x)[0]
+        return sequence
+
+
+def test_recurrent_layers_are_one_operator_to_fvcore() -> None:
+    budgets = {counter: count(Recurrent(), (5, 4), counter=counter) for counter in COUNTERS}
+    # Four gates of 3 values, 4 inputs and 3 states, 5 steps; three products of gates a value.
+    assert budgets["meta"].after.multiplications == 5 * (4 * 3 * (4 + 3) + 3 * 3)
+    (missing,) = budgets["fvcore"].uncounted
+    assert (missing.operator, missing.layer, missing.calls) == ("aten::lstm", "lstm", 1)
 
 
 def test_handles_of_the_user() -> None:
