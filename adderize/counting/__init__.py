@@ -89,17 +89,18 @@ def count(
     tables = energy_table(energy), latency_table(latency)
     size = _input_size(model, input_size)
     twin = adder_twin(model, size, **options)
+    reading = Reading(twin)
     calls = _TRACERS[counter](twin, size)
-    layers = _layers(twin, calls)
+    layers = _layers(twin, reading, calls)
     total = sum_of(layers, "")
     return OpBudget(
         type(model).__name__, size, total.before, total.after, layers, _uncounted(calls), *tables
     )
 
 
-def _layers(model: nn.Module, calls: Sequence[Call]) -> tuple[Layer, ...]:
+def _layers(model: nn.Module, reading: Reading, calls: Sequence[Call]) -> tuple[Layer, ...]:
     """A row for each layer that computes, in order of their first operations."""
-    modules, reading = dict(model.named_modules()), Reading(model)
+    modules = dict(model.named_modules())
     # The last call of a layer may be free, such as the view behind a product of matrices.
     outputs = {call.layer: tuple(call.output[1:]) for call in calls if call.output}
     layers: dict[str, Layer] = {}

@@ -11,7 +11,9 @@ from torch import nn
 from adderize import formulas
 from adderize.counting import call_formulas as of
 from adderize.counting.trace import Call, meta_copy
+from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
+from adderize.integer.integer_network import IntegerNetwork
 from adderize.layers import ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
 from adderize.layers.shift_add import Shifts
 from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
@@ -48,6 +50,11 @@ class Reading:
     """The calls of one model, as a convolutional network and as what it is."""
 
     def __init__(self, model: nn.Module) -> None:
+        if any(isinstance(module, IntegerNetwork) for module in model.modules()):
+            raise AdderizeError(
+                "the operations of an IntegerNetwork are not counted, for PyTorch computes it with "
+                "others: count multiplication_free(model) or the quantised network"
+            )
         self._added = own_norms(model)
         modules = dict(model.named_modules())
         self._terms = {n: m.terms for n, m in modules.items() if isinstance(m, SHIFT_LAYERS)}

@@ -91,6 +91,17 @@ def test_cost_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     )
 
 
+def test_without_multiplications_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (*ON_LENET, "--stem", "--head", "--linear", "--norm", "ignore", "--multiplication-free")
+    content = json.loads(output(capsys, *argv, "--format", "json"))
+    norms = 6_304
+    assert content["after"]["multiplications"] == 0
+    assert content["after"]["shifts"] == 3 * norms
+    assert content["after"]["additions"] == 2 * 416_520 + 3 * norms + 214
+    assert content["before"]["multiplications"] == 416_520 + norms
+    assert "shift after" in output(capsys, *argv)
+
+
 def test_counters_agree(capsys: pytest.CaptureFixture[str]) -> None:
     texts = [output(capsys, *ON_LENET, "--counter", counter) for counter in ("meta", "fvcore")]
     assert texts[0] == texts[1]
