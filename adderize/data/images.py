@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from adderize.data.mnist import idx_set, read_idx
 from adderize.data.normalisation import Statistics, normalised
-from adderize.data.parquet import count_rows, parquet_files, read_rows
-from adderize.data.photographs import Photographs, from_files, open_row
+from adderize.data.parquet import column_names, count_rows, parquet_files, read_rows
+from adderize.data.photographs import VALIDATION, Photographs, from_files, open_row
 from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 
@@ -23,6 +24,8 @@ SOURCES = (
 )
 _IMAGE_FILES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _SPLITS = {"train": ("train",), "test": ("test", "val")}
+_LABELS = ("label", "fine_label")
+_FOLDERS = {"train": ("train",), "test": VALIDATION}
 
 
 @on_cpu
@@ -53,6 +56,26 @@ def load_images(
     Raises:
         AdderizeError: nothing there, damaged files, images that do not fit the size.
     """
+    return load_labelled(source, size, statistics, limit=limit, split=split)[0]
+
+
+@on_cpu
+def load_labelled(
+    source: str | Path,
+    size: Sequence[int],
+    statistics: Statistics,
+    *,
+    limit: int = 256,
+    split: str = "test",
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`load_images`, with the labels of MNIST, parquet files and class folders.
+
+    Returns:
+        the images, and their labels (N,) int64; None where the source has none.
+
+    Raises:
+        AdderizeError: as :func:`load_images`.
+    """
     path = Path(source)
     if limit < 1:
         raise AdderizeError(f"limit is {limit}; expected at least one image")
@@ -62,14 +85,21 @@ def load_images(
             "expected one value a channel, deviations above 0"
         )
     found = _reader(path)(path, size[0], limit, split)
-    if not found:
+    if not found.images:
         raise AdderizeError(f"{path} holds no images; expected {SOURCES}")
-    images = [_fitted(image, size, path) for image in found]
-    stacked = torch.stack(images)
-    return stacked.float() if stacked.is_floating_point() else normalised(stacked, *statistics)
+    stacked = torch.stack([_fitted(image, size, path) for image in found.images])
+    images = stacked.float() if stacked.is_floating_point() else normalised(stacked, *statistics)
+    return images, torch.tensor(found.labels, dtype=torch.int64) if found.labels else None
 
 
-_Reader = Callable[[Path, int, int, str], Sequence[Tensor]]
+class _Found(NamedTuple):
+    """Images (C, H, W), and a label for each of them, or none at all."""
+
+    images: Sequence[Tensor]
+    labels: Sequence[int] = ()
+
+
+_Reader = Callable[[Path, int, int, str], _Found]
 
 
 def _reader(path: Path) -> _Reader:
@@ -93,12 +123,13 @@ def _spread(count: int, limit: int) -> list[int]:
     return [index * count // number for index in range(number)]
 
 
-def _read_idx(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
-    pixels = read_idx(path, str(idx_set(path)), split).images
-    return [pixels[index] for index in _spread(len(pixels), limit)]
+def _read_idx(path: Path, channels: int, limit: int, split: str) -> _Found:
+    pixels, labels = read_idx(path, str(idx_set(path)), split)
+    chosen = _spread(len(pixels), limit)
+    return _Found([pixels[index] for index in chosen], labels[chosen].tolist())
 
 
-def _read_array(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
+def _read_array(path: Path, channels: int, limit: int, split: str) -> _Found:
     try:
         array = (
             torch.load(path, map_location="cpu", weights_only=True)
@@ -114,30 +145,47 @@ def _read_array(path: Path, channels: int, limit: int, split: str) -> Sequence[T
         raise AdderizeError(f"{path} holds {found}; expected images (N, C, H, W)")
     if array.dtype != torch.uint8 and not array.is_floating_point():
         raise AdderizeError(f"{path} holds {array.dtype}; expected bytes or normalised floats")
-    return [array[index] for index in _spread(len(array), limit)]
+    return _Found([array[index] for index in _spread(len(array), limit)])
 
 
-def _read_files(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
-    files = [path]
+def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:
     if path.is_dir():
+        path = next((path / name for name in _FOLDERS[split] if (path / name).is_dir()), path)
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_FILES)
-    chosen = from_files([files[index] for index in _spread(len(files), limit)])
-    return _pixels(chosen, channels)
+    else:
+        files = [path]
+    chosen = [files[index] for index in _spread(len(files), limit)]
+    classes = sorted({file.parent for file in files})
+    labels = [classes.index(file.parent) for file in chosen] if _are_classes(classes, path) else ()
+    return _Found(_pixels(from_files(chosen), channels), labels)
 
 
-def _read_parquet(path: Path, channels: int, limit: int, split: str) -> Sequence[Tensor]:
+def _are_classes(folders: Sequence[Path], root: Path) -> bool:
+    return len(folders) > 1 and all(folder.parent == root for folder in folders)
+
+
+def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:
     files = _files_of_split(path, split) if path.is_dir() else [path]
     counts = [count_rows(file) for file in files]
     chosen = _spread(sum(counts), limit)
-    found: list[Tensor] = []
+    column = _label_column(files)
+    images: list[Tensor] = []
+    labels: list[int] = []
     for file, count, end in zip(files, counts, itertools.accumulate(counts), strict=True):
         own = [index - end + count for index in chosen if end - count <= index < end]
-        rows, _ = read_rows(file, None, own)
+        rows, own_labels = read_rows(file, column, own)
         if not all(isinstance(row, dict) and row.get("bytes") for row in rows):
             raise AdderizeError(f"{file} holds no encoded images; expected rows of {{bytes, path}}")
         names = [f"an image of {file}"] * len(rows)
-        found += _pixels(Photographs((), rows, names, open_row), channels)
-    return found
+        images += _pixels(Photographs((), rows, names, open_row), channels)
+        labels += own_labels
+    return _Found(images, labels)
+
+
+def _label_column(files: Sequence[Path]) -> str | None:
+    """The finest labels that all files have."""
+    names = [set(column_names(file)) for file in files]
+    return next((name for name in _LABELS if all(name in found for found in names)), None)
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:

@@ -25,6 +25,14 @@ def count_rows(path: Path | str) -> int:
     return int(_opened(path).metadata.num_rows)
 
 
+def column_names(path: Path | str) -> list[str]:
+    """
+    Raises:
+        AdderizeError: as :func:`read_rows`.
+    """
+    return list(_opened(path).schema_arrow.names)
+
+
 def read_rows(
     path: Path | str, label: str | None = "label", at: Sequence[int] | None = None
 ) -> tuple[list[Any], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,23 @@ def build(name: str, **options: Any) -> nn.Module:
     if ":" in name:
         return _from_callable(name, options)
     return _from_torchvision(name, options)
+
+
+def options_from(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["shortcut=A", "logits_norm=false"]`` as keyword arguments of a builder.
+
+    Raises:
+        AdderizeError: something without a key.
+    """
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key.isidentifier()):
+            raise AdderizeError(f"{pair!r} is not KEY=VALUE, such as shortcut=A")
+        options[key] = yaml.safe_load(value)
+    return options
 
 
 def full_name(name: str) -> str:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from adderize.data import Dataset, ImageSet
-from recipes.batches.augmentation import crop_and_flip, draw_crops
+from adderize.data.augmentation import crop_and_flip, draw_crops
 from recipes.batches.image_data import ImageData
 from recipes.batches.sampling import Batch, EpochShuffle, InOrder, generator_of
 

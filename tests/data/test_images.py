@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from adderize import AdderizeError
-from adderize.data.images import load_images
+from adderize.data.images import load_images, load_labelled
 from adderize.data.normalisation import CIFAR10, IMAGENET, MNIST, Statistics, usual_statistics
 
 PLAIN = Statistics((0.0,), (1.0,))
@@ -162,3 +162,37 @@ def test_wrong_sources(tmp_path: Path) -> None:
         load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5, 0.5), (1.0, 1.0)))
     with pytest.raises(AdderizeError, match="deviations above 0"):
         load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5,), (0.0,)))
+
+
+def test_class_folders_of_a_split_with_their_labels(tmp_path: Path) -> None:
+    images = colours(12)
+    for index, image in enumerate(images):
+        folder = tmp_path / ("train" if index < 8 else "val") / "abc"[index % 3]
+        folder.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(image).save(folder / f"{index:02}.png")
+    found, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN, split="train")
+    red = (found[:, 0, 0, 0] * 255 / 2).round().long()
+    assert sorted(red.tolist()) == list(range(8))
+    assert labels is not None and labels.tolist() == (red % 3).tolist()
+    found, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN, limit=2)
+    red = (found[:, 0, 0, 0] * 255 / 2).round().long()
+    assert labels is not None and labels.tolist() == (red % 3).tolist() and min(red) >= 8
+
+
+def test_labels_of_parquet_files_and_of_digits(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", colours(10))
+    _, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN, limit=5, split="train")
+    assert labels is not None and labels.tolist() == [0, 2, 4, 6, 8]
+    raw = tmp_path / "digits" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train", "t10k"):
+        write_idx(raw / f"{name}-images-idx3-ubyte", np.zeros((6, 28, 28)))
+        write_idx(raw / f"{name}-labels-idx1-ubyte", np.array([3, 1, 4, 1, 5, 9]))
+    _, labels = load_labelled(tmp_path / "digits", (1, 28, 28), MNIST, limit=3)
+    assert labels is not None and labels.tolist() == [3, 4, 5]
+
+
+def test_loose_files_have_no_labels(tmp_path: Path) -> None:
+    for index, image in enumerate(colours(3)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    assert load_labelled(tmp_path, (3, 4, 4), PLAIN)[1] is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import crop, horizontal_flip, pad
 
-from recipes.batches.augmentation import crop_and_flip, draw_crops
+from adderize.data.augmentation import crop_and_flip, draw_crops
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 32, 32), (7, 1, 5, 9)])
