@@ -24,6 +24,7 @@ def plan(
     depthwise: bool = True,
     gates: bool = False,
     init: str = "rescale",
+    scale: float | None = None,
     norm: str = "insert",
     gradient: str = "full",
     example_input: Any = None,
@@ -58,6 +59,7 @@ def adderize(
     depthwise: bool = True,
     gates: bool = False,
     init: str = "rescale",
+    scale: float | None = None,
     norm: str = "insert",
     inplace: bool = True,
     gradient: str = "full",
@@ -77,8 +79,12 @@ def adderize(
         linear: convert ``nn.Linear`` too.
         depthwise: convert depthwise convolutions.
         gates: convert the layers that gate feature maps by pooled vectors (squeeze-excite) too.
-        init: ``"rescale"``: the present filters, scaled layer by layer to unit standard deviation;
-            ``"normal"``: N(0, 1) and zero biases, as the paper does; ``"keep"``: as they are.
+        init: ``"rescale"``: the present filters, scaled layer by layer to the deviation `scale`;
+            ``"normal"``: drawn from N(0, scale^2), and zero biases, as the paper does; ``"keep"``:
+            as they are.
+        scale: standard deviation that the filters of each layer start with. By default 16 for
+            ``"rescale"``, with which a trained network keeps most of what it knows once its batch
+            norms are recalibrated, and the paper's 1 for ``"normal"``.
         norm: where no trainable norm follows, ``"insert"`` a batch norm, ``"require"`` one (raise),
             or ``"ignore"`` it (an adder without one hardly learns).
         inplace: False converts a deep copy.

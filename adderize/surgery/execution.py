@@ -63,7 +63,7 @@ def _take(step: Step, options: Options, target: Target) -> None:
     assert isinstance(layer, Converted)
     if isinstance(layer, (AdderConv2d, AdderLinear)):
         layer.gradient = options.gradient
-        initialise(layer, options.init)
+        initialise(layer, options.init, options.scale)
     if step.row.norm_fix is NormFix.INSERTED:
         insert_norm(layer)
     for norm in step.norms:

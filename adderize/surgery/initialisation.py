@@ -9,17 +9,19 @@ from adderize.layers import AdderConv2d, AdderLinear
 
 
 @torch.no_grad()
-def initialise(layer: AdderConv2d | AdderLinear, init: str) -> None:
+def initialise(layer: AdderConv2d | AdderLinear, init: str, scale: float | None) -> None:
     """Start an adder's filters: "rescale", "normal" or "keep", as in :func:`adderize.adderize`."""
     weight: Tensor = layer.weight
-    if init == "normal":
+    if scale is None or not weight.numel():
+        return
+    deviation = weight.std(correction=0) if init == "rescale" and not weight.is_meta else None
+    if deviation is not None and bool(deviation > 0) and bool(deviation.isfinite()):
+        weight.mul_(scale / deviation)
+    elif init == "rescale":
+        nn.init.normal_(weight, std=scale)
+    else:
         layer.reset_parameters()
-    elif init == "rescale" and weight.numel() and not weight.is_meta:
-        deviation = weight.std(correction=0)
-        if bool(deviation > 0) and bool(deviation.isfinite()):
-            weight.div_(deviation)
-        else:
-            nn.init.normal_(weight)
+        weight.mul_(scale)
 
 
 def reset_zero_gamma(norm: nn.Module) -> bool:

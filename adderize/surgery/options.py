@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,6 +27,7 @@ class Options:
     depthwise: bool = True
     gates: bool = False
     init: str = "rescale"
+    scale: float | None = None
     norm: str = "insert"
     gradient: str = "full"
 
@@ -49,7 +51,18 @@ class Options:
                 raise AdderizeError(
                     f"{key} is {getattr(options, key)!r}, but binary layers have no such option"
                 )
-        return options
+        return options if target is BINARY else replace(options, scale=options._checked_scale())
+
+    def _checked_scale(self) -> float | None:
+        usual = _USUAL_SCALES.get(self.init)
+        if self.scale is None:
+            return usual
+        if usual is None:
+            raise AdderizeError(f"scale is {self.scale!r}, but init={self.init!r} scales nothing")
+        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)
+        if not number or not 0 < self.scale < math.inf:
+            raise AdderizeError(f"scale is {self.scale!r}; expected a finite number above 0")
+        return float(self.scale)
 
     def matches(self, names: Sequence[str]) -> bool:
         """Whether one of a layer's names is included and none excluded."""
@@ -76,7 +89,10 @@ _CHOICES = {
     "norm": ("insert", "require", "ignore"),
     "gradient": ("full", "sign"),
 }
-_ADDERS_ONLY = ("linear", "init", "gradient")
+_ADDERS_ONLY = ("linear", "init", "scale", "gradient")
+# A trained filter that lies beyond its inputs acts as its sign, one among them hardly acts at all:
+# docs/transfer.md has the measurements. The paper draws from N(0, 1).
+_USUAL_SCALES = {"rescale": 16.0, "normal": 1.0}
 _TARGETS = {"adder": ADDER, "binary": BINARY}
 
 

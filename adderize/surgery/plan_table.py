@@ -49,7 +49,12 @@ class Plan(Report):
         for decision, words in _ALREADY.items():
             if counts[decision]:
                 text += f", {counts[decision]} already {words}"
-        return f"{text}; {len(self.inserted)} norms to insert"
+        text += f"; {len(self.inserted)} norms to insert"
+        scale = self.options.get("scale")
+        if scale is None or not self.converted:
+            return text
+        start = "rescaled to" if self.options["init"] == "rescale" else "drawn with"
+        return f"{text}; filters {start} deviation {scale:g}"
 
 
 _ALREADY = {Decision.ADDER: "adders", Decision.BINARY: "binary"}

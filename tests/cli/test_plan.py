@@ -16,7 +16,9 @@ def test_table(capsys):
     assert lines[0].split() == ["layer", "kind", "shape", "decision", "reason", "norm", "method"]
     assert "stem: reads the input" in lines[1]
     assert "layer1.0.bn1" in lines[2]
-    assert lines[-1] == "19 to convert, 2 kept; 0 norms to insert"
+    assert lines[-1] == (
+        "19 to convert, 2 kept; 0 norms to insert; filters rescaled to deviation 16"
+    )
 
 
 def test_json(capsys):

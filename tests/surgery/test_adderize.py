@@ -127,26 +127,41 @@ def test_a_norm_that_is_named_inserted_is_found():
     assert net.conv.norm is None
 
 
-@pytest.mark.parametrize("init", ["rescale", "normal", "keep"])
-def test_initialisation(init):
+@pytest.mark.parametrize(
+    ("options", "deviation"),
+    [
+        ({}, 16), ({"init": "rescale"}, 16), ({"init": "rescale", "scale": 1}, 1),
+        ({"init": "normal"}, 1), ({"init": "normal", "scale": 8.0}, 8), ({"init": "keep"}, None),
+    ],
+)  # fmt: skip
+def test_initialisation(options, deviation):
     torch.manual_seed(0)
     model = small_cnn()
     before = model[1][0].weight.detach().clone()
-    adderize(model, init=init)
+    assert plan(model, **options).options["scale"] == deviation
+    adderize(model, **options)
     after = model[1][0].weight.detach()
-    if init == "keep":
+    if deviation is None:
         assert torch.equal(after, before)
     else:
-        assert after.std(correction=0).item() == pytest.approx(1, abs=0.1)
-    if init == "rescale":
-        torch.testing.assert_close(after, before / before.std(correction=0))
+        assert after.std(correction=0).item() == pytest.approx(deviation, rel=0.1)
+    if options.get("init", "rescale") == "rescale":
+        torch.testing.assert_close(after, deviation * before / before.std(correction=0))
+
+
+def test_the_plan_says_how_the_filters_start():
+    model = small_cnn()
+    assert str(plan(model)).endswith("norms to insert; filters rescaled to deviation 16")
+    assert str(plan(model, init="normal")).endswith("; filters drawn with deviation 1")
+    assert str(plan(model, init="keep")).endswith("norms to insert")
+    assert plan(model, scale=4).to_dict()["options"]["scale"] == 4
 
 
 def test_rescale_draws_filters_that_have_no_spread():
     model = small_cnn()
     nn.init.constant_(model[1][0].weight, 0.5)
     adderize(model)
-    assert model[1][0].weight.std().item() == pytest.approx(1, abs=0.2)
+    assert model[1][0].weight.std().item() == pytest.approx(16, rel=0.2)
 
 
 def test_zero_gammas_after_adders_become_one():

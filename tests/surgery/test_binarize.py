@@ -88,6 +88,7 @@ def test_a_plan_says_what_happens() -> None:
         ({"target": "ternary"}, "target is 'ternary'; expected one of 'adder', 'binary'"),
         ({"target": "binary", "linear": True}, "linear is True, but binary layers have no such"),
         ({"target": "binary", "init": "keep"}, "init is 'keep', but binary layers have no such"),
+        ({"target": "binary", "scale": 8.0}, "scale is 8.0, but binary layers have no such"),
         ({"target": "binary", "gradient": "sign"}, "gradient is 'sign', but binary layers"),
     ],
 )
