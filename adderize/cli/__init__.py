@@ -16,7 +16,7 @@ from adderize import __version__
 from adderize.errors import AdderizeError
 
 _DESCRIPTION = "Adder networks: what is converted, what it costs, how fast it runs."
-COMMANDS = ("plan", "count", "inspect", "quantize", "doctor", "bench")
+COMMANDS = ("plan", "count", "inspect", "transfer", "quantize", "doctor", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

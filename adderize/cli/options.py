@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adderize.data.images import load_images
+from adderize.data.images import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.models.by_name import input_size
 
@@ -66,14 +66,21 @@ def images(
     arguments: argparse.Namespace, arch: str, model: nn.Module, split: str = "test"
 ) -> Tensor:
     """The images of `--data`, in the form that a network takes."""
+    return labelled_images(arguments, arch, model, split)[0]
+
+
+def labelled_images(
+    arguments: argparse.Namespace, arch: str, model: nn.Module, split: str, limit: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The images of `--data`, and their labels where they have some; `--limit` of them at most."""
     shape = arguments.input or input_size(arch, model)
     mean, std = arguments.mean, arguments.std
     if mean is None or std is None:
         usual = usual_statistics(model, shape)
         mean, std = mean or usual.mean, std or usual.std
         note(f"images normalised with mean {_listed(mean)} and deviation {_listed(std)}")
-    return load_images(
-        arguments.data, shape, Statistics(mean, std), limit=arguments.limit, split=split
+    return load_labelled(
+        arguments.data, shape, Statistics(mean, std), limit=limit or arguments.limit, split=split
     )
 
 

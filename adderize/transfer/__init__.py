@@ -82,7 +82,7 @@ def reconstruct(
     *,
     steps: int = 300,
     images: int = 2048,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
     memory: int = _MEMORY,
     gradient: str | None = "sign",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.transfer.features import Features
 
-_RATE = 0.02
+_RATE = 0.1
 
 
 def fit_filters(

@@ -1,0 +1,184 @@
+"""`adderize transfer`: from a trained network to a saved adder network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from adderize.cli.options import (
+    add_conversion_options,
+    add_image_options,
+    conversion_options,
+    labelled_images,
+    note,
+)
+from adderize.data.images import SOURCES
+from adderize.errors import AdderizeError
+from adderize.models.by_name import FORMS
+from adderize.tables import json_text
+
+if TYPE_CHECKING:
+    from adderize.transfer import TransferReport
+    from adderize.transfer.stages import Stages
+
+HELP = "turn a trained network into an adder network that keeps what it knows"
+STATE, REPORT, BYTES = "transfer-state.pt", "transfer.json", "int8"
+_BATCH = 128
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arch", metavar="ARCH", help=FORMS)
+    parser.add_argument(
+        "--arch-options", nargs="+", default=[], metavar="KEY=VALUE",
+        help="arguments of the network's builder, such as num_classes=10",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", required=True, metavar="PATH|published",
+        help="the trained network's: a PyTorch or safetensors file, a folder that save_model "
+        "wrote, or those that torchvision or timm publish",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH", required=True,
+        help=f"training images, and test images to compare on: {SOURCES}",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True,
+        help=f"gets the adder network, {REPORT}, and the 8-bit network in {BYTES}/; a stopped "
+        "command that is given again goes on from there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=("match", "reconstruct"), default="reconstruct",
+        help="reconstruct (default) fits each layer to the trained one; match takes seconds",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=300, help="of reconstruct, a layer (300)")
+    parser.add_argument(
+        "--images", type=int, default=2048, metavar="N", help="to match and reconstruct on (2048)"
+    )
+    parser.add_argument(
+        "--labels", action="store_true",
+        help="use the data's labels: for top-1 in the table and for --epochs",
+    )  # fmt: skip
+    tuning = parser.add_argument_group("fine-tuning")
+    tuning.add_argument(
+        "--epochs", type=int, default=0, metavar="N",
+        help="over the training images (0); without --labels the trained network's outputs are "
+        "the targets",
+    )  # fmt: skip
+    tuning.add_argument("--lr", type=float, default=0.03, help="falls to 0 along a half cosine")
+    tuning.add_argument("--eta", type=float, default=0.1, help="of the adaptive rate")
+    tuning.add_argument("--batch-size", type=int, default=128)
+    tuning.add_argument(
+        "--no-flip", dest="flip", action="store_false", help="never mirror images (digits, text)"
+    )
+    parser.add_argument(
+        "--test-images", type=int, default=2000, metavar="N", help="to compare on (2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="such as cpu or cuda (cuda where there is)")
+    add_image_options(parser, limit=50000)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from adderize.checkpoints.folders import save_model
+    from adderize.quantize import quantize
+    from adderize.transfer.stages import Stages
+
+    _check_counts(arguments)
+    teacher = _teacher(arguments)
+    images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
+    test, test_labels = labelled_images(
+        arguments, arguments.arch, teacher, "test", limit=arguments.test_images
+    )
+    if arguments.labels and (labels is None or test_labels is None):
+        raise AdderizeError(f"{arguments.data} has no labels: leave --labels out")
+    if not arguments.labels:
+        labels = test_labels = None
+    few = images[:: max(1, len(images) // arguments.images)][: arguments.images]
+    stages = Stages(teacher, test, test_labels)
+    folder = Path(arguments.output)
+    model, report = _transferred(arguments, teacher, few, stages, folder)
+    if arguments.epochs:
+        _fine_tuned(arguments, model, teacher, images, labels, few)
+        stages.add("fine-tuned", model)
+    save_model(model.cpu(), folder)
+    # The kernels on bytes are the CPU's.
+    eight_bit = quantize(model, few.split(_BATCH))
+    stages.add("8 bits", eight_bit)
+    save_model(eight_bit, folder / BYTES)
+    result = {**stages.to_dict(), "transfer": report.to_dict()}
+    (folder / REPORT).write_text(json_text(result) + "\n")
+    (folder / STATE).unlink(missing_ok=True)
+    print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
+    note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
+    return 0
+
+
+def _check_counts(arguments: argparse.Namespace) -> None:
+    least = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
+    for name, count in least.items():
+        if getattr(arguments, name) < count:
+            flag = "--" + name.replace("_", "-")
+            raise AdderizeError(f"{flag} is {getattr(arguments, name)}; expected {count} or more")
+
+
+def _teacher(arguments: argparse.Namespace) -> nn.Module:
+    import torch
+
+    from adderize.checkpoints import named
+    from adderize.models import by_name
+
+    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.empty(0, device=name).device
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
+    model = by_name.build(arguments.arch, **by_name.options_from(arguments.arch_options))
+    return named.start_from(model, arguments.arch, arguments.weights).to(device).eval()
+
+
+def _transferred(
+    arguments: argparse.Namespace, teacher: nn.Module, few: Tensor, stages: Stages, folder: Path
+) -> tuple[nn.Module, TransferReport]:
+    from adderize.surgery import adderize
+    from adderize.training.recalibration import recalibrate
+    from adderize.transfer import match, reconstruct
+
+    model = adderize(teacher, inplace=False, **conversion_options(arguments))
+    stages.add("converted", recalibrate(model, few.split(_BATCH)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdderizeError(f"cannot write to {folder}: {error}") from error
+    options: dict[str, Any] = {"images": len(few), "state": folder / STATE}
+    if arguments.method == "match":
+        report = match(model, teacher, few, **options)
+    else:
+        options |= {"steps": arguments.steps, "seed": arguments.seed}
+        report = reconstruct(model, teacher, few, **options)
+    stages.add("matched" if arguments.method == "match" else "reconstructed", model)
+    return model, report
+
+
+def _fine_tuned(
+    arguments: argparse.Namespace,
+    model: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    few: Tensor,
+) -> None:
+    from adderize.training.recalibration import recalibrate
+    from adderize.transfer.tuning import Tuning, fine_tune
+
+    tuning = Tuning(
+        epochs=arguments.epochs, lr=arguments.lr, eta=arguments.eta, flip=arguments.flip,
+        batch_size=arguments.batch_size, seed=arguments.seed,
+    )  # fmt: skip
+    fine_tune(model, teacher, images, labels, tuning)
+    recalibrate(model, few.split(_BATCH))

@@ -1,0 +1,103 @@
+"""A short training of a matched or reconstructed network, with the labels or without them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from adderize.data.augmentation import crop_and_flip, draw_crops
+from adderize.errors import AdderizeError
+from adderize.training.adaptive_rate import scale_adder_gradients_
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a network is trained whose filters lie inside the range of their inputs.
+
+    The rates are for layers with the gradient ``"sign"``: with ``"full"``, which is right for
+    filters outside that range only, the first steps destroy what was transferred.
+
+    Attributes:
+        epochs: over the images.
+        lr: of SGD; falls to 0 along a half cosine.
+        eta: of the adaptive rate of the adder filters.
+        flip: whether images are mirrored at random, besides being shifted by up to 4 pixels.
+        seed: of the order and the augmentation.
+    """
+
+    epochs: int
+    lr: float = 0.03
+    eta: float = 0.1
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    flip: bool = True
+    seed: int = 0
+
+
+def fine_tune(
+    model: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    tuning: Tuning,
+    *,
+    progress: bool = True,
+) -> None:
+    """Train an adder network in place; its batch norms need ``recalibrate`` afterwards.
+
+    Args:
+        teacher: gives the targets where there are no labels.
+        images: (N, C, H, W), normalised.
+        labels: (N,) int64; None to learn the teacher's probabilities instead.
+
+    Raises:
+        AdderizeError: the training diverges.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=tuning.lr,
+        momentum=tuning.momentum,
+        weight_decay=tuning.weight_decay,
+    )
+    generator = torch.Generator().manual_seed(tuning.seed)
+    batches = max(1, len(images) // tuning.batch_size)
+    steps = tuning.epochs * batches
+    model.train()
+    teacher.eval()
+    with tqdm(total=steps, desc="fine-tuning", disable=None if progress else True) as bar:
+        for step in range(steps):
+            if step % batches == 0:
+                order = torch.randperm(len(images), generator=generator)
+            optimizer.param_groups[0]["lr"] = tuning.lr * (1 + math.cos(math.pi * step / steps)) / 2
+            picked = order[step % batches :: batches][: tuning.batch_size]
+            crops = draw_crops(len(picked), generator)
+            if not tuning.flip:
+                crops[:, 2] = 0
+            batch = crop_and_flip(images[picked].to(device), crops)
+            loss = _loss(model(batch), teacher, batch, None if labels is None else labels[picked])
+            optimizer.zero_grad()
+            loss.backward()
+            scale_adder_gradients_(model, tuning.eta)
+            optimizer.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if not math.isfinite(loss.item()):
+                raise AdderizeError(
+                    f"the fine-tuning diverged at step {step + 1}: lower the learning rate"
+                )
+    model.eval()
+
+
+def _loss(logits: Tensor, teacher: nn.Module, batch: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is not None:
+        return F.cross_entropy(logits, labels.to(logits.device))
+    with torch.no_grad():
+        targets = teacher(batch).softmax(1)
+    return F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
