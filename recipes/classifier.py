@@ -9,7 +9,8 @@ from typing import NamedTuple
 from lightning.pytorch import Callback, seed_everything
 
 from adderize import AdaptiveLearningRate, AdderizeError
-from recipes import distillation, run
+from adderize.models.by_name import options_from
+from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
 from recipes.results import finish, has_batch_norms
@@ -66,14 +67,15 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=("normal", "rescale", "keep"),
         default="normal",
         help="adder filters: drawn from N(0, 1) as in the paper, or the network's own, scaled to "
-        "unit deviation or as they are",
+        "the deviation 16 or as they are",
     )
     group.add_argument(
         "--pretrained",
         metavar="PATH|published",
         help="start from trained weights: a run's folder, a PyTorch file, or those that "
-        "torchvision or timm publish; adders need --init rescale",
+        "torchvision or timm publish; adders need --init rescale or --transfer",
     )
+    trained_start.add_argument(group)
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument(
         "--channels-last",
@@ -123,7 +125,7 @@ def train(
     arguments: argparse.Namespace,
     recipe: str,
     load: Callable[[argparse.Namespace], ImageData],
-    build: Callable[[argparse.Namespace, ImageData], Trainee] | None = None,
+    build: Callable[[argparse.Namespace, ImageData, str], Trainee] | None = None,
 ) -> dict[str, object]:
     """One run from parsed arguments; the contents of its metrics.json.
 
@@ -139,7 +141,7 @@ def train(
     device, backend = run.choose_device(arguments)
     data = load(arguments)
     seed_everything(arguments.seed, verbose=False)
-    module, callbacks = (build or _build)(arguments, data)
+    module, callbacks = (build or _build)(arguments, data, device)
     folder = run.prepare_folder(arguments, recipe)
     batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
     trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
@@ -147,19 +149,18 @@ def train(
     return finish(arguments, folder, trainer, module, data, backend.name)
 
 
-def _build(arguments: argparse.Namespace, data: ImageData) -> Trainee:
-    if arguments.pretrained and arguments.layers == "adder" and arguments.init == "normal":
-        raise AdderizeError(
-            "--init normal would draw new filters over those of --pretrained: use --init rescale"
-        )
-    conversion = {"init": arguments.init, "gradient": arguments.gradient}
+def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Trainee:
+    adders = arguments.layers == "adder"
+    if arguments.transfer and not adders:
+        raise AdderizeError(f"--transfer is for --layers adder, not {arguments.layers}")
     module = ImageClassifier(
         arguments.arch,
         data.num_classes,
-        conversion=conversion if arguments.layers == "adder" else None,
+        conversion=trained_start.conversion_of(arguments) if adders else None,
         binarization={} if arguments.layers == "bnn" else None,
-        arch_options=run.options_of(arguments.arch_options),
+        arch_options=options_from(arguments.arch_options),
         pretrained=None if arguments.resume else arguments.pretrained,
+        start=trained_start.carry_over(arguments, data, device) if adders else None,
         distillation=distillation.from_arguments(arguments, data),
         lr=arguments.lr,
         momentum=arguments.momentum,
@@ -177,7 +178,7 @@ def _build(arguments: argparse.Namespace, data: ImageData) -> Trainee:
         compile=arguments.compile,
         channels_last=arguments.channels_last,
     )
-    if arguments.layers != "adder":
+    if not adders:
         return Trainee(module, [])
     recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
     rate = AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adderize import AdderizeError
 from adderize.checkpoints import named
-from adderize.models.by_name import build
+from adderize.models.by_name import build, options_from
 from recipes import run
 from recipes.batches import ImageData
 
@@ -111,7 +111,7 @@ def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
     source = Path(arguments.kd_teacher)
     checkpoint = source / run.CHECKPOINTS / "last.ckpt"
     source = checkpoint if checkpoint.is_file() else source
-    options = run.options_of(arguments.kd_arch_options)
+    options = options_from(arguments.kd_arch_options)
     try:
         if source.exists():
             return _stored_teacher(arguments, source, {"num_classes": num_classes, **options})

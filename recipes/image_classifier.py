@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,8 @@ class ImageClassifier(LightningModule):
         arch_options: keyword arguments of the model's builder.
         pretrained: weights that the network starts from, before its conversion; as for
             :func:`adderize.checkpoints.named.start_from`. Not part of the checkpoint.
+        start: called with the converted network, to change what it starts from. Not part of the
+            checkpoint.
         distillation: a teacher; not part of the checkpoint.
         lr: learning rate at the start, or after the warm-up.
         filter_lr_factor: the adder filters' learning rate is `lr` times this (the paper's ablation
@@ -75,6 +77,7 @@ class ImageClassifier(LightningModule):
         binarization: Mapping[str, Any] | None = None,
         arch_options: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
+        start: Callable[[nn.Module], object] | None = None,
         distillation: Distillation | None = None,
         lr: float = 0.1,
         filter_lr_factor: float = 1.0,
@@ -88,10 +91,12 @@ class ImageClassifier(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["pretrained", "distillation"])
+        self.save_hyperparameters(ignore=["pretrained", "start", "distillation"])
         self.model = self._fresh_network(pretrained)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
+        if start is not None:
+            start(self.model)
         if compile:
             self.model.compile()
         self.distillation = distillation

@@ -71,7 +71,7 @@ def _load(arguments: argparse.Namespace) -> InMemoryImages:
     return InMemoryImages(dataset, arguments.batch_size, arguments.seed)
 
 
-def _build(arguments: argparse.Namespace, data: ImageData) -> classifier.Trainee:
+def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> classifier.Trainee:
     conversion = LAYERS[arguments.layers]
     if conversion is not None:
         conversion = {**conversion, "gradient": arguments.gradient}

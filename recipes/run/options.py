@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -165,18 +164,3 @@ def _tokens(key: str, value: object) -> list[str]:
     if isinstance(value, list):
         return [f"--{option}", *map(str, value)]
     return [] if value is None else [f"--{option}={value}"]
-
-
-def options_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["shortcut=A", "logits_norm=false"]`` as keyword arguments.
-
-    Raises:
-        AdderizeError: something without a key.
-    """
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (equals and key.isidentifier()):
-            raise AdderizeError(f"{pair!r} is not KEY=VALUE, such as shortcut=A")
-        options[key] = yaml.safe_load(value)
-    return options

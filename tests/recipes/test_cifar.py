@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback
 from adderize import AdderConv2d, BinaryConv2d, load_model
 from adderize.data import load_cifar
 from adderize.models.by_name import build
-from recipes import cifar
+from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
 from recipes.run import trainer
 
@@ -108,7 +109,7 @@ def _same_runs(first: Path, one: dict[str, Any], second: Path, other: dict[str, 
 _DIES = """
 import os, signal, sys
 from lightning.pytorch import Callback
-from recipes import cifar
+from recipes import cifar, trained_start
 from recipes.run import trainer
 class Killed(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -222,6 +223,9 @@ def test_wrong_presets(
         (["--arch-options", "depth=8"], "cannot call"),
         (["--pretrained", "/nowhere", "--init", "rescale"], "there is no file /nowhere"),
         (["--pretrained", "/nowhere"], "use --init rescale"),
+        (["--transfer", "match"], "--transfer match needs a trained network: --pretrained"),
+        (["--transfer", "match", "--layers", "cnn"], "--transfer is for --layers adder"),
+        (["--transfer", "match", "--pretrained", "/nowhere"], "there is no file /nowhere"),
         (["--kd-teacher", "nowhere"], "nowhere is not a usable teacher: unknown model"),
         (["--data", "/nowhere"], "no cifar10 in /nowhere"),
     ],
@@ -249,7 +253,7 @@ def test_a_trained_cnn_as_start_and_as_teacher(tmp_path: Path) -> None:
     for source in (str(path), str(cnn)):
         module = ImageClassifier(BATCH_NORMS, 10, conversion={"init": "rescale"}, pretrained=source)
         filters, start = trained[3].weight.detach(), module.model[3].weight.detach()
-        torch.testing.assert_close(start, filters / filters.std(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(start, 16 * filters / filters.std(), rtol=1e-3, atol=1e-5)
         assert torch.equal(module.model[9].weight, trained[9].weight)
 
     for number, teacher in enumerate((str(path), str(cnn))):
@@ -263,3 +267,27 @@ def test_a_trained_cnn_as_start_and_as_teacher(tmp_path: Path) -> None:
     plain = cifar.train(arguments(tmp_path / "plain", "--max-steps", "2"))
     taught = json.loads((tmp_path / "student0" / "metrics.json").read_text())
     assert taught["history"][0]["train/loss"] != plain["history"][0]["train/loss"]
+
+
+@pytest.mark.parametrize("transfer", ["rescale", "match", "reconstruct"])
+def test_a_trained_cnn_carried_over(
+    transfer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cnn, run = tmp_path / "cnn", tmp_path / "run"
+    cifar.train(arguments(cnn, "--layers", "cnn"))
+    capsys.readouterr()
+    reconstruct = partial(trained_start.reconstruct, steps=3)
+    monkeypatch.setattr(trained_start, "reconstruct", reconstruct)
+    more = ("--transfer", transfer, "--pretrained", str(cnn), "--max-steps", "2")
+    cifar.train(arguments(run, *more))
+    reported = "correlation with the teacher" in capsys.readouterr().out
+    assert reported == (transfer != "rescale")
+    module = ImageClassifier.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    adders = [m for m in module.modules() if isinstance(m, AdderConv2d)]
+    expected = "full" if transfer == "rescale" else "sign"
+    assert adders and all(layer.gradient == expected for layer in adders)
+    filters = load_model(build(BATCH_NORMS), cnn / "model")[3].weight
+    start = 16 * filters / filters.std(correction=0)
+    near = (adders[0].weight - start).abs().mean() < 1
+    assert near == (transfer == "rescale")
