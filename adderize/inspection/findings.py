@@ -30,7 +30,7 @@ ADVICE = {
     "saturated layer": "Nearly all filter values lie outside the range of the inputs and act as "
     "plus or minus the input: their sizes no longer matter. Lower eta or raise the weight decay "
     "of the filters",
-    "channels alike": "Small filters give every channel nearly -sum |x|: start from unit deviation "
+    "channels alike": "Small filters give every channel nearly -sum |x|: start from larger ones "
     '(init="rescale" or "normal"), not from a convolution\'s filters as they are',
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,6 +129,9 @@ class Finding:
     advice: str
 
 
+_MOST = 0.5
+
+
 @dataclass(frozen=True)
 class Inspection(Report):
     """The layers of a model in registration order, what was found, and on how many images."""
@@ -139,8 +143,27 @@ class Inspection(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """NaN and infinity become None."""
-        found: dict[str, Any] = plain(dataclasses.asdict(self))
+        more = {"outside": self.outside, "gradient": self.gradient}
+        found: dict[str, Any] = plain({**dataclasses.asdict(self), **more})
         return found
+
+    @property
+    def outside(self) -> float | None:
+        """Share of all adders' filter values outside the range of their inputs; None without
+        adders, or without images."""
+        adders = [
+            (math.prod(row.shape), row.outside) for row in self.layers if row.outside is not None
+        ]
+        count = sum(size for size, _ in adders)
+        return sum(size * share for size, share in adders) / count if count else None
+
+    @property
+    def gradient(self) -> str | None:
+        """The gradient that fits: ``"full"`` where most filter values lie outside their inputs,
+        ``"sign"`` where most lie inside, as after ``adderize.transfer``; None as for `outside`."""
+        if self.outside is None:
+            return None
+        return "full" if self.outside >= _MOST else "sign"
 
     def to_csv(self) -> str:
         rows = [_flat(layer) for layer in self.layers]
@@ -156,7 +179,13 @@ class Inspection(Report):
 
     def _title(self) -> str:
         seen = f"measured on {self.images} images" if self.images else "without images"
-        return f"{self.model}, {len(self.layers)} layers, {seen}"
+        title = f"{self.model}, {len(self.layers)} layers, {seen}"
+        if self.outside is None:
+            return title
+        return (
+            f"{title}\n{self.outside:.0%} of the adders' filter values lie outside the range of "
+            f"their inputs: the network trains with gradient={self.gradient!r}"
+        )
 
     def _table(self) -> Table:
         columns = _COLUMNS if self.images else {**_FILTER_COLUMNS, **_NORM_COLUMNS}

@@ -262,3 +262,25 @@ def test_refusals(images: Tensor) -> None:
         inspect(network().to("meta"))
     with pytest.raises(AdderizeError, match="fails on images 96x1x12x12"):
         inspect(network(), images[:, :1])
+
+
+@pytest.mark.parametrize(("deviation", "gradient"), [(50.0, "full"), (0.1, "sign")])
+def test_the_gradient_that_fits_the_filters(
+    deviation: float, gradient: str, healthy: nn.Sequential, images: Tensor
+) -> None:
+    for index in (3, 8):
+        nn.init.normal_(healthy[index].weight, std=deviation)
+        if gradient == "sign":
+            healthy[index].weight.data += 0.5
+    found = inspect(healthy, images)
+    sizes = {"3": 8 * 6 * 9, "8": 5 * 32}
+    total = sum(
+        size * (row.outside or 0)
+        for row in found.layers
+        for n, size in sizes.items()
+        if n == row.name
+    )
+    assert found.outside == pytest.approx(total / sum(sizes.values()))
+    assert found.gradient == gradient == found.to_dict()["gradient"]
+    assert f"the network trains with gradient='{gradient}'" in str(found)
+    assert inspect(healthy).gradient is None
