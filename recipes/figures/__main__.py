@@ -5,6 +5,7 @@ filters     first-layer filters of LeNet-5-BN, CNN beside AdderNet
 weights     histograms of all filters with Laplace and Gaussian fits
 curves      learning curves of the ablation: gradient and rate of the filters
 gradients   gradient norms at the first iterations, with and without the adaptive rate
+slopes      what a filter value inside and outside the range of its inputs does
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ FIGURES: dict[str, tuple[Wanted, ...]] = {
     "weights": _LENET,
     "curves": tuple(ABLATION.values()),
     "gradients": (),
+    "slopes": (),
 }
 
 
@@ -133,7 +135,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
 
 
 def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str]:
-    from recipes.figures import curves, features, filters, gradients, weights
+    from recipes.figures import curves, features, filters, gradients, slopes, weights
 
     if name == "curves":
         cells = comparable(FIGURES[name], runs)
@@ -142,6 +144,8 @@ def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str
         return curves.draw(cells)
     if name == "gradients":
         return gradients.draw(data)
+    if name == "slopes":
+        return slopes.draw()
     cnn, adder = (best_match(wanted, runs) for wanted in FIGURES[name])
     assert cnn is not None and adder is not None
     if name == "features":

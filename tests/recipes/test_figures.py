@@ -19,7 +19,7 @@ from adderize.data import load_mnist
 from adderize.models import lenet5_bn
 from recipes import mnist
 from recipes.figures import __main__ as command
-from recipes.figures import curves, features, filters, gradients, style, weights
+from recipes.figures import curves, features, filters, gradients, slopes, style, weights
 from recipes.figures.runs import ABLATION, best_match, comparable, find_runs, network
 
 
@@ -201,7 +201,7 @@ def test_the_command(
         captured.err.count("python -m recipes.mnist") == 7
     )  # the adder LeNet-5-BN is one of the ablation's
     assert [line for line in captured.out.splitlines() if line.startswith("## ")] == [
-        "## features", "## filters", "## weights", "## curves", "## gradients"
+        "## features", "## filters", "## weights", "## curves", "## gradients", "## slopes"
     ]  # fmt: skip
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     names = sorted(command.FIGURES)
@@ -226,3 +226,16 @@ def test_mistakes(
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert command.main(["gradients"]) == 1
     assert "matplotlib and scipy: pip install" in capsys.readouterr().err
+
+
+def test_slopes_rise_from_minus_one_to_one() -> None:
+    figure, numbers = slopes.draw()
+    _, panel = figure.axes
+    (curve,) = panel.lines
+    heights = np.asarray(curve.get_ydata())
+    assert heights[0] == pytest.approx(-1) and heights[-1] == pytest.approx(1)
+    assert (np.diff(heights) >= -1e-12).all()
+    rows = [[float(cell) for cell in line.split("|")[1:4]] for line in numbers.splitlines()[2:]]
+    assert [row[0] for row in rows] == [-1, -0.5, 0, 0.5, 1]
+    assert [round(row[2], 2) for row in rows] == [-1, pytest.approx(-0.8, abs=0.2), 0,
+                                                 pytest.approx(0.8, abs=0.2), 1]  # fmt: skip
