@@ -67,7 +67,7 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         choices=("normal", "rescale", "keep"),
         default="normal",
         help="adder filters: drawn from N(0, 1) as in the paper, or the network's own, scaled to "
-        "the deviation 16 or as they are",
+        "the deviation 8 or as they are",
     )
     group.add_argument(
         "--pretrained",

@@ -82,8 +82,8 @@ def adderize(
         init: ``"rescale"``: the present filters, scaled layer by layer to the deviation `scale`;
             ``"normal"``: drawn from N(0, scale^2), and zero biases, as the paper does; ``"keep"``:
             as they are.
-        scale: standard deviation that the filters of each layer start with. By default 16 for
-            ``"rescale"``, with which a trained network keeps most of what it knows once its batch
+        scale: standard deviation that the filters of each layer start with. By default 8 for
+            ``"rescale"``, with which a trained network keeps part of what it knows once its batch
             norms are recalibrated, and the paper's 1 for ``"normal"``.
         norm: where no trainable norm follows, ``"insert"`` a batch norm, ``"require"`` one (raise),
             or ``"ignore"`` it (an adder without one hardly learns).

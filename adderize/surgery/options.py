@@ -92,7 +92,7 @@ _CHOICES = {
 _ADDERS_ONLY = ("linear", "init", "scale", "gradient")
 # A trained filter that lies beyond its inputs acts as its sign, one among them hardly acts at all:
 # docs/transfer.md has the measurements. The paper draws from N(0, 1).
-_USUAL_SCALES = {"rescale": 16.0, "normal": 1.0}
+_USUAL_SCALES = {"rescale": 8.0, "normal": 1.0}
 _TARGETS = {"adder": ADDER, "binary": BINARY}
 
 

@@ -17,7 +17,7 @@ def test_table(capsys):
     assert "stem: reads the input" in lines[1]
     assert "layer1.0.bn1" in lines[2]
     assert lines[-1] == (
-        "19 to convert, 2 kept; 0 norms to insert; filters rescaled to deviation 16"
+        "19 to convert, 2 kept; 0 norms to insert; filters rescaled to deviation 8"
     )
 
 

@@ -253,7 +253,7 @@ def test_a_trained_cnn_as_start_and_as_teacher(tmp_path: Path) -> None:
     for source in (str(path), str(cnn)):
         module = ImageClassifier(BATCH_NORMS, 10, conversion={"init": "rescale"}, pretrained=source)
         filters, start = trained[3].weight.detach(), module.model[3].weight.detach()
-        torch.testing.assert_close(start, 16 * filters / filters.std(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(start, 8 * filters / filters.std(), rtol=1e-3, atol=1e-5)
         assert torch.equal(module.model[9].weight, trained[9].weight)
 
     for number, teacher in enumerate((str(path), str(cnn))):
@@ -288,6 +288,6 @@ def test_a_trained_cnn_carried_over(
     expected = "full" if transfer == "rescale" else "sign"
     assert adders and all(layer.gradient == expected for layer in adders)
     filters = load_model(build(BATCH_NORMS), cnn / "model")[3].weight
-    start = 16 * filters / filters.std(correction=0)
+    start = 8 * filters / filters.std(correction=0)
     near = (adders[0].weight - start).abs().mean() < 1
     assert near == (transfer == "rescale")

@@ -130,8 +130,8 @@ def test_a_norm_that_is_named_inserted_is_found():
 @pytest.mark.parametrize(
     ("options", "deviation"),
     [
-        ({}, 16), ({"init": "rescale"}, 16), ({"init": "rescale", "scale": 1}, 1),
-        ({"init": "normal"}, 1), ({"init": "normal", "scale": 8.0}, 8), ({"init": "keep"}, None),
+        ({}, 8), ({"init": "rescale"}, 8), ({"init": "rescale", "scale": 1}, 1),
+        ({"init": "normal"}, 1), ({"init": "normal", "scale": 4.0}, 4), ({"init": "keep"}, None),
     ],
 )  # fmt: skip
 def test_initialisation(options, deviation):
@@ -151,7 +151,7 @@ def test_initialisation(options, deviation):
 
 def test_the_plan_says_how_the_filters_start():
     model = small_cnn()
-    assert str(plan(model)).endswith("norms to insert; filters rescaled to deviation 16")
+    assert str(plan(model)).endswith("norms to insert; filters rescaled to deviation 8")
     assert str(plan(model, init="normal")).endswith("; filters drawn with deviation 1")
     assert str(plan(model, init="keep")).endswith("norms to insert")
     assert plan(model, scale=4).to_dict()["options"]["scale"] == 4
@@ -161,7 +161,7 @@ def test_rescale_draws_filters_that_have_no_spread():
     model = small_cnn()
     nn.init.constant_(model[1][0].weight, 0.5)
     adderize(model)
-    assert model[1][0].weight.std().item() == pytest.approx(16, rel=0.2)
+    assert model[1][0].weight.std().item() == pytest.approx(8, rel=0.2)
 
 
 def test_zero_gammas_after_adders_become_one():
