@@ -14,7 +14,7 @@ from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
 from recipes.results import finish, has_batch_norms
-from recipes.run.options import add_config
+from recipes.run.run_options import add_config
 from recipes.schedules import SCHEDULES
 
 LAYERS = ("adder", "cnn", "bnn")

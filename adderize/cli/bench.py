@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adderize.bench import integers, layers, networks
+from adderize.bench import integers, layers, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli.options import images, size
@@ -149,7 +149,7 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     for arch in arguments.arch:
         size = arguments.input or input_size(arch, build(arch))
         for batch in arguments.batch:
-            row = networks.measure(arguments.task, arch, size, batch, arguments.device, **timing)
+            row = twins.measure(arguments.task, arch, size, batch, arguments.device, **timing)
             cells = "".join(
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
                 for name in ("cnn", "adder")

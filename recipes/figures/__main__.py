@@ -135,7 +135,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
 
 
 def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str]:
-    from recipes.figures import curves, features, filters, gradients, slopes, weights
+    from recipes.figures import curves, filters, gradients, lenet_features, slopes, weights
 
     if name == "curves":
         cells = comparable(FIGURES[name], runs)
@@ -149,7 +149,7 @@ def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str
     cnn, adder = (best_match(wanted, runs) for wanted in FIGURES[name])
     assert cnn is not None and adder is not None
     if name == "features":
-        return features.draw(cnn, adder, data)
+        return lenet_features.draw(cnn, adder, data)
     return filters.draw(cnn, adder) if name == "filters" else weights.draw(cnn, adder)
 
 

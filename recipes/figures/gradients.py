@@ -21,7 +21,7 @@ from adderize.data import Dataset, ImageSet, load_mnist
 from adderize.models import lenet5_bn
 from adderize.tables import Table
 from recipes.figures import style
-from recipes.figures.features import normalised
+from recipes.figures.lenet_features import normalised
 from recipes.mnist import LAYERS
 
 _ITERATIONS = 20

@@ -10,7 +10,7 @@ from recipes.run.folder import (
     prepare_folder,
     write_json,
 )
-from recipes.run.options import (
+from recipes.run.run_options import (
     add_arguments,
     fraction,
     non_negative_float,

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from adderize.errors import AdderizeError
-from recipes.run.options import with_config
+from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
 # What may differ between a run and its continuation.

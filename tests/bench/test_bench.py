@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adderize import AdderConv2d
-from adderize.bench import gpu, networks
+from adderize.bench import gpu, twins
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
@@ -81,7 +81,7 @@ def test_network_commands_print_time_and_memory(
     task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peaks = {"cnn": 100.0, "adder": 150.0}
-    monkeypatch.setattr(networks, "_peak_megabytes", lambda task, name, *rest: peaks[name])
+    monkeypatch.setattr(twins, "_peak_megabytes", lambda task, name, *rest: peaks[name])
     command = ["bench", task, "--arch", "squeezenet1_1", "--batch", "2", "--input", "3,64,64"]
     assert main([*command, *FAST]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
@@ -103,7 +103,7 @@ def test_8_bit_inference_stands_beside_its_rivals(capsys: pytest.CaptureFixture[
 def test_peak_memory_grows_with_the_batch() -> None:
     """The activations of one 3x64x64 image take more than 2 MB in SqueezeNet."""
     one, many = (
-        networks._peak_megabytes("step", "adder", "squeezenet1_1", (3, 64, 64), batch, "cpu")
+        twins._peak_megabytes("step", "adder", "squeezenet1_1", (3, 64, 64), batch, "cpu")
         for batch in (2, 66)
     )
     assert one > 0 and many > one + 64 * 2
@@ -111,11 +111,11 @@ def test_peak_memory_grows_with_the_batch() -> None:
 
 def test_both_twins_train_and_only_one_has_adders() -> None:
     adders = {}
-    for name in networks.TWINS:
-        network = networks.twin(name, "squeezenet1_1", "cpu")
+    for name in twins.TWINS:
+        network = twins.twin(name, "squeezenet1_1", "cpu")
         adders[name] = sum(isinstance(module, AdderConv2d) for module in network.modules())
         before = [parameter.clone() for parameter in network.parameters()]
-        networks.training_step(name, network, torch.randn(2, 3, 64, 64))()
+        twins.training_step(name, network, torch.randn(2, 3, 64, 64))()
         after = list(network.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert adders["cnn"] == 0 and adders["adder"] > 20
@@ -181,7 +181,7 @@ def test_precisions_leave_the_switches_as_they_were() -> None:
 
 def test_pairs_of_a_network_by_hand() -> None:
     network = nn.Sequential(AdderConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
-    assert networks.adder_pairs(network, torch.randn(2, 3, 7, 7)) == 2 * 4 * 5 * 5 * 27
+    assert twins.adder_pairs(network, torch.randn(2, 3, 7, 7)) == 2 * 4 * 5 * 5 * 27
     assert network.training
 
 
@@ -212,11 +212,11 @@ def test_rows_of_a_gpu_have_rates_and_every_precision(_pretended_gpu: None) -> N
 def test_networks_on_a_gpu_in_every_precision(
     _pretended_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "_peak_megabytes", lambda *arguments: 1.0)
+    monkeypatch.setattr(twins, "_peak_megabytes", lambda *arguments: 1.0)
     network = ("step", "squeezenet1_1", (3, 64, 64), 2, "cpu")
-    row = networks.measure(*network, rounds=1, seconds=0.001)
+    row = twins.measure(*network, rounds=1, seconds=0.001)
     for precision in ("tf32", "bf16"):
-        for name in networks.TWINS:
+        for name in twins.TWINS:
             assert row[f"{name}_{precision}_ms"] > 0
     assert row["pairs_per_second"] > 0
     assert "TF32: cnn" in bench._gpu_networks_line(row)

@@ -19,7 +19,7 @@ from adderize.data import load_mnist
 from adderize.models import lenet5_bn
 from recipes import mnist
 from recipes.figures import __main__ as command
-from recipes.figures import curves, features, filters, gradients, slopes, style, weights
+from recipes.figures import curves, filters, gradients, lenet_features, slopes, style, weights
 from recipes.figures.runs import ABLATION, best_match, comparable, find_runs, network
 
 
@@ -100,13 +100,13 @@ def test_geometry_tells_rays_from_clusters() -> None:
     directions = np.stack([np.cos(angles), np.sin(angles)], 1)[labels]
     noise = generator.normal(size=(2000, 2))
     rays = directions * generator.uniform(1, 100, (2000, 1)) + 0.1 * noise
-    found = features.geometry(rays, labels, np.zeros(2000))
+    found = lenet_features.geometry(rays, labels, np.zeros(2000))
     assert found.by_network == 10
     assert found.by_angle > 99 and found.by_centre < 95
     assert found.elongation == pytest.approx(99 / math.sqrt(12) / 0.1, rel=0.1)
     grid = np.array([(x, y) for x in (1, 2, 3, 4, 5) for y in (1, 2)], dtype=float)
     clusters = grid[labels] + 0.05 * noise
-    found = features.geometry(clusters, labels, labels)
+    found = lenet_features.geometry(clusters, labels, labels)
     assert found.by_network == 100
     assert found.by_centre > 99 and found.by_angle < 90
     assert found.elongation == pytest.approx(1, abs=0.15)
