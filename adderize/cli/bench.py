@@ -13,8 +13,8 @@ import torch
 from adderize.bench import integers, layers, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
-from adderize.cli.options import images, size
-from adderize.data.images import SOURCES
+from adderize.cli.shared_options import images, size
+from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
 

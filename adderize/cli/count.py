@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adderize.checkpoints import named
-from adderize.cli.options import add_conversion_options, conversion_options, size
+from adderize.cli.shared_options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
 from adderize.models import by_name

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from adderize.checkpoints import named
-from adderize.cli.options import (
+from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     conversion_options,
     images,
     note,
 )
-from adderize.data.images import SOURCES
+from adderize.data.image_sources import SOURCES
 from adderize.inspection import inspect
 from adderize.models.by_name import FORMS
 from adderize.tables import FORMATS

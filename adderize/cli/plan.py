@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from adderize.checkpoints import named
-from adderize.cli.options import add_conversion_options, conversion_options
+from adderize.cli.shared_options import add_conversion_options, conversion_options
 from adderize.surgery import plan
 from adderize.tables import FORMATS
 

@@ -7,8 +7,8 @@ import json
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
-from adderize.cli.options import add_image_options, images, note
-from adderize.data.images import SOURCES
+from adderize.cli.shared_options import add_image_options, images, note
+from adderize.data.image_sources import SOURCES
 from adderize.models.by_name import FORMS
 from adderize.quantize import quantize, quantize_report
 

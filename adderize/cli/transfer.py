@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adderize.cli.options import (
+from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     conversion_options,
     labelled_images,
     note,
 )
-from adderize.data.images import SOURCES
+from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.models.by_name import FORMS
 from adderize.tables import json_text

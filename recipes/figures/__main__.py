@@ -135,7 +135,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
 
 
 def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str]:
-    from recipes.figures import curves, filters, gradients, lenet_features, slopes, weights
+    from recipes.figures import curves, filter_slopes, filters, gradients, lenet_features, weights
 
     if name == "curves":
         cells = comparable(FIGURES[name], runs)
@@ -145,7 +145,7 @@ def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str
     if name == "gradients":
         return gradients.draw(data)
     if name == "slopes":
-        return slopes.draw()
+        return filter_slopes.draw()
     cnn, adder = (best_match(wanted, runs) for wanted in FIGURES[name])
     assert cnn is not None and adder is not None
     if name == "features":

@@ -10,7 +10,7 @@ import pytest
 
 from adderize import adderize, load_model, recalibrate, save_model
 from adderize.cli import main
-from adderize.data.images import load_images
+from adderize.data.image_sources import load_images
 from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from adderize import load_model
 from adderize.cli import main
 from adderize.data import EMBEDDED, load_mnist
-from adderize.data.images import load_images
+from adderize.data.image_sources import load_images
 from adderize.data.normalisation import MNIST, normalised
 from adderize.models import lenet5_bn
 

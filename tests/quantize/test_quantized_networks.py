@@ -282,7 +282,7 @@ def test_wrong_inputs_at_run_time():
 
 @pytest.mark.shared
 def test_the_authors_resnet20_loses_nothing(data_folder, models_folder):
-    from adderize.data.images import load_images
+    from adderize.data.image_sources import load_images
     from adderize.data.normalisation import CIFAR10
     from adderize.models import resnet20
 

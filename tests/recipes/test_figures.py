@@ -19,7 +19,15 @@ from adderize.data import load_mnist
 from adderize.models import lenet5_bn
 from recipes import mnist
 from recipes.figures import __main__ as command
-from recipes.figures import curves, filters, gradients, lenet_features, slopes, style, weights
+from recipes.figures import (
+    curves,
+    filter_slopes,
+    filters,
+    gradients,
+    lenet_features,
+    style,
+    weights,
+)
 from recipes.figures.runs import ABLATION, best_match, comparable, find_runs, network
 
 
@@ -229,7 +237,7 @@ def test_mistakes(
 
 
 def test_slopes_rise_from_minus_one_to_one() -> None:
-    figure, numbers = slopes.draw()
+    figure, numbers = filter_slopes.draw()
     _, panel = figure.axes
     (curve,) = panel.lines
     heights = np.asarray(curve.get_ydata())

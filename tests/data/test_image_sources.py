@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from adderize import AdderizeError
-from adderize.data.images import load_images, load_labelled
+from adderize.data.image_sources import load_images, load_labelled
 from adderize.data.normalisation import CIFAR10, IMAGENET, MNIST, Statistics, usual_statistics
 
 PLAIN = Statistics((0.0,), (1.0,))

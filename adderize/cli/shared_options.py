@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adderize.data.images import load_labelled
+from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.models.by_name import input_size
 
