@@ -133,9 +133,6 @@ class GraphConversion:
         names = (f"{fusion.name}_{number}" for number in itertools.count(1))
         return next(name for name in names if name not in taken)
 
-    def _moved(self, node: Node) -> Node:
-        return self._as_bytes(node) if node in self._tensors else self._any(node)
-
     def _any(self, node: Node) -> Node:
         return self._bytes.get(node) or self._floats.get(node, node)
 
