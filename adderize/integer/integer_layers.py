@@ -56,6 +56,13 @@ class IntegerAdder(nn.Module):
         return result
 
 
+def dropped(integers: Tensor, bits: int) -> Tensor:
+    """Without their low bits, ties rounded up."""
+    if not bits:
+        return integers
+    return (checked(integers.long() + (1 << bits >> 1)) >> bits).to(torch.int32)
+
+
 def distance_bounds(layer: QuantAdderConv2d | QuantAdderLinear) -> Bounds:
     """The smallest and the largest distance of each filter, whatever bytes it meets."""
     weight = layer.weight.flatten(1).long()
@@ -163,9 +170,7 @@ class IntegerProduct(nn.Module):
         self.geometry = geometry._replace(padding=(0, 0))
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.to(torch.int64 if is_checking() else torch.int32)
-        if self.drop:
-            x = (x + (1 << self.drop >> 1)) >> self.drop
+        x = dropped(input, self.drop).to(torch.int64 if is_checking() else torch.int32)
         if any(self.around):
             x = self._padded(x)
         # float64 holds every sum exactly: none leaves 32 bits.
@@ -229,9 +234,7 @@ class IntegerSum(nn.Module):
         self.bounds = Bounds(-largest, largest)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.to(torch.int32)
-        if self.drop:
-            x = (x + (1 << self.drop >> 1)) >> self.drop
+        x = dropped(input, self.drop).to(torch.int32)
         rows, columns = self.padding
         x = F.pad(x, [columns, columns, rows, rows], value=self.pad)
         sums = F.avg_pool2d(x.double(), self.window, self.stride, divisor_override=1)
@@ -242,15 +245,28 @@ class IntegerSum(nn.Module):
 
 
 class IntegerScale(nn.Module):
-    """Another scale and zero point: an epilogue by itself, with a second operand or without."""
+    """Another scale and zero point: an epilogue by itself, with a second operand or without.
 
-    def __init__(self, epilogue: ShiftEpilogue, dim: int = 1) -> None:
+    Attributes:
+        drop, other_drop: bits that the operands lose first, rounded.
+        dim: of the channels.
+    """
+
+    def __init__(
+        self, epilogue: ShiftEpilogue, dim: int = 1, drop: int = 0, other_drop: int = 0
+    ) -> None:
         super().__init__()
         self.epilogue, self.dim = epilogue, dim
+        self.drop, self.other_drop = drop, other_drop
 
     def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
-        result: Tensor = self.epilogue(input, other, dim=self.dim)
+        if other is not None:
+            other = dropped(other, self.other_drop)
+        result: Tensor = self.epilogue(dropped(input, self.drop), other, dim=self.dim)
         return result
+
+    def extra_repr(self) -> str:
+        return f"drop={self.drop}, other_drop={self.other_drop}"
 
 
 class IntegerMaxPool(nn.Module):

@@ -13,7 +13,8 @@ from adderize.errors import AdderizeError
 from adderize.integer.fixed_point import Bounds, ShiftEpilogue, checking
 from adderize.integer.integer_layers import IntegerProduct
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
-from adderize.integer.lowering import Lowering, Value
+from adderize.integer.lowering import Lowering
+from adderize.integer.value import Value
 from adderize.models.by_name import own_input_size
 from adderize.quantize.record import quantization_of
 
@@ -120,6 +121,8 @@ def to_integer(
     _note_shapes(body, size)
     zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64, device="cpu"))
+    if len(set(zip(mean, std, strict=True))) == 1:
+        zero, scale = zero[0], scale[0]
     image = Value(scale, zero, Bounds.of(0, 255), True)
     lowering = Lowering(body, image, terms=terms, filter_terms=filter_terms)
     if lowering.refused:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,61 +18,18 @@ from adderize.integer.integer_layers import (
     IntegerAdder,
     IntegerMaxPool,
     IntegerProduct,
-    IntegerScale,
     IntegerSum,
     distance_bounds,
 )
+from adderize.integer.rewriting import MOVES, VALUE_BITS, Rewriting
+from adderize.integer.value import RefusedError, Value, number
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import clamp_bounds, module_of, operation
-from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
-
-_MOVES = frozenset({
-    "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
-    "reshape", "split", "squeeze", "transpose", "unsqueeze", "view",
-    "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
-})  # fmt: skip
-# Of a value that no bytes follow: bits of its largest magnitude.
-_VALUE_BITS = 22
+from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
 
 
-@dataclass(frozen=True)
-class Value:
-    """What the integers q of a tensor stand for: ``scale (q - zero)``.
-
-    Attributes:
-        scale, zero: float64, one value, or (C,) for the image.
-        bounds: of q.
-        is_bytes: uint8, else int32.
-    """
-
-    scale: Tensor
-    zero: Tensor
-    bounds: Bounds
-    is_bytes: bool = False
-
-    @classmethod
-    def of_bytes(cls, qparams: QParams) -> Value:
-        return cls(
-            _number(qparams.scale), _number(qparams.zero_point), Bounds.of(0, qparams.levels), True
-        )
-
-    @property
-    def real(self) -> float:
-        """The largest magnitude that it stands for."""
-        ends = torch.stack([self.bounds.low - self.zero, self.bounds.high - self.zero])
-        return float((ends.abs() * self.scale).max())
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-class RefusedError(Exception):
-    """Why an operation has no form in integers."""
-
-
-class Lowering:
+class Lowering(Rewriting):
     """One lowering of a quantised graph, in place.
 
     Args:
@@ -91,10 +48,10 @@ class Lowering:
     def __init__(
         self, network: fx.GraphModule, image: Value, *, terms: int, filter_terms: int
     ) -> None:
-        self.network, self.graph = network, network.graph
-        self._terms, self._filter_terms = terms, filter_terms
-        self._values: dict[Node, Value] = {}
+        super().__init__(network, terms)
+        self._filter_terms = filter_terms
         self.refused: list[str] = []
+        self._behind: set[Node] = set()
         for node in list(self.graph.nodes):
             if node.op == "placeholder":
                 self._values[node] = image
@@ -102,6 +59,8 @@ class Lowering:
                 self._finish(node)
             elif any(source in self._values for source in node.all_input_nodes):
                 self._lower(node)
+            elif any(source in self._behind for source in node.all_input_nodes):
+                self._behind.add(node)
         if not self.refused:
             self.graph.eliminate_dead_code()
             network.delete_all_unused_submodules()
@@ -109,6 +68,9 @@ class Lowering:
             network.recompile()
 
     def _lower(self, node: Node) -> None:
+        if any(source in self._behind for source in node.all_input_nodes):
+            self._behind.add(node)
+            return
         name = str(node.target) if node.op == "call_module" else node.name
         try:
             rule = self._rule(node)
@@ -117,10 +79,9 @@ class Lowering:
             rule(node)
         except RefusedError as error:
             self.refused.append(f"{name}: {error}")
+            self._behind.add(node)
         except AdderizeError as error:
             raise AdderizeError(f"{name}: {error}") from error
-        except KeyError:
-            pass  # behind an operation that is refused already
 
     def _rule(self, node: Node) -> Callable[[Node], None] | None:
         module = module_of(node)
@@ -139,7 +100,7 @@ class Lowering:
         if clamp_bounds(node) is not None:
             return self._clamp
         name = operation(node)
-        if name in _MOVES:
+        if name in MOVES:
             return self._move
         return {
             "add": self._add, "cat": self._join, "concat": self._join, "concatenate": self._join,
@@ -147,56 +108,6 @@ class Lowering:
             "AdaptiveAvgPool2d": self._mean, "avg_pool2d": self._mean, "AvgPool2d": self._mean,
             "max_pool2d": self._max_pool, "MaxPool2d": self._max_pool,
         }.get(name)  # fmt: skip
-
-    # How a node is replaced.
-
-    def _call(self, node: Node, module: nn.Module, operands: Sequence[Node], value: Value) -> None:
-        name = str(node.target) if node.op == "call_module" else node.name
-        while node.op != "call_module" and hasattr(self.network, name):
-            name += "_"
-        if node.op == "call_module" and len(self._calls_of(node)) > 1:
-            name = self._free_name(name)
-        self.network.add_submodule(name, module.eval())
-        with self.graph.inserting_before(node):
-            call = self.graph.call_module(name, tuple(operands))
-        call.meta["shape"] = node.meta["shape"]
-        self._values[call] = value
-        node.replace_all_uses_with(call)
-        self.graph.erase_node(node)
-
-    def _calls_of(self, node: Node) -> list[Node]:
-        return [n for n in self.graph.nodes if n.op == node.op and n.target == node.target]
-
-    def _free_name(self, name: str) -> str:
-        taken = {name for name, _ in self.network.named_modules(remove_duplicate=False)}
-        return next(f"{name}_{i}" for i in range(1, 10**6) if f"{name}_{i}" not in taken)
-
-    def _operand(self, node: Node, position: int = 0) -> tuple[Node, Value]:
-        source = node.args[position]
-        assert isinstance(source, Node)
-        return source, self._values[source]
-
-    def _wanted(self, node: Node) -> float | None:
-        """The scale of the bytes that a node's value becomes, if it does."""
-        for user in node.users:
-            if user.target is quantize_bytes:
-                return cast(float, user.args[1])
-            if clamp_bounds(user) is not None or operation(user) in _MOVES:
-                wanted = self._wanted(user)
-                if wanted is not None:
-                    return wanted
-        return None
-
-    def _free(self, node: Node, real: float) -> Value:
-        """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
-        them, where any do."""
-        unit = real / 2**_VALUE_BITS or 1.0
-        wanted = self._wanted(node)
-        if wanted:
-            unit = wanted * 2.0 ** math.ceil(math.log2(unit / wanted))
-        return Value(_number(unit), _number(0.0), Bounds.of(-(2**_VALUE_BITS), 2**_VALUE_BITS))
-
-    # The rules.
 
     def _adder(self, node: Node) -> None:
         layer: Any = module_of(node)
@@ -219,10 +130,10 @@ class Lowering:
             unit, result = 1.0, Value.of_bytes(output)
             low, high = int(layer.low), int(layer.high)
         else:
-            unit = min(float(largest), max(abs(layer.low), abs(layer.high))) / 2**_VALUE_BITS or 1.0
+            unit = min(float(largest), max(abs(layer.low), abs(layer.high))) / 2**VALUE_BITS or 1.0
             low, high = (_integer(end / unit) for end in (layer.low, layer.high))
-            low, high = max(low, -(2**_VALUE_BITS) - 1), min(high, 2**_VALUE_BITS + 1)
-            result = Value(_number(unit), _number(0.0), Bounds.of(low, high))
+            low, high = max(low, -(2**VALUE_BITS) - 1), min(high, 2**VALUE_BITS + 1)
+            result = Value(number(unit), number(0.0), Bounds.of(low, high))
         if other:
             other = (other[0] / unit, *other[1:])
         epilogue = ShiftEpilogue(
@@ -240,39 +151,17 @@ class Lowering:
             layer, value.scale, value.zero, value.bounds,
             base=base, image=source.meta["shape"][-2:], terms=self._filter_terms,
         )  # fmt: skip
-        unit = _number(base * 2.0**-product.fraction)
-        self._call(node, product, [source], Value(unit, _number(0.0), product.bounds))
-
-    def _rescaled(
-        self,
-        node: Node,
-        operands: Sequence[Node],
-        scale: Tensor,
-        offset: Tensor,
-        result: Value,
-        *,
-        other: tuple[float, float, Bounds] | None = None,
-        dim: int = 1,
-    ) -> None:
-        """Replace a node by ``scale q + offset`` of its operand's integers, in those of result."""
-        value = self._values[operands[0]]
-        zero = int(result.zero)
-        epilogue = ShiftEpilogue(
-            scale.reshape(-1), offset.reshape(-1) - zero, value.bounds, terms=self._terms,
-            low=int(result.bounds.low.min()), high=int(result.bounds.high.max()), zero=zero,
-            other=other,
-        )  # fmt: skip
-        self._call(node, IntegerScale(epilogue, dim), operands, result)
+        unit = number(base * 2.0**-product.fraction)
+        self._call(node, product, [source], Value(unit, number(0.0), product.bounds))
 
     def _to_bytes(self, node: Node) -> None:
         source, value = self._operand(node)
         scale, zero_point, levels = (cast(float, argument) for argument in node.args[1:])
-        result = Value(_number(scale), _number(zero_point), Bounds.of(0, int(levels)), True)
+        result = Value(number(scale), number(zero_point), Bounds.of(0, int(levels)), True)
         if value.is_bytes and value.scale.equal(result.scale) and value.zero.equal(result.zero):
             return self._pass_on(node)
-        factor = value.scale / result.scale
         dim = -3 if value.scale.dim() else 1
-        self._rescaled(node, [source], factor, result.zero - factor * value.zero, result, dim=dim)
+        self._call(node, self._rescaled(value, result, dim=dim), [source], result)
 
     def _norm(self, node: Node) -> None:
         source, value = self._operand(node)
@@ -280,15 +169,10 @@ class Lowering:
         assert isinstance(norm, _BatchNorm)
         if norm.running_mean is None:
             raise RefusedError("it divides by statistics of its input")
-        scale, offset = _affine(norm)
-        result = self._free(node, float((scale.abs() * value.real + offset.abs()).max()))
-        unit = result.scale
-        factor = scale * value.scale / unit
-        shape = node.meta["shape"]
-        self._rescaled(
-            node, [source], factor, offset / unit - factor * value.zero, result,
-            dim=-3 if len(shape) == 4 else -1,
-        )  # fmt: skip
+        gain, offset = _affine(norm)
+        result = self._free(node, float((gain.abs() * value.real + offset.abs()).max()))
+        dim = -3 if len(node.meta["shape"]) == 4 else -1
+        self._call(node, self._rescaled(value, result, gain, offset, dim=dim), [source], result)
 
     def _add(self, node: Node) -> None:
         if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
@@ -299,29 +183,27 @@ class Lowering:
         if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
             raise RefusedError("it adds tensors of two shapes, or to the image")
         result = self._free(node, a.real + b.real)
-        factor = a.scale / result.scale
-        other = (float(b.scale / result.scale), float(b.zero), b.bounds)
-        self._rescaled(node, [first, second], factor, -factor * a.zero, result, other=other)
+        self._call(node, self._rescaled(a, result, added=b), [first, second], result)
 
     def _add_number(self, node: Node) -> None:
-        number = next(operand for operand in node.args if not isinstance(operand, Node))
+        addend = next(operand for operand in node.args if not isinstance(operand, Node))
         (source,) = node.all_input_nodes
         value = self._values[source]
-        if not isinstance(number, (int, float)) or value.scale.dim():
+        if not isinstance(addend, (int, float)) or value.scale.dim():
             raise RefusedError("it adds something else than a number")
-        node.replace_all_uses_with(source)
-        self._values[source] = Value(
-            value.scale, value.zero - number / value.scale, value.bounds, value.is_bytes
-        )
-        self.graph.erase_node(node)
-
-    def _pass_on(self, node: Node) -> None:
-        (source,) = node.all_input_nodes
-        node.replace_all_uses_with(source)
+        # The same integers with another zero.
+        with self.graph.inserting_before(node):
+            call = self.graph.call_function(operator.pos, (source,))
+        call.meta["shape"] = node.meta["shape"]
+        zero = value.zero - addend / value.scale
+        self._values[call] = Value(value.scale, zero, value.bounds, value.is_bytes)
+        node.replace_all_uses_with(call)
         self.graph.erase_node(node)
 
     def _move(self, node: Node) -> None:
         (source,) = node.all_input_nodes
+        if self._values[source].scale.dim() and operation(node) in MOVES:
+            raise RefusedError("it moves channels of the image that have several scales")
         self._values[node] = self._values[source]
 
     def _clamp(self, node: Node) -> None:
@@ -371,15 +253,6 @@ class Lowering:
         if len(shape) == 2:
             self._flatten_last()
 
-    def _flatten_last(self) -> None:
-        call = list(self._values)[-1]
-        call.meta["shape"] = (*call.meta["shape"], 1, 1)
-        with self.graph.inserting_after(call):
-            flat = self.graph.call_method("flatten", (call, 1))
-        call.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not flat)
-        flat.meta["shape"] = call.meta["shape"][:2]
-        self._values[flat] = self._values[call]
-
     def _max_pool(self, node: Node) -> None:
         source, value = self._operand(node)
         module = module_of(node)
@@ -390,6 +263,8 @@ class Lowering:
 
     def _join(self, node: Node) -> None:
         tensors: Any = node.args[0]
+        if any(tensor not in self._values for tensor in tensors):
+            raise RefusedError("it joins a tensor that does not come from the image")
         values = [self._values[tensor] for tensor in tensors]
         if any(value.scale.dim() for value in values):
             raise RefusedError("it joins the image")
@@ -397,7 +272,7 @@ class Lowering:
         if any((v.scale, v.zero) != (first.scale, first.zero) for v in values):
             first = self._free(node, max(value.real for value in values))
             names = [f"{node.name}_{position}" for position in range(len(tensors))]
-            parts = zip(names, tensors, values, strict=True)
+            parts = zip(names, tensors, strict=True)
             joined = [self._matched(*part, first, node) for part in parts]
             node.args = (joined, *node.args[1:])
         bounds = Bounds(
@@ -407,24 +282,14 @@ class Lowering:
         is_bytes = first.is_bytes and all(value.is_bytes for value in values)
         self._values[node] = Value(first.scale, first.zero, bounds, is_bytes)
 
-    def _matched(self, name: str, tensor: Node, value: Value, result: Value, before: Node) -> Node:
-        """A tensor in the integers of another value, made right before a node."""
-        factor = (value.scale / result.scale).reshape(1)
-        epilogue = ShiftEpilogue(
-            factor, -factor * value.zero, value.bounds, terms=self._terms,
-            low=int(result.bounds.low), high=int(result.bounds.high),
-        )  # fmt: skip
-        name = self._free_name(name)
-        self.network.add_submodule(name, IntegerScale(epilogue))
-        with self.graph.inserting_before(before):
-            return self.graph.call_module(name, (tensor,))
-
     def _finish(self, node: Node) -> None:
         result = node.args[0]
         if not isinstance(result, Node):
             self.refused.append("output: the network gives several tensors")
-        elif result in self._values:
+        elif result in self._values and not self._values[result].scale.dim():
             self.output = self._values[result]
+        elif result not in self._behind:
+            self.refused.append("output: it does not come from the image, or is the image")
 
 
 def _integer(value: float) -> int:

@@ -1,0 +1,56 @@
+"""What the integers of a tensor stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adderize.integer.fixed_point import Bounds
+from adderize.quantize.qparams import QParams
+
+
+@dataclass(frozen=True)
+class Value:
+    """What the integers q of a tensor stand for: ``scale (q - zero)``.
+
+    Attributes:
+        scale, zero: float64, one value, or (C,) for the image.
+        bounds: of q.
+        is_bytes: uint8, else int32.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bounds: Bounds
+    is_bytes: bool = False
+
+    @classmethod
+    def of_bytes(cls, qparams: QParams) -> Value:
+        return cls(
+            number(qparams.scale), number(qparams.zero_point), Bounds.of(0, qparams.levels), True
+        )
+
+    @property
+    def real(self) -> float:
+        """The largest magnitude that it stands for."""
+        ends = torch.stack([self.bounds.low - self.zero, self.bounds.high - self.zero])
+        return float((ends.abs() * self.scale).max())
+
+    def narrowed(self, bits: int) -> tuple[int, Value]:
+        """How many low bits to drop, rounded, so that magnitudes have no more, and what is left."""
+        drop = max(int(self.bounds.largest.max()).bit_length() - bits, 0)
+        if not drop:
+            return 0, self
+        largest = (self.bounds.largest >> drop) + 1
+        unit = 2.0**drop
+        return drop, Value(self.scale * unit, self.zero / unit, Bounds(-largest, largest))
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+class RefusedError(Exception):
+    """Why an operation has no form in integers."""
