@@ -32,6 +32,7 @@ from adderize.layers.settings import differences, settings_of
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries
+from adderize.surgery.fusion import guard_fusion
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 
@@ -115,6 +116,9 @@ def _digest(path: Path) -> str:
 def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     """Convert a fresh model as the saved one was, then load the saved weights.
 
+    While the network of a quantised folder is traced, torch.fx patches ``nn.Module`` for the whole
+    process: let no other thread call or trace any model meanwhile.
+
     Args:
         model: built as the saved one was before its conversion, or converted in the same way; on
             any device, the meta device too (its parameters become the loaded tensors).
@@ -161,6 +165,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
             kind = original_kind(layer)
             assert kind is not None
             become_original(layer, kind)
+        guard_fusion(model)
         raise
     return model
 

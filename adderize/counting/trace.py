@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from adderize.counting.operators import count_call
+from adderize.dataflow.snapshot import Snapshot
 from adderize.errors import AdderizeError
 from adderize.formulas import Operations, Shape
 
@@ -59,8 +60,8 @@ def blank_copy(model: nn.Module, device: str) -> nn.Module:
                 raise AdderizeError(
                     f"{name}.{attribute} has no shape yet: run one batch through lazy modules first"
                 )
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _blank(value, device)
+    for tensor in Snapshot(model, values=False).tensors:
+        memo[id(tensor)] = _blank(tensor, device)
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ from torch import nn
 from adderize.dataflow.nodes import NORMS, Flow, Node, is_leaf
 from adderize.dataflow.recording import likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
+from adderize.dataflow.undisturbed import undisturbed
 from adderize.errors import AdderizeError
 
-__all__ = ["NORMS", "Flow", "Node", "is_leaf", "trace"]
+__all__ = ["NORMS", "Flow", "Node", "is_leaf", "trace", "undisturbed"]
 
-_TABLES = ("_parameters", "_buffers", "_modules")
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -32,7 +31,7 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
 
     torch.fx where the model traces; otherwise a forward on the meta device with recording hooks,
     on ``example_input`` (a tensor, or a tuple of arguments) or on inputs guessed from the model.
-    The model and the states of the random generators are left as they were.
+    The model and the states of the random generators are left as they were, also where it fails.
 
     Returns:
         the flows, the one in training mode first; empty where nothing worked.
@@ -43,7 +42,7 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
     flows: list[Flow] = []
     failures: list[Exception] = []
     for training in (True, False):
-        flow = _symbolic_flow(model, training)
+        flow = _symbolic_flow(model, training, example_input)
         flow = flow or _recorded_flow(model, training, example_input, failures)
         if flow is not None:
             flows.append(flow.prune())
@@ -62,9 +61,12 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
 # A model's own code runs in both on stand-ins for tensors: it may raise anything.
 
 
-def _symbolic_flow(model: nn.Module, training: bool) -> Flow | None:
-    with _undisturbed(model, training), contextlib.suppress(Exception):
-        return trace_symbolically(model)
+def _symbolic_flow(model: nn.Module, training: bool, example_input: Any) -> Flow | None:
+    if example_input is None:
+        example_input = getattr(model, "example_input_array", None)
+    arguments = len(example_input) if isinstance(example_input, tuple) else 1
+    with _quietly(model, training), contextlib.suppress(Exception):
+        return trace_symbolically(model, arguments)
     return None
 
 
@@ -75,7 +77,7 @@ def _recorded_flow(
         # Some forwards make tensors of their own, which then belong on the meta device too.
         for own_tensors in (contextlib.nullcontext(), torch.device("meta")):
             try:
-                with _undisturbed(model, training), own_tensors:
+                with _quietly(model, training), own_tensors:
                     return record(model, inputs)
             except Exception as error:
                 failures.append(error)
@@ -83,27 +85,11 @@ def _recorded_flow(
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every module in the given mode and without hooks; attributes are put back at the end, and so
-    are the states of the random generators, which a forward may draw from."""
-    saved = []
-    generators = random.getstate(), torch.get_rng_state()
-    for module in model.modules():
-        tables = {key: dict(module.__dict__[key]) for key in _TABLES}
-        saved.append((module, dict(module.__dict__), tables))
-    try:
-        for module, *_ in saved:
+def _quietly(model: nn.Module, training: bool) -> Iterator[None]:
+    """Every module in the given mode and without hooks; all is as it was at the end."""
+    with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
+        for module in model.modules():
             module.__dict__.update({table: OrderedDict() for table in _HOOKS}, training=training)
         # What the model's code says about stand-ins for tensors is not for the user.
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(generators[0])
-        torch.set_rng_state(generators[1])
-        for module, attributes, tables in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for key, table in tables.items():
-                attributes[key].clear()
-                attributes[key].update(table)
+        warnings.simplefilter("ignore")
+        yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,12 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a call of the module is one node: norms, layers with filters, torch's own modules."""
+    """Whether a call of the module is one node: norms, layers with filters, torch's own modules.
+
+    Not where the instance has a forward of its own, whatever its class.
+    """
+    if "forward" in vars(module):
+        return False
     if isinstance(module, (*NORMS, _ConvNd, nn.Linear, AdderLinear)):
         return True
     own = type(module).__module__.startswith(("torch.nn.", "adderize.layers."))
@@ -33,6 +38,7 @@ class Node:
         position: in the order of execution.
         module: the called module, None for functions.
         constants: the arguments that are no tensors.
+        parameters: those that a function is given, or what is computed from them.
         sources: the calls whose results are read, users: those that read this one's.
     """
 
@@ -40,6 +46,7 @@ class Node:
     position: int
     module: nn.Module | None = None
     constants: Sequence[Any] = ()
+    parameters: Collection[nn.Parameter] = ()
     sources: list[Node] = field(default_factory=list)
     users: list[Node] = field(default_factory=list)
 
@@ -63,8 +70,10 @@ class Flow:
         sources: Iterable[Node] = (),
         module: nn.Module | None = None,
         constants: Sequence[Any] = (),
+        parameters: Collection[nn.Parameter] = (),
     ) -> Node:
-        node = Node(name, len(self.nodes), module, constants, list(dict.fromkeys(sources)))
+        inputs = list(dict.fromkeys(sources))
+        node = Node(name, len(self.nodes), module, constants, parameters, inputs)
         for source in node.sources:
             source.users.append(node)
         self.nodes.append(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ def record(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
     for module in model.modules():
         if is_leaf(module):
             recorder.watch(module)
-    state = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        state[name] = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            recorder.stands_for(state[name], tensor)
     try:
         with recorder, _AnySize():  # type: ignore[no-untyped-call]
             output = torch.func.functional_call(model, state, inputs)
@@ -76,8 +77,10 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._flow = flow
         self._makers: dict[int, Node] = {}
-        # Keeps every tensor alive: the identity of a freed one could be given out again.
-        self._kept: list[Tensor] = []
+        # By their memory. Every tensor is kept alive: the identity of a freed one could be given
+        # out again.
+        self._kept: dict[int, list[Tensor]] = {}
+        self._parameters: dict[int, set[nn.Parameter]] = {}
         self._depth = 0
 
     def sources(self, tree: Any) -> list[Node]:
@@ -86,26 +89,51 @@ class _Recorder(TorchFunctionMode):
     def made(self, node: Node, tree: Any) -> None:
         for tensor in _tensors(tree):
             self._makers[id(tensor)] = node
-            self._kept.append(tensor)
+            self._keep(tensor)
+
+    def stands_for(self, tensor: Tensor, parameter: nn.Parameter) -> None:
+        self._parameters[id(tensor)] = {parameter}
+        self._keep(tensor)
+
+    def _keep(self, tensor: Tensor) -> None:
+        self._kept.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+
+    def _changed(self, node: Node, tensors: list[Tensor]) -> None:
+        """What was changed in place, and whatever shares its memory, is what the node made."""
+        for tensor in tensors:
+            self.made(node, tensor)
+            for other in self._kept[tensor.untyped_storage()._cdata]:
+                if _overlap(tensor, other):
+                    self._makers[id(other)] = node
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        leaves = [] if self._depth else pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        versions = [*map(_version, tensors)]
         result = func(*args, **kwargs)
         if self._depth:
             return result
         name = function_name(func)
-        sources = self.sources((args, kwargs))
-        # `x[...] = y` returns nothing, and changes x.
-        target = args[0] if name == "setitem" else result
+        sources = self.sources(tensors)
+        changed = [
+            t for t, version in zip(tensors, versions, strict=True) if _version(t) != version
+        ]
         # Indices and masks carry no gradient: they are no data flow.
-        values = [t for t in _tensors(target) if t.is_floating_point() or t.is_complex()]
+        values = [t for t in _tensors((result, changed)) if _carries_gradient(t)]
+        parameters = {p for t in tensors for p in self._parameters.get(id(t), ())}
         if sources and values:
-            leaves = pytree.tree_leaves((args, kwargs))
             constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
             read = sources[:1] if name in _SAMPLERS else sources
-            self.made(self._flow.add(name, read, None, constants), values)
+            node = self._flow.add(name, read, None, constants, parameters)
+            self.made(node, values)
+            self._changed(node, changed)
+        elif parameters:
+            for value in values:
+                self._parameters[id(value)] = parameters
+                self._keep(value)
         return result
 
     def watch(self, module: nn.Module) -> None:
@@ -113,13 +141,39 @@ class _Recorder(TorchFunctionMode):
         module.register_forward_hook(self._leave, with_kwargs=True)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self._depth == 0:
+            self._before = [(tensor, _version(tensor)) for tensor in _tensors(args)]
         self._depth += 1
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
             sources = self.sources((args, kwargs))
-            self.made(self._flow.add(type(module).__name__, sources, module), output)
+            node = self._flow.add(type(module).__name__, sources, module)
+            self.made(node, output)
+            self._changed(node, [t for t, version in self._before if _version(t) != version])
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _carries_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one memory meet; only parts of one tensor are told apart."""
+    if one.stride() != other.stride():
+        return True
+    left, right = int(one.storage_offset()), int(other.storage_offset())
+    strides: Sequence[int] = one.stride()
+    for axis in sorted(range(one.dim()), key=lambda axis: -strides[axis]):
+        step = strides[axis] or 1
+        (first, left), (second, right) = divmod(left, step), divmod(right, step)
+        if first + one.shape[axis] <= second or second + other.shape[axis] <= first:
+            return False
+    return True
 
 
 class _AnySize(TorchDispatchMode):

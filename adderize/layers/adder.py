@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.functional import adder_conv2d, adder_linear
 from adderize.layers.base import ConvLayer, PaddingMode, check_filter_dtype
+from adderize.layers.fusion import NotFusible
 from adderize.ops.operands import GRADIENTS
 
 _AUTHORS_KEYS = {"adder": "weight", "b": "bias"}
@@ -22,7 +23,7 @@ def rename_authors_keys(state_dict: dict[str, Any], prefix: str) -> None:
             state_dict[prefix + new] = state_dict.pop(prefix + old)
 
 
-class _AdderLayer(nn.Module):
+class _AdderLayer(NotFusible):
     """What both adder layers share: how filters start, gradient modes, the authors' checkpoints."""
 
     def _set_gradient(self, gradient: str) -> None:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from adderize.functional import binary_conv2d
 from adderize.layers.base import ConvLayer
+from adderize.layers.fusion import NotFusible
 
 
-class BinaryConv2d(ConvLayer):
+class BinaryConv2d(NotFusible, ConvLayer):
     """XNOR-Net's convolution: signs of the input with scaled signs of the filters.
 
     Constructor, attributes, initialisation and state-dict keys are those of ``torch.nn.Conv2d``;

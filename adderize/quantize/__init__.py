@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.arguments import check_module, check_switch
-from adderize.dataflow.restoring import restored
+from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
 from adderize.layers.settings import settings_of
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
@@ -65,6 +65,9 @@ def quantize(
     The filters are clamped to the range of each layer's input without changing any distance
     (lossless clamping, NeurIPS 2022), input and filters then rounded to one grid (shared scale,
     arXiv 2101.10015). At inference inputs outside the calibrated range saturate.
+
+    While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
+    thread call or trace any model meanwhile.
 
     Args:
         model: a float32 network with adders; what ``model(inputs)`` computes in evaluation mode

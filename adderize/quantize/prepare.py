@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adderize.dataflow.restoring import restored
+from adderize.dataflow.undisturbed import restored
 from adderize.quantize.calls import adders_of
 from adderize.quantize.observe import named_failures
 from adderize.quantize.traced import TracedNetwork

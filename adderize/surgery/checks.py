@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 
+_COMPUTING = ("forward", "_conv_forward", "_call_impl", "_slow_forward")
 _QUANTIZATION = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")
 
 
@@ -57,6 +58,21 @@ def check_layer(name: str, layer: nn.Module) -> None:
         )
     if type(weight.data).__name__ == "DTensor":
         raise AdderizeError(f"{label} is sharded (DTensor): convert the model before sharding it")
+
+
+def replaced_method(layer: nn.Module) -> str | None:
+    """The method that decides what a layer computes and was replaced on the instance."""
+    return next((name for name in _COMPUTING if name in vars(layer)), None)
+
+
+def check_not_replaced(name: str, layer: nn.Module) -> None:
+    """Raise for a layer that would go on computing by a method that was put on the instance."""
+    method = replaced_method(layer)
+    if method is not None:
+        raise AdderizeError(
+            f"{_label(name, layer)} has a {method} of its own, put on the instance, which another "
+            f"class would not change: take it away first (del layer.{method})"
+        )
 
 
 def check_dtype(name: str, layer: nn.Module) -> None:

@@ -31,6 +31,9 @@ def plan(
 ) -> Plan:
     """What :func:`adderize` or :func:`binarize` would do, layer by layer; the model is left as is.
 
+    While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
+    thread call or trace any model meanwhile.
+
     Args:
         model: any module; its layers may be on any device, the meta device too.
         target: ``"adder"`` for :func:`adderize`, ``"binary"`` for :func:`binarize`.
@@ -38,7 +41,8 @@ def plan(
 
     Returns:
         the plan: ``print(plan(model))`` shows it as a table; ``to_dict``, ``to_json``, ``to_csv``
-        and ``to_markdown`` give it in other forms.
+        and ``to_markdown`` give it in other forms. Its ``remarks`` name parameters of zeros that
+        keep the first gradient from adders, and blocks that would merge adders.
 
     Raises:
         AdderizeError: as :func:`adderize`, but not for a model without anything to convert, and
@@ -69,6 +73,13 @@ def adderize(
 
     The layers stay the same objects with the same parameters, so optimizers, hooks, shared layers
     and state-dict keys stay valid; an inserted norm is the layer's child ``norm``.
+
+    Whatever reads ``layer.weight`` itself takes an adder for a convolution. torch's
+    ``fuse_conv_bn_eval`` and blocks that can be re-parameterised (timm's ``reparameterize_model``)
+    raise while there are adders in them; loops written by hand cannot be caught.
+
+    While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
+    thread call or trace any model meanwhile.
 
     Args:
         model: any module; one that is called on images as ``model(images)`` is understood best.
@@ -129,6 +140,9 @@ def binarize(
     convolution, so a binary layer gets a batch norm of its own for its input, the child ``norm``,
     unless its input comes from trainable norms through reshapes, dropout or average pooling only.
     The rest of the network, its rectifiers too, stays as it is.
+
+    While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
+    thread call or trace any model meanwhile.
 
     Args:
         norm: where no trainable norm comes right before, ``"insert"`` a batch norm, ``"require"``

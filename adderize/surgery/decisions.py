@@ -22,6 +22,7 @@ class Reason(StrEnum):
     LINEAR = "linear layer"
     IS_ADDER = "is an adder"
     IS_BINARY = "is binary"
+    OWN_FORWARD = "has a forward of its own, put on the instance"
     PATTERN = "left out by pattern"
     REACHES_NO_OUTPUT = "its result reaches no output"
     NEVER_CALLED = "never called: unused, or its weight is read directly"

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
 from adderize.ops.operands import GRADIENTS
-from adderize.surgery.checks import check_dtype, check_layer, check_model
+from adderize.surgery.checks import check_dtype, check_layer, check_model, check_not_replaced
 from adderize.surgery.engine import ADDER, BINARY, Converted, become
+from adderize.surgery.fusion import guard_fusion
 from adderize.surgery.norms import insert_norm
 
 _NORM_OPTIONS: dict[str, tuple[type, ...]] = {
@@ -71,6 +72,7 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
             found = type(modules[name]).__name__ if name in modules else "no such layer"
             raise AdderizeError(f"{name} should become {entry['kind']}, but the model has {found}")
         check_layer(name, modules[name])
+        check_not_replaced(name, modules[name])
         check_dtype(name, modules[name])
         kinds[name] = kind
     for name, entry in layers.items():
@@ -80,6 +82,7 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
         assert isinstance(layer, Converted)
         if entry["norm"] is not None:
             insert_norm(layer, **entry["norm"])
+    guard_fusion(model)
     return model
 
 

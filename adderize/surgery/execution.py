@@ -17,6 +17,7 @@ from adderize.surgery.advice import warn_optimizers, warn_unchanged, warn_untrac
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix
 from adderize.surgery.engine import Converted, Target, become
+from adderize.surgery.fusion import guard_fusion
 from adderize.surgery.initialisation import initialise, reset_zero_gamma
 from adderize.surgery.norms import insert_norm
 from adderize.surgery.options import Options
@@ -28,9 +29,8 @@ def preview(model: nn.Module, target: Target, example_input: Any, **arguments: A
     """The plan of a conversion; the model is left as it is."""
     options = Options.checked(arguments, target)
     steps = find_steps(model, options, target, example_input)
-    return Plan(
-        tuple(step.row for step in steps), {"target": target.decision.value, **asdict(options)}
-    )
+    described = {"target": target.decision.value, **asdict(options)}
+    return Plan(tuple(step.row for step in steps), described, tuple(steps.remarks))
 
 
 def convert(
@@ -52,6 +52,10 @@ def convert(
     warn_untraced(steps, target)
     for step in chosen:
         _take(step, options, target)
+    for zero in steps.zero_scales:
+        if zero.is_gamma:
+            nn.init.ones_(zero.parameter)
+    guard_fusion(model)
     warn_optimizers(model, chosen)
     return model
 

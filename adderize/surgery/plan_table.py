@@ -12,10 +12,15 @@ from adderize.tables import Report, Table, csv_text, shape_text
 
 @dataclass(frozen=True)
 class Plan(Report):
-    """The rows in registration order, and the options they came from."""
+    """The rows in registration order, and the options they came from.
+
+    Attributes:
+        remarks: what else there is to know before the conversion, as sentences.
+    """
 
     rows: tuple[Row, ...]
     options: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
     @property
     def converted(self) -> list[str]:
@@ -29,7 +34,7 @@ class Plan(Report):
 
     def to_dict(self) -> dict[str, Any]:
         rows = [{key: getattr(row, key) for key in _FIELDS} for row in self.rows]
-        return {"options": dict(self.options), "layers": rows}
+        return {"options": dict(self.options), "layers": rows, "remarks": list(self.remarks)}
 
     def to_csv(self) -> str:
         return csv_text(_HEADER, map(_cells, self.rows))
@@ -38,7 +43,7 @@ class Plan(Report):
         return self._table().markdown()
 
     def __str__(self) -> str:
-        return f"{self._table().text()}\n\n{self._summary()}"
+        return "\n".join([self._table().text(), "", self._summary(), *self.remarks])
 
     def _table(self) -> Table:
         return Table(_HEADER, [_cells(row) for row in self.rows])

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.dataflow import Flow
 from adderize.layers import AdderLinear
-from adderize.surgery.checks import check_dtype, check_layer, is_quantized
+from adderize.surgery.checks import check_dtype, check_layer, is_quantized, replaced_method
 from adderize.surgery.decisions import Reason
 from adderize.surgery.engine import Target
 from adderize.surgery.options import Options
@@ -40,6 +40,8 @@ def keep_reason(
         return Reason.PATTERN
     if _is_linear(layer) and not options.linear:
         return Reason.LINEAR
+    if replaced_method(layer):
+        return Reason.OWN_FORWARD
     if roles.traced and flow is None:
         return Reason.REACHES_NO_OUTPUT if layer in roles.called else Reason.NEVER_CALLED
     if layer in roles.inside_fast_path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from adderize.errors import AdderizeError
-from adderize.surgery.checks import check_model
+from adderize.surgery.checks import check_model, check_not_replaced
 from adderize.surgery.engine import Converted, become_original, original_kind
+from adderize.surgery.fusion import guard_fusion
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -19,7 +20,7 @@ def restore(model: nn.Module) -> nn.Module:
 
     Raises:
         AdderizeError: the model holds no converted layers, or one of a class of its own (a
-            subclass), or is wrapped or compiled.
+            subclass) or with a forward put on the instance, or is wrapped or compiled.
     """
     check_model(model)
     converted = {
@@ -35,7 +36,9 @@ def restore(model: nn.Module) -> nn.Module:
                 f"{name or 'the model'} is a {type(layer).__name__}, which came from no layer of "
                 "torch: replace it by hand, or restore the parts of the model without it"
             )
+        check_not_replaced(name, layer)
         kinds.append(kind)
     for layer, kind in zip(converted.values(), kinds, strict=True):
         become_original(layer, kind)
+    guard_fusion(model)
     return model

@@ -9,12 +9,12 @@ from torch import nn
 
 from adderize.dataflow import NORMS, Flow, Node
 
-_LAYER_FUNCTIONS = {
+LAYER_FUNCTIONS = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "linear", "addmm",
 }  # fmt: skip
 _POOLS = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
-_MULTIPLICATIONS = {"mul", "imul", "matmul", "multiply"}
+MULTIPLICATIONS = {"mul", "imul", "matmul", "multiply"}
 
 
 @dataclass
@@ -73,7 +73,7 @@ def _layers_at(side: str, end: str, flow: Flow, layers: Iterable[nn.Module]) -> 
 def is_layer(node: Node) -> bool:
     """Whether a call applies a weight matrix or filters."""
     if node.module is None:
-        return node.name in _LAYER_FUNCTIONS
+        return node.name in LAYER_FUNCTIONS
     if isinstance(node.module, NORMS):
         return False
     return any(parameter.dim() > 1 for parameter in node.module.parameters())
@@ -89,7 +89,7 @@ def _gates(flow: Flow) -> set[nn.Module]:
             pooled.add(id(node))
     for node in reversed(flow.nodes):
         gating[id(node)] = any(
-            gating[id(user)] if id(user) in pooled else user.name in _MULTIPLICATIONS
+            gating[id(user)] if id(user) in pooled else user.name in MULTIPLICATIONS
             for user in node.users
         )
     return {

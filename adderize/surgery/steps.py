@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from adderize.dataflow import Flow, trace
-from adderize.errors import AdderizeError
+from adderize.errors import listed
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix, Reason, Row
 from adderize.surgery.engine import Target, named_layers
+from adderize.surgery.fusion import fusible_blocks
 from adderize.surgery.norms import (
     find_norm_by_order,
     find_norms,
@@ -23,6 +24,8 @@ from adderize.surgery.norms import (
 from adderize.surgery.options import Options
 from adderize.surgery.policy import is_candidate, keep_reason
 from adderize.surgery.roles import find_roles
+from adderize.surgery.ties import check_ties
+from adderize.surgery.zero_scales import ZeroScale, find_zero_scales
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,22 @@ class Step:
     norms: Sequence[nn.Module] = ()
 
 
+class Steps(list[Step]):
+    """One step a layer, in registration order.
+
+    Attributes:
+        zero_scales: what keeps the gradient from the layers to convert in the first step.
+        remarks: what else there is to know about the model, as sentences.
+    """
+
+    zero_scales: Sequence[ZeroScale] = ()
+    remarks: Sequence[str] = ()
+
+
 def find_steps(
     model: nn.Module, options: Options, target: Target, example_input: Any = None
-) -> list[Step]:
-    """One step a layer, in registration order; the model is left as it is.
+) -> Steps:
+    """What a conversion would do; the model is left as it is.
 
     Args:
         target: what the layers would become.
@@ -51,7 +66,7 @@ def find_steps(
     flows = trace(model, example_input) if layers else []
     roles = find_roles(model, flows, list(layers))
     module_names = {module: name for name, module in model.named_modules()}
-    steps = []
+    steps = Steps()
     for layer, names in layers.items():
         flow = next((flow for flow in flows if flow.calls(layer)), None)
         kept = keep_reason(layer, names, options, roles, flow, target)
@@ -74,27 +89,21 @@ def find_steps(
             method=(flow or flows[0]).method if flows else "order",
         )
         steps.append(Step(layer, row, norms))
-    _check_ties(model, steps)
+    chosen = {step.layer: step.row.name for step in steps if step.row.decision is Decision.CONVERT}
+    check_ties(model, flows, chosen)
+    steps.zero_scales = find_zero_scales(model, flows, chosen)
+    steps.remarks = [*map(str, (zero for zero in steps.zero_scales if not zero.is_gamma))]
+    steps.remarks += _fusion_remarks(model, [*chosen.values()])
     return steps
 
 
-def _check_ties(model: nn.Module, steps: Sequence[Step]) -> None:
-    """Raise where a layer to convert shares a parameter with a module that is none."""
-    converted = {
-        step.layer: step.row.name for step in steps if step.row.decision is Decision.CONVERT
-    }
-    owners = {
-        parameter: name for layer, name in converted.items() for parameter in layer.parameters()
-    }
-    for name, module in model.named_modules():
-        if module in converted:
-            continue
-        for parameter in module.parameters(recurse=False):
-            if parameter in owners:
-                raise AdderizeError(
-                    f"{owners[parameter]} shares its filters with {name or 'the model'}, which "
-                    "stays: convert both or neither (include=, exclude=)"
-                )
+def _fusion_remarks(model: nn.Module, chosen: Collection[str]) -> Iterator[str]:
+    methods: dict[str, list[str]] = {}
+    for name, block, method in fusible_blocks(model, chosen):
+        methods.setdefault(f"{type(block).__name__}.{method}()", []).append(name or "the model")
+    for method, names in methods.items():
+        blocks = listed(names)
+        yield f"{method} merges layers as if they were convolutions, and will raise: {blocks}"
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from adderize import AdderConv2d, AdderizeError, adderize, plan, restore
+from adderize.surgery import Reason
 from tests.surgery.test_adderize import adder_names, small_cnn
 
 
@@ -236,3 +240,120 @@ def test_an_older_optimizer_without_new_parameters_is_fine(recwarn):
     before = model[1][0].weight.detach().clone()
     optimizer.step()
     assert not torch.equal(before, model[1][0].weight)
+
+
+def wrapped(layer: nn.Module) -> None:
+    layer.forward = functools.partial(layer.forward)
+
+
+def rewritten(layer: nn.Module) -> None:
+    layer.forward = types.MethodType(
+        lambda self, x: F.conv2d(x, self.weight, self.bias, self.stride, self.padding), layer
+    )
+
+
+def inner(layer: nn.Module) -> None:
+    layer._conv_forward = lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("replace", [wrapped, rewritten, inner])
+def test_a_layer_whose_forward_was_replaced_is_kept_and_named(replace):
+    model, x = small_cnn().eval(), torch.randn(2, 3, 8, 8)
+    replace(model[1][0])
+    before = model[:2](x)
+    row = next(row for row in plan(model).rows if row.name == "1.0")
+    assert row.decision == "keep" and row.why is Reason.OWN_FORWARD
+    assert row.reason == "has a forward of its own, put on the instance"
+    adderize(model)
+    assert adder_names(model) == ["2.0"]
+    assert torch.equal(model[:2](x), before)
+    with pytest.raises(AdderizeError, match="nothing to convert"):
+        adderize(restore(model), include="1.0")
+
+
+def test_a_forward_that_was_put_on_an_adder_stands_in_the_way_of_restore():
+    model = adderize(small_cnn())
+    wrapped(model[1][0])
+    with pytest.raises(AdderizeError, match=r"1\.0 .*del layer\.forward"):
+        restore(model)
+    assert adder_names(model) == ["1.0", "2.0"]
+    del model[1][0].forward
+    restore(model)
+
+
+def test_a_forward_on_a_block_or_on_the_model_is_what_counts():
+    model = small_cnn()
+    skipped = model[1]
+    skipped.forward = lambda x: x
+    assert [row.reason[:12] for row in plan(model).rows][1] == "never called"
+    model = small_cnn()
+    model.forward = lambda x: model[3:](model[0](x))
+    rows = {row.name: row for row in plan(model).rows}
+    assert {row.method for row in rows.values()} == {"hooks"}
+    assert rows["1.0"].reason.startswith("never called")
+
+
+class Penalised(nn.Module):
+    """A network that keeps its filters in a list too, or hands them to a module of its own."""
+
+    def __init__(self, holder) -> None:
+        super().__init__()
+        self.net = small_cnn()
+        self.holder = holder(self.net[1][0].weight)
+
+    def forward(self, x):
+        y = self.net(x)
+        return y + self.holder(y) if callable(getattr(self.holder, "penalty", None)) else y
+
+
+class Penalty(nn.Module):
+    def __init__(self, weight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def penalty(self):
+        return self.weight.square().sum()
+
+    def forward(self, y):
+        return self.penalty()
+
+
+class Twice(Penalty):
+    def forward(self, y):
+        return F.conv2d(y[:, :, None, None].repeat(1, 2, 3, 3), self.weight).sum()
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda weight: nn.ParameterList([weight]),
+        lambda weight: nn.ParameterDict({"filters": weight}),
+        lambda weight: nn.ModuleList([nn.ParameterList([weight])]),
+        Penalty,
+    ],
+    ids=["list", "dict", "nested", "module"],
+)
+def test_who_only_holds_filters_does_no_harm(holder):
+    model = Penalised(holder)
+    weight = model.net[1][0].weight
+    adderize(model)
+    assert adder_names(model) == ["net.1.0", "net.2.0"]
+    assert next(model.holder.parameters()) is weight is model.net[1][0].weight
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["holder", "layer's own"])
+def test_who_computes_a_convolution_with_filters_is_named(direct):
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_cnn()
+
+        def forward(self, x):
+            conv = self.net[1][0]
+            return self.net(x), F.conv2d(conv(self.net[0](x)), conv.weight)
+
+    model = Reading() if direct else Penalised(Twice)
+    with pytest.raises(AdderizeError, match=r"net\.1\.0 shares its filters with .*conv2d"):
+        adderize(model)
+    assert adder_names(adderize(model, exclude="net.1.0")) == ["net.2.0"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from adderize.models.by_name import build
+from tests.dataflow.test_agreement import described, flows_of
 from tests.zoo import families, norms_matter, sweep
 
 FEW = ["resnet18", "googlenet", "timm:tf_efficientnet_b0", "timm:vit_tiny_patch16_224"]
@@ -50,6 +53,24 @@ def test_a_second_sweep_takes_failed_models_again(tmp_path, monkeypatch):
 def test_a_model_that_is_not_restored_fails(monkeypatch):
     monkeypatch.setattr(sweep, "restore", lambda model: model)
     assert sweep.examine("alexnet")["reason"] == "AssertionError: restore left another model"
+
+
+def _agree(name: str) -> None:
+    model = build(name, **families.OPTIONS.get(name, {})).to("meta")
+    side = families.NETWORKS[name]
+    symbolic, recorded = flows_of(model, torch.empty(2, 3, side, side))
+    assert described(model, symbolic) == described(model, recorded)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "timm:skresnet18"])
+def test_both_ways_of_tracing_agree(name):
+    _agree(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.NETWORKS)
+def test_both_ways_of_tracing_agree_on_every_family(name):
+    _agree(name)
 
 
 @pytest.mark.slow
