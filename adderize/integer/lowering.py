@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adderize.dataflow.symbolic import is_query
 from adderize.errors import AdderizeError
 from adderize.integer.fixed_point import LIMIT, Bounds, ShiftEpilogue
 from adderize.integer.integer_layers import (
@@ -26,6 +27,7 @@ from adderize.integer.value import RefusedError, Value, number
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import clamp_bounds, module_of, operation
+from adderize.quantize.memory_formats import in_format_of
 from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
 
 
@@ -57,6 +59,8 @@ class Lowering(Rewriting):
                 self._values[node] = image
             elif node.op == "output":
                 self._finish(node)
+            elif is_query(node):
+                continue  # the integers have the sizes of the values that they stand for
             elif any(source in self._values for source in node.all_input_nodes):
                 self._lower(node)
             elif any(source in self._behind for source in node.all_input_nodes):
@@ -93,7 +97,7 @@ class Lowering(Rewriting):
             return self._norm
         if node.target is quantize_bytes:
             return self._to_bytes
-        if node.target is dequantize_bytes:
+        if node.target in (dequantize_bytes, in_format_of):
             return self._pass_on
         if node.target is max_pool2d_bytes:
             return self._move
@@ -201,10 +205,10 @@ class Lowering(Rewriting):
         self.graph.erase_node(node)
 
     def _move(self, node: Node) -> None:
-        (source,) = node.all_input_nodes
-        if self._values[source].scale.dim() and operation(node) in MOVES:
+        _, value = self._operand(node)
+        if value.scale.dim() and operation(node) in MOVES:
             raise RefusedError("it moves channels of the image that have several scales")
-        self._values[node] = self._values[source]
+        self._values[node] = value
 
     def _clamp(self, node: Node) -> None:
         source, value = self._operand(node)

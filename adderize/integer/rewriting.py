@@ -85,7 +85,7 @@ class Rewriting:
         return Value(number(unit), number(0.0), Bounds.of(-(2**VALUE_BITS), 2**VALUE_BITS))
 
     def _pass_on(self, node: Node) -> None:
-        (source,) = node.all_input_nodes
+        source, _ = self._operand(node)
         node.replace_all_uses_with(source)
         self.graph.erase_node(node)
 

@@ -98,7 +98,7 @@ class Shifts(nn.Module):
         self.register_buffer("exponents", exponents)
         self.register_buffer("signs", signs)
         self.register_buffer("weight", _sum_of(exponents, signs), persistent=False)
-        errors = ((self.weight - values) / values).abs().nan_to_num(0.0)
+        errors = ((self.weight - values.detach()) / values.detach()).abs().nan_to_num(0.0)
         self.worst_error = float(errors.max()) if errors.numel() else 0.0
 
     def _hold_bias(self, bias: Tensor | None) -> None:

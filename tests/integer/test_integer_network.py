@@ -196,6 +196,28 @@ def test_wrong_models_and_statistics_are_refused() -> None:
         to_integer(quantized, input_size=(1, 5, 5), **statistics)
 
 
+def test_memory_formats_make_no_difference() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            )  # fmt: skip
+            self.head = nn.Linear(8 * 64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.net(x)
+            return self.head(x.view(x.shape[0], -1))
+
+    raw = images(6, (3, 8, 8))
+    quantized = eight_bit(adderize(Views()), raw, COLOUR)
+    network = to_integer(quantized, input_size=(3, 8, 8), **COLOUR)
+    assert torch.equal(network(raw.to(memory_format=torch.channels_last)), network(raw))
+    expected = quantized(normalised(raw, **COLOUR))
+    assert float((network.logits(raw) - expected).std() / expected.std()) < 0.12
+
+
 def test_channels_of_several_scales_are_not_flattened() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     quantized = eight_bit(adderize(model, linear=True, head=True), images(8, (3, 4, 4)), COLOUR)
