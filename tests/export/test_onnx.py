@@ -62,7 +62,7 @@ def resnet18() -> nn.Module:
 
     from adderize import adderize, recalibrate
 
-    return recalibrate(adderize(resnet18()), [torch.randn(4, 3, 64, 64)])
+    return recalibrate(adderize(resnet18(), scale=1), [torch.randn(4, 3, 64, 64)])
 
 
 def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
