@@ -59,6 +59,9 @@ class AdaptiveLearningRate(Callback):
     cancel the rule: a warning says so. Lightning's ``LRFinder`` and ``Tuner.lr_find`` remove all
     callbacks, so the learning rate that they suggest ignores the rule.
 
+    A network from :func:`adderize.transfer.match` or :func:`~adderize.transfer.reconstruct` trains
+    with the layers' ``gradient="sign"``, eta 0.1 and a learning rate of 0.03 that falls to 0.
+
     Args:
         eta: root mean square of the scaled gradients, above 0; the authors' code uses 0.2, the
             paper's text says 0.1.
