@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,13 +42,15 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
     """
     flows: list[Flow] = []
     failures: list[Exception] = []
-    for training in (True, False):
-        flow = _symbolic_flow(model, training, example_input)
-        flow = flow or _recorded_flow(model, training, example_input, failures)
-        if flow is not None:
-            flows.append(flow.prune())
-        if flows and all(flows[0].calls(module) for module in filter(is_leaf, model.modules())):
-            break
+    leaves = [module for module in model.modules() if is_leaf(module)]
+    with undisturbed(model) as put_back:
+        runs = _Runs(model, example_input, put_back, failures)
+        for training in (True, False):
+            flow = runs.symbolic(training) or runs.recorded(training)
+            if flow is not None:
+                flows.append(flow.prune())
+            if flows and all(flows[0].calls(module) for module in leaves):
+                break
     if not flows and example_input is not None:
         error = failures[-1]
         words = " ".join(str(error).split())
@@ -58,38 +61,45 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
     return flows
 
 
-# A model's own code runs in both on stand-ins for tensors: it may raise anything.
+@dataclass(frozen=True)
+class _Runs:
+    """A model's own code runs on stand-ins for tensors: it may raise anything."""
 
+    model: nn.Module
+    example_input: Any
+    put_back: Callable[[], None]
+    failures: list[Exception]
 
-def _symbolic_flow(model: nn.Module, training: bool, example_input: Any) -> Flow | None:
-    if example_input is None:
-        example_input = getattr(model, "example_input_array", None)
-    arguments = len(example_input) if isinstance(example_input, tuple) else 1
-    with _quietly(model, training), contextlib.suppress(Exception):
-        return trace_symbolically(model, arguments)
-    return None
+    def symbolic(self, training: bool) -> Flow | None:
+        example = self.example_input
+        if example is None:
+            example = getattr(self.model, "example_input_array", None)
+        arguments = len(example) if isinstance(example, tuple) else 1
+        with self._quietly(training), contextlib.suppress(Exception):
+            return trace_symbolically(self.model, arguments)
+        return None
 
+    def recorded(self, training: bool) -> Flow | None:
+        for inputs in likely_inputs(self.model, self.example_input):
+            # Some forwards make tensors of their own, which then belong on the meta device too.
+            for own_tensors in (contextlib.nullcontext(), torch.device("meta")):
+                try:
+                    with self._quietly(training), own_tensors:
+                        return record(self.model, inputs)
+                except Exception as error:
+                    self.failures.append(error)
+        return None
 
-def _recorded_flow(
-    model: nn.Module, training: bool, example_input: Any, failures: list[Exception]
-) -> Flow | None:
-    for inputs in likely_inputs(model, example_input):
-        # Some forwards make tensors of their own, which then belong on the meta device too.
-        for own_tensors in (contextlib.nullcontext(), torch.device("meta")):
+    @contextlib.contextmanager
+    def _quietly(self, training: bool) -> Iterator[None]:
+        """Every module in the given mode and without hooks; all is as it was at the end."""
+        with torch.no_grad(), warnings.catch_warnings():
+            for module in self.model.modules():
+                hooks: dict[str, Any] = {table: OrderedDict() for table in _HOOKS}
+                module.__dict__.update(hooks, training=training)
+            # What the model's code says about stand-ins for tensors is not for the user.
+            warnings.simplefilter("ignore")
             try:
-                with _quietly(model, training), own_tensors:
-                    return record(model, inputs)
-            except Exception as error:
-                failures.append(error)
-    return None
-
-
-@contextlib.contextmanager
-def _quietly(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every module in the given mode and without hooks; all is as it was at the end."""
-    with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
-        for module in model.modules():
-            module.__dict__.update({table: OrderedDict() for table in _HOOKS}, training=training)
-        # What the model's code says about stand-ins for tensors is not for the user.
-        warnings.simplefilter("ignore")
-        yield
+                yield
+            finally:
+                self.put_back()

@@ -50,10 +50,9 @@ class Snapshot:
         self._contents: list[tuple[Any, Any]] = []
         self.tensors: list[Tensor] = []
         self.memory: set[int] = set()
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[tuple[Any, ...]] = []
         # Alive, so that no identity is given out again.
         self._seen: dict[int, Any] = {}
-        self._counters: dict[int, Any] = {}
         waiting = [root]
         while waiting:
             item = waiting.pop()
@@ -62,8 +61,8 @@ class Snapshot:
                 waiting += self._take(item)
 
     def put_back(self) -> None:
-        for undo in self._undo:
-            undo()
+        for undo, *arguments in self._undo:
+            undo(*arguments)
 
     def has_other_tensors(self) -> bool:
         """Whether a tensor's values have changed since, or another one has taken its place."""
@@ -86,7 +85,7 @@ class Snapshot:
             return ()
         inner: list[Any] = []
         if isinstance(item, _CONTAINERS):
-            saved = self._counted(copy.copy(_plain(item)))
+            saved = _counted(_plain(item))
             self._contents.append((item, saved))
             self._note(_refill, item, saved)
             inner += saved.values() if isinstance(saved, dict) else saved
@@ -110,14 +109,7 @@ class Snapshot:
         return inner
 
     def _note(self, undo: Callable[..., Any], *arguments: Any) -> None:
-        self._undo.append(functools.partial(undo, *arguments))
-
-    def _counted(self, saved: Any) -> Any:
-        """A counter cannot be set back: a copy takes its place."""
-        for key, value in saved.items() if isinstance(saved, dict) else ():
-            if isinstance(value, _COUNTERS):
-                saved[key] = self._counters.setdefault(id(value), copy.copy(value))
-        return saved
+        self._undo.append((undo, *arguments))
 
     def _take_cell(self, cell: CellType) -> Iterable[Any]:
         try:
@@ -158,7 +150,7 @@ class Snapshot:
             if isinstance(value, _CACHES):
                 self._note(_forget, value, value.cache_info().misses)
             elif isinstance(value, _CONTAINERS):
-                self._note(_drop_stand_ins, value, copy.copy(_plain(value)))
+                self._note(_drop_stand_ins, value, _plain(value))
 
 
 def _package(kind: type) -> str:
@@ -170,6 +162,14 @@ def _plain(container: Any) -> Any:
     if isinstance(container, dict):
         return dict(_dict_kind(container).items(container))
     return next(kind for kind in _CONTAINERS if isinstance(container, kind))(container)
+
+
+def _counted(saved: Any) -> Any:
+    """A counter cannot be set back: copies of it take its place."""
+    for key, value in saved.items() if isinstance(saved, dict) else ():
+        if isinstance(value, _COUNTERS):
+            saved = {**saved, key: copy.copy(value)}
+    return saved
 
 
 def _dict_kind(container: Any) -> Any:
@@ -184,7 +184,7 @@ def _refill(container: Any, saved: Any) -> None:
             a is not b or x is not y for (a, x), (b, y) in zip(now, then, strict=True)
         ):
             kind.clear(container)
-            kind.update(container, saved)
+            kind.update(container, _counted(saved))
     elif isinstance(container, (list, bytearray)):
         container[:] = saved
     else:

@@ -64,7 +64,8 @@ class _Reading:
     def _call(self, node: fx.Node, tensors: list[Node]) -> None:
         module = self._modules[str(node.target)] if node.op == "call_module" else None
         changed = changed_in_place(node, module)
-        if tensors:
+        # A layer may also work on what does not come from the input, such as positions.
+        if tensors or module is not None:
             made = self._made[node] = self._add(node, module, tensors)
             for value in () if changed is None else self._memory.touched(changed):
                 self._made[value] = made

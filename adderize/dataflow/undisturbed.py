@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,23 +30,28 @@ def restored(model: nn.Module) -> Iterator[Snapshot]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Leaves a model and the random generators as they were, for code that computes with stand-ins.
 
+    Gives a function that puts all back at once, between two runs.
     Nothing large is copied: a tensor's values are kept only where an operator overwrites them.
     Batch norms must not be run on real tensors: torch does not say that these overwrite statistics.
     """
     snapshot = Snapshot(model, values=False)
     generators = [*_generators()]
     overwritten = _Overwritten(snapshot.memory)
-    try:
-        with overwritten:
-            yield
-    finally:
+
+    def put_back() -> None:
         overwritten.put_back()
         snapshot.put_back()
-        for put_back, state in generators:
-            put_back(state)
+        for set_state, state in generators:
+            set_state(state)
+
+    try:
+        with overwritten:
+            yield put_back
+    finally:
+        put_back()
 
 
 def _generators() -> Iterator[tuple[Any, Any]]:

@@ -242,3 +242,20 @@ def test_random_networks(block):
         model = Random(seed)
         symbolic, recorded = flows_of(model, torch.empty(2, 4, 8, 8))
         assert described(model, symbolic) == described(model, recorded), seed
+
+
+class Positions(Tail):
+    """A convolution that works on positions, which do not come from the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.stem(x))
+        return self.head(y + self.norm(self.conv(torch.ones(1, 4, 8, 8, device=x.device))))
+
+
+def test_a_layer_of_what_does_not_come_from_the_input():
+    model = Positions(None)
+    with torch.device("meta"):
+        model.to("meta")
+        symbolic, recorded = flows_of(model, torch.empty(2, 3, 8, 8))
+    assert described(model, symbolic) == described(model, recorded)
+    assert len(symbolic.calls(model.conv)) == 2
