@@ -142,6 +142,9 @@ class ShiftEpilogue(nn.Module):
             )
         self.fraction, self.terms = fraction, terms
         errors = (ratio - 1).abs()[scale.abs() * bounds.largest >= 0.5]
+        if other and abs(other_scale) * int(other_bounds.largest) >= 0.5:
+            error = (factors_of(*added) * unit / other_scale - 1).abs()
+            errors = torch.cat([errors, error.reshape(-1)])
         self.worst_error = float(errors.max()) if errors.numel() else 0.0
         self.register_buffer("shifts", own[0])
         self.register_buffer("signs", own[1])

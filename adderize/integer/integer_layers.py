@@ -121,6 +121,8 @@ class IntegerProduct(nn.Module):
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
         self._take_geometry(layer, image)
         largest = int(bounds.largest.max())
+        if any(self.around) and self.padding_mode == "zeros":
+            largest = max(largest, math.ceil(zero.abs().max()))
         self.drop = max(largest.bit_length() - INPUT_BITS, 0)
         unit = 2.0**self.drop
         taps = (1,) * (weight.dim() - 2)
@@ -210,7 +212,7 @@ class IntegerSum(nn.Module):
     Attributes:
         window, stride: (rows, columns).
         padding: rows and columns of `pad` around.
-        drop: bits that the input loses first, rounded.
+        drop: bits that the input and `pad` lose first, rounded.
         bounds: of the sums.
 
     Shape:
@@ -227,11 +229,11 @@ class IntegerSum(nn.Module):
     ) -> None:
         super().__init__()
         self.window, self.stride, self.padding = tuple(window), tuple(stride), tuple(padding)
-        self.pad = pad
-        count = math.prod(window)
-        self.drop = max((int(bounds.largest.max()) * count).bit_length() - 30, 0)
-        largest = ((bounds.largest >> self.drop) + 1) * count
-        self.bounds = Bounds(-largest, largest)
+        count, largest = math.prod(window), max(int(bounds.largest.max()), abs(pad))
+        self.drop = max((largest * count).bit_length() - 30, 0)
+        self.pad = int(dropped(torch.tensor(pad, device="cpu"), self.drop))
+        largest = ((largest >> self.drop) + 1) * count
+        self.bounds = Bounds.of(-largest, largest)
 
     def forward(self, input: Tensor) -> Tensor:
         x = dropped(input, self.drop).to(torch.int32)

@@ -205,7 +205,9 @@ class Lowering(Rewriting):
         self.graph.erase_node(node)
 
     def _move(self, node: Node) -> None:
-        _, value = self._operand(node)
+        source, value = self._operand(node)
+        if any(other in self._values for other in node.all_input_nodes if other is not source):
+            raise RefusedError("it moves values to places that the image decides")
         if value.scale.dim() and operation(node) in MOVES:
             raise RefusedError("it moves channels of the image that have several scales")
         self._values[node] = value
@@ -228,20 +230,20 @@ class Lowering(Rewriting):
         self.graph.erase_node(node)
 
     def _pad(self, node: Node) -> None:
-        _, value = self._operand(node)
+        source, value = self._operand(node)
         mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
         number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
         if mode != "constant" or value.scale.dim() or not isinstance(number, (int, float)):
             raise RefusedError("it pads with something else than a number")
         integer = _integer(number / float(value.scale) + float(value.zero))
         low, high = int(value.bounds.low), int(value.bounds.high)
-        node.args, node.kwargs = (*node.args[:2], "constant", integer), {}
-        self._values[node] = Value(
-            value.scale,
-            value.zero,
-            Bounds.of(min(low, integer), max(high, integer)),
-            value.is_bytes,
-        )
+        is_bytes = value.is_bytes and 0 <= integer <= 255
+        if value.is_bytes and not is_bytes:
+            with self.graph.inserting_before(node):
+                source = self.graph.call_method("to", (source, torch.int32))
+        node.args, node.kwargs = (source, node.args[1], "constant", integer), {}
+        bounds = Bounds.of(min(low, integer), max(high, integer))
+        self._values[node] = Value(value.scale, value.zero, bounds, is_bytes)
 
     def _mean(self, node: Node) -> None:
         source, value = self._operand(node)
@@ -279,11 +281,12 @@ class Lowering(Rewriting):
             parts = zip(names, tensors, strict=True)
             joined = [self._matched(*part, first, node) for part in parts]
             node.args = (joined, *node.args[1:])
+            values = [first]
         bounds = Bounds(
-            torch.stack([first.bounds.low, *(v.bounds.low for v in values)]).min(),
-            torch.stack([first.bounds.high, *(v.bounds.high for v in values)]).max(),
+            torch.stack([value.bounds.low for value in values]).min(),
+            torch.stack([value.bounds.high for value in values]).max(),
         )
-        is_bytes = first.is_bytes and all(value.is_bytes for value in values)
+        is_bytes = all(value.is_bytes for value in values)
         self._values[node] = Value(first.scale, first.zero, bounds, is_bytes)
 
     def _finish(self, node: Node) -> None:

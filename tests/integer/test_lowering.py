@@ -1,0 +1,100 @@
+"""Lowered operations against the quantised network that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderize import AdderConv2d
+from adderize.integer import to_integer
+from adderize.integer.fixed_point import Bounds
+from adderize.integer.integer_layers import IntegerSum
+from adderize.quantize import quantize
+
+MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
+
+
+class Network(nn.Module):
+    """Two adders, two kept convolutions, and a head behind what a test puts between them."""
+
+    def __init__(self, between: Callable[[Network, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between = between
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = (
+            nn.Sequential(AdderConv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+            for _ in range(2)
+        )
+        self.kept = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.LazyLinear(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(self, F.relu(self.first(F.relu(self.stem(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def bytes_padded_far_outside(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network.second(x), F.pad(x, (0, 1, 1, 0), value=-20.0)[..., :-1, 1:]], 1)
+
+
+def range_without_zero(network: Network, x: Tensor) -> Tensor:
+    return network.kept(x.clamp(1.5, 3))
+
+
+def unlike_scales_joined(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network.second(x), network.kept(x)], 1)
+
+
+def a_number_added_for_one_of_two(network: Network, x: Tensor) -> Tensor:
+    y = network.kept(x)
+    return torch.cat([F.relu(y + 3), network.kept(y)], 1)
+
+
+def a_shifted_map_averaged_with_its_surroundings(network: Network, x: Tensor) -> Tensor:
+    return F.avg_pool2d(network.kept(x) + 3, 5, 1, 2)
+
+
+def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
+    return network.second(x).view(x.size(0), 8, x.shape[2], -1)
+
+
+@pytest.mark.parametrize(
+    ("between", "tolerance"),
+    [
+        (bytes_padded_far_outside, 0.005),
+        (range_without_zero, 0.005),
+        (unlike_scales_joined, 0.005),
+        (a_number_added_for_one_of_two, 0.02),
+        (a_shifted_map_averaged_with_its_surroundings, 0.005),
+        (a_size_that_is_asked_for, 0.005),
+    ],
+)
+def test_integers_follow_the_quantised_network(
+    between: Callable[[Network, Tensor], Tensor], tolerance: float
+) -> None:
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    network = Network(between)
+    with torch.no_grad():
+        for _ in range(20):
+            network(images)
+        quantized = quantize(network.eval(), images)
+        expected = quantized(images)
+    integers = to_integer(
+        quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=6, filter_terms=6
+    )
+    assert torch.equal(integers(raw), integers.reference(raw))
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < tolerance
+
+
+def test_what_surrounds_an_image_loses_the_bits_that_the_image_loses() -> None:
+    layer = IntegerSum(Bounds.of(0, 2**28), (3, 3), (1, 1), (1, 1), pad=2**27)
+    sums = layer(torch.full((1, 1, 3, 3), 2**27, dtype=torch.int32))
+    assert layer.drop > 0
+    assert torch.equal(sums, torch.full_like(sums, 9 * 2**27 >> layer.drop))
+    assert int(layer.bounds.high) >= int(sums.max())
