@@ -11,8 +11,8 @@ Conventions, the same for every layer:
 - A constant factor that is a sum of T signed powers of two costs T shifts and T - 1 additions,
   whether or not a value needs all of its terms.
 - Comparisons: one for each bound of a rectifier, n - 1 for a maximum of n values.
-- `other`: one for each division, root, exponential or other transcendental function.
-- Copies, views and arithmetic on integer indices are free; bytes of quantised layers count.
+- `other` counts one for each division, root, exponential or other transcendental function.
+- Copies, views and arithmetic on integer indices are free; bytes of quantized layers count.
 
 Shapes are tuples of integers: nothing here needs torch.
 """

@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def deviation(self) -> float | None:
-        """Of the sample, for two or more runs."""
+        """The standard deviation of the sample; None for fewer than two runs."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else None
 
 

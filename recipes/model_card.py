@@ -47,7 +47,7 @@ Inputs are {size}, pixels in [0, 1] normalised with mean {mean} and deviation {s
 | seed | {metrics["seed"]} |
 
 The last weights, batch norms recalibrated on training images. `best.ckpt` of the run is chosen by
-the test images, so its accuracy is no estimate for others.
+the test images, so its accuracy is not an estimate for others.
 
 ```python
 from adderize import load_model

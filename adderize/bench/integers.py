@@ -1,4 +1,4 @@
-"""Inference in 8 bits: the quantised adder network beside its float form and the CNN's forms."""
+"""Inference in 8 bits: the quantized adder network beside its float form and the CNN's forms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measure(
             "input_size": list(images.shape[1:]),
             "ms": {name: best[name] * 1e3 for name in ORDER if name in best},
             "cosine_mean": float(cosines.mean()),
-            "cosine_least": float(cosines.min()),
+            "cosine_min": float(cosines.min()),
         }
 
 

@@ -162,12 +162,12 @@ def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
 
 
 def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
-    grid, zero_point = 32.0, 128
+    steps, zero_point = 32.0, 128
     bytes_x, bytes_w = (
-        (tensor * grid + zero_point).round_().clamp_(0, 255).to(torch.uint8) for tensor in (x, w)
+        (tensor * steps + zero_point).round_().clamp_(0, 255).to(torch.uint8) for tensor in (x, w)
     )
     packed, shape = pack(bytes_w, layer.geometry.groups), list(w.shape)
-    scale = torch.full((layer.filters,), -1 / (grid * w[0].numel()), device=x.device)
+    scale = torch.full((layer.filters,), -1 / (steps * w[0].numel()), device=x.device)
     shift = torch.full((layer.filters,), 255.0, device=x.device)
     arguments = (scale, shift, None, 0.0, zero_point, *layer.geometry, 0.0, 255.0, False)
     return lambda: ops.adder_conv2d_u8_packed(bytes_x, packed, shape, *arguments)

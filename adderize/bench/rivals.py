@@ -31,7 +31,7 @@ def onnxruntime_calls(
     Args:
         model: in evaluation mode.
         inputs: what each call computes on.
-        images: what the int8 form is calibrated on, 16 of them: static quantisation (QDQ), weights
+        images: what the int8 form is calibrated on, 16 of them: static quantization (QDQ), weights
             per channel, activations unsigned.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -23,8 +23,8 @@ class Stored(NamedTuple):
 
     Attributes:
         state: the state dict, as it is stored.
-        said: Lightning's ``hyper_parameters``; empty where there are none.
-        note: what had to be chosen.
+        said: Lightning's ``hyper_parameters``; empty where the file has none.
+        note: what had to be chosen, in a sentence; empty where nothing had to.
     """
 
     state: Mapping[str, Any]

@@ -48,8 +48,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             dicts of them.
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
             ``adderize.json`` (converted layers, their kind, gradient and own norm, strides and
-            other settings of all layers, shared tensors, library versions; for a quantised model
-            the grids of its tensors).
+            other settings of all layers, shared tensors, library versions; for a quantized model
+            the scales, zero points and bits of its tensors).
 
     Raises:
         AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
@@ -88,7 +88,7 @@ def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The entries of converted layers; in a network made from the float one, those of that one."""
     if isinstance(model, IntegerNetwork):
         raise AdderizeError(
-            "an integer network has no folder of its own: save the quantised network, and lower it "
+            "an integer network has no folder of its own: save the quantized network, and lower it "
             "with to_integer() after loading"
         )
     record = quantization_of(model) or shifts_of_network(model)
@@ -125,7 +125,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         folder: what :func:`save_model` wrote.
 
     Returns:
-        the model itself; a new one, in evaluation mode, where the saved one was quantised or
+        the model itself; a new one, in evaluation mode, where the saved one was quantized or
         without multiplications.
 
     Raises:
@@ -171,7 +171,7 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
 
 
 def _load_made(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> nn.Module:
-    """A network that was made from the converted one: quantised, or without multiplications."""
+    """A network that was made from the converted one: quantized, or without multiplications."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         model.to_empty(device="cpu")
         for tensor in (*model.parameters(), *model.buffers()):

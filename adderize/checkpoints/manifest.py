@@ -28,9 +28,9 @@ class Manifest:
     Attributes:
         layers: the entries of converted layers, by name.
         shared: names of tensors that are another one, and that one's name.
-        quantized: what :mod:`adderize.quantize` records of a quantised network.
+        quantized: what :mod:`adderize.quantize` records of a quantized network.
         shifts: the report of a network without multiplications, see :mod:`adderize.integer`.
-        values: entries of the state dict that are no tensors, as JSON.
+        values: entries of the state dict that are not tensors, as JSON.
         versions: of modules' state dicts, where it is not torch's 1.
         settings: what the layers compute with beside tensors: strides, paddings, eps.
         weights: the SHA-256 of the file with the tensors.

@@ -1,4 +1,4 @@
-"""Entries of a state dict that are no tensors, as JSON: nothing that is read is ever executed."""
+"""Entries of a state dict that are not tensors, as JSON: nothing that is read is ever executed."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         for row in integers.measure(arch, batch, arguments.batch, **timing):
             print(f"{arch}, batch {row['batch']}, {row['threads']} threads", end="")
             print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
-            print(f"(least of an image {row['cosine_least']:.4f})")
+            print(f"(lowest of an image {row['cosine_min']:.4f})")
             for name in integers.ORDER:
                 if name in row["ms"]:
                     ratio = row["ms"][integers.CNN] / row["ms"][name]

@@ -98,7 +98,7 @@ def size(text: str) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 3,224,224")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected one such as 3,224,224")
     return numbers
 
 
@@ -107,6 +107,6 @@ def numbers(text: str) -> tuple[float, ...]:
         values = tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of numbers; expected one such as 0.485,0.456,0.406"
+            f"{text!r} is not a list of numbers; expected one such as 0.485,0.456,0.406"
         ) from error
     return values

@@ -128,7 +128,7 @@ def _read(path: str | Path, known: dict[str, CostTable]) -> CostTable:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise AdderizeError(f"{path} is no JSON: {error}") from error
+        raise AdderizeError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise AdderizeError(f"{path} holds a {type(content).__name__}; expected an object")
     return _checked(content, path)

@@ -47,7 +47,7 @@ class Uncounted:
 def of_kind(layers: Iterable[Layer], kind: str) -> list[Layer]:
     """
     Raises:
-        AdderizeError: there is none.
+        AdderizeError: no layer is of that kind.
     """
     layers = list(layers)
     found = [layer for layer in layers if layer.kind == kind]

@@ -53,7 +53,7 @@ class Reading:
         if any(isinstance(module, IntegerNetwork) for module in model.modules()):
             raise AdderizeError(
                 "the operations of an IntegerNetwork are not counted, for PyTorch computes it with "
-                "others: count multiplication_free(model) or the quantised network"
+                "others: count multiplication_free(model) or the quantized network"
             )
         self._added = own_norms(model)
         modules = dict(model.named_modules())
@@ -79,7 +79,7 @@ def own_norms(model: nn.Module) -> set[str]:
 
 
 def read_as(call: Call, form: str) -> Operations:
-    """Operations of a call where adders stand for a `form`: convolution, adder or xnor.
+    """Operations of a call where adders count as `form`: convolution, adder or xnor.
 
     Binary layers become convolutions with them; otherwise they stay what they are.
     """

@@ -73,7 +73,7 @@ def from_class_folders(folder: Path) -> tuple[Photographs, list[str]]:
 
 
 def class_folder_splits(folder: Path) -> tuple[Photographs, Photographs, int] | None:
-    """Those of ``train/`` and ``val/``, and the number of classes; None where they are not there.
+    """Pictures of ``train/`` and ``val/``, and the number of classes; None without such folders.
 
     Raises:
         AdderizeError: the two have different class folders.
@@ -88,7 +88,7 @@ def class_folder_splits(folder: Path) -> tuple[Photographs, Photographs, int] | 
 
 
 def parquet_splits(folder: Path, label: str = "label") -> tuple[Photographs, Photographs] | None:
-    """Those of parquet files of the Hugging Face schema; None where there are none.
+    """Pictures in parquet files of the Hugging Face schema; None where the folder has none.
 
     Raises:
         AdderizeError: files of one split only, or without images and labels.
@@ -143,7 +143,7 @@ def timm_splits(name: str) -> tuple[Photographs, Photographs]:
 
 
 def _labels(images: Any) -> list[int]:
-    """From a list of labels where the data set has one; else every image is opened once."""
+    """The labels: from a list where the data set has one; else every image is opened once."""
     for attribute in ("targets", "labels"):
         if hasattr(images, attribute):
             return [int(label) for label in getattr(images, attribute)]

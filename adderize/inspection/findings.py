@@ -102,8 +102,8 @@ def _adder_findings(row: Layer) -> Iterator[Finding]:
 
 
 def _input_findings(row: Layer) -> Iterator[Finding]:
-    if row.inputs is not None and row.inputs.least == row.inputs.largest:
-        yield _finding("dead input", row.name, f"always {row.inputs.least:g}")
+    if row.inputs is not None and row.inputs.min == row.inputs.max:
+        yield _finding("dead input", row.name, f"always {row.inputs.min:g}")
     elif row.outside is not None and row.outside >= _SATURATED:
         yield _finding("saturated layer", row.name, f"{row.outside:.1%} outside")
 

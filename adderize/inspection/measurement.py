@@ -23,13 +23,13 @@ class Measured:
     """Accumulates over calls; sums are float64.
 
     Attributes:
-        least, largest: of the input, with the zeros of a padding; NaN where it holds one.
+        min, max: the range of the input, with the zeros of a padding; NaN where it holds one.
         correlation: mean correlation between the output's channels, over the first call.
-        highest: (C,), the largest output of each channel.
+        highest: (C,), the maximum of each output channel.
     """
 
     def __init__(self) -> None:
-        self.least, self.largest = math.inf, -math.inf
+        self.min, self.max = math.inf, -math.inf
         self.count = 0
         self.sums = torch.zeros(0, dtype=torch.float64)
         self.squares = torch.zeros(0, dtype=torch.float64)
@@ -38,14 +38,14 @@ class Measured:
         self.correlation: float | None = None
 
     def add_input(self, x: Tensor, padded: bool) -> None:
-        least, largest = (value.item() for value in x.aminmax())
+        low, high = (value.item() for value in x.aminmax())
         if padded:
-            least, largest = min(least, 0.0), max(largest, 0.0)
-        self.least = least if math.isnan(least) else min(self.least, least)
-        self.largest = largest if math.isnan(largest) else max(self.largest, largest)
+            low, high = min(low, 0.0), max(high, 0.0)
+        self.min = low if math.isnan(low) else min(self.min, low)
+        self.max = high if math.isnan(high) else max(self.max, high)
 
     def add_output(self, y: Tensor) -> None:
-        """y: (rows, C)."""
+        """Take in outputs y, (rows, C)."""
         channels = y.shape[1]
         if not self.count:
             self.sums, self.squares = torch.zeros(2, channels, dtype=torch.float64, device=y.device)
@@ -61,12 +61,12 @@ class Measured:
 
     @property
     def means(self) -> Tensor:
-        """(C,), of each output channel."""
+        """The mean of each output channel, (C,)."""
         return self.shift + self.sums / self.count
 
     @property
     def variances(self) -> Tensor:
-        """(C,), of each output channel."""
+        """The variance of each output channel, (C,)."""
         return (self.squares / self.count - (self.sums / self.count).square()).clamp(min=0)
 
     @property
@@ -75,7 +75,7 @@ class Measured:
 
     @property
     def std(self) -> float:
-        """Of all outputs, whatever their channel."""
+        """The standard deviation of all outputs, whatever their channel."""
         return float((self.variances.mean() + self.means.var(correction=0)).sqrt())
 
 
@@ -118,7 +118,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
 
 
 def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
-    """Of equal size or nearly so, on the model's device."""
+    """Split the images into batches of about equal size, on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return images.to(device).tensor_split(math.ceil(len(images) / _BATCH))
 
@@ -153,7 +153,7 @@ def _watch_outputs(
 
 
 def _rows(output: Tensor, module: nn.Module) -> Tensor:
-    """(rows, C)"""
+    """The output as (rows, C)."""
     if isinstance(module, (nn.Linear, AdderLinear)):
         return output.reshape(-1, output.shape[-1])
     unbatched = isinstance(module, _ConvNd) and output.ndim == 3

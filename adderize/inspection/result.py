@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Range(NamedTuple):
-    least: float
-    largest: float
+    min: float
+    max: float
 
     def __str__(self) -> str:
-        return f"{self.least:.3g} to {self.largest:.3g}"
+        return f"{self.min:.3g} to {self.max:.3g}"
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class Layer:
         )
         if measured is None or not measured.count:
             return row
-        outside = (filters < measured.least) | (filters > measured.largest)
+        outside = (filters < measured.min) | (filters > measured.max)
         is_adder = isinstance(layer, (AdderConv2d, AdderLinear))
         return dataclasses.replace(
             row,
-            inputs=Range(measured.least, measured.largest),
+            inputs=Range(measured.min, measured.max),
             outside=float(outside.double().mean()) if is_adder else None,
             output_mean=measured.mean,
             output_std=measured.std,
@@ -247,8 +247,8 @@ def _flat(layer: Layer) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for key, value in dataclasses.asdict(layer).items():
         if key in ("filters", "inputs"):
-            least, largest = value or (None, None)
-            row |= {f"{key}.least": least, f"{key}.largest": largest}
+            low, high = value or (None, None)
+            row |= {f"{key}.min": low, f"{key}.max": high}
         elif key == "shape":
             row[key] = shape_text(value)
         elif key == "norm":

@@ -71,7 +71,7 @@ def multiplication_free(
         a new network in evaluation mode. :func:`shift_report` tells what became of each layer.
 
     Raises:
-        AdderizeError: a network in training mode, of another dtype, quantised, untraceable, with
+        AdderizeError: a network in training mode, of another dtype, quantized, untraceable, with
             scales that are not finite, or, with `strict`, with operations that multiply computed
             values or divide (attention, group and layer norms, gates, GELU), which are named.
     """
@@ -131,7 +131,7 @@ def shift_report(model: nn.Module) -> ShiftReport:
 
 def shifts_of_network(model: nn.Module) -> ShiftRecord | None:
     """The record of a network without multiplications; None for any other."""
-    # Of a GraphModule's attributes copy.deepcopy keeps `meta` alone, and pickle all others.
+    # copy.deepcopy keeps only `meta` of a GraphModule's attributes, and pickle keeps all others.
     record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
     return record if isinstance(record, ShiftRecord) else None
 
@@ -152,7 +152,7 @@ def _check(model: nn.Module) -> None:
             "statistics: call model.eval() first"
         )
     if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
-        raise AdderizeError("the model is quantised: pass the float model")
+        raise AdderizeError("the model is quantized: pass the float model")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise AdderizeError(f"{name} is on the meta device and has no values")

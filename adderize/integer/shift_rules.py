@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Terms:
-    """How many powers of two a scale of norms, and a weight of other layers, is made of."""
+    """The numbers of powers of two in a scale of norms and in a weight of other layers."""
 
     norm: int
     filter: int

@@ -19,7 +19,7 @@ def input_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geomet
 
 
 def weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Of the weight only shape, dtype and memory format matter."""
+    """The values of the weight do not matter, its shape, dtype and memory format do."""
     return _gradients(grad, input, weight, geometry, [False, True, False])[1]
 
 

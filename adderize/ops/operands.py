@@ -21,7 +21,7 @@ _FLOATING = (torch.float32, torch.float64, *HALVES)
 
 
 class Requantization(NamedTuple):
-    """What becomes of an integer distance, see `reference/bytes.py`."""
+    """How an integer distance becomes a byte or a float, see `reference/bytes.py`."""
 
     scale: Tensor
     shift: Tensor
@@ -60,9 +60,12 @@ class Window(NamedTuple):
 
 
 def accept_adder(input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Geometry]:
-    """Of ``adder_conv2d``: input, filters, geometry; its gradient mode means nothing forward.
+    """Check a call of ``adder_conv2d``; the forward pass does not depend on the gradient mode.
 
     Input (N, Cin, H, W) and filters (Cout, Cin/groups, kh, kw) share a floating dtype and a device.
+
+    Returns:
+        input, filters, geometry.
     """
     *geometry, gradient = arguments
     _check_operands(input, weight, weight.dtype)
@@ -74,7 +77,7 @@ def accept_adder(input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor
 
 
 def accept_binary(input: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor, Geometry]:
-    """Of ``binary_conv2d``: as of the adder, but an input of half precision takes any filters."""
+    """As :func:`accept_adder`, but an input of half precision takes filters of any dtype."""
     record = _record(*geometry)
     record.output_shape(input.shape, weight.shape)
     _check_operands(input, weight, input.dtype if input.dtype in HALVES else weight.dtype)
@@ -84,7 +87,7 @@ def accept_binary(input: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor
 def accept_adder_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Geometry, str]:
-    """Of the adder's two gradients: grad, input, filters, geometry, gradient mode."""
+    """Check a call of one of the adder's gradients: grad, input, filters, geometry, mode."""
     *_, geometry = accept_adder(input, weight, *arguments)
     expected = geometry.output_shape(input.shape, weight.shape)
     if grad.shape != expected:
@@ -100,21 +103,21 @@ def accept_adder_gradient(
 def accept_binary_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, *geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor, Geometry]:
-    """Of the binary op's two gradients."""
+    """The arguments of one of the binary op's gradients; nothing is checked."""
     return grad, input, weight, _record(*geometry)
 
 
 def accept_bytes(
     input: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, int, Geometry, Requantization]:
-    """Of ``adder_conv2d_u8``: input, filters, zero point, geometry, requantization."""
+    """Check a call of ``adder_conv2d_u8``."""
     return input, weight, *_checked_bytes(input, weight, weight.shape, arguments)
 
 
 def accept_packed(
     input: Tensor, packed: Tensor, weight_shape: Sequence[int], *arguments: Any
 ) -> tuple[Tensor, Tensor, Shape, int, Geometry, Requantization]:
-    """Of ``adder_conv2d_u8_packed``: as of the other, with the shape of the packed filters."""
+    """As :func:`accept_bytes`, for packed filters, whose shape is an argument."""
     checked = _checked_bytes(input, packed, weight_shape, arguments)
     check_packed(packed, weight_shape, checked[1].groups)
     return input, packed, tuple(weight_shape), *checked  # type: ignore[return-value]
@@ -123,7 +126,7 @@ def accept_packed(
 def accept_to_bytes(
     input: Tensor, scale: float, zero_point: int, levels: int
 ) -> tuple[Tensor, float, int, int]:
-    """Of ``to_bytes``, with the input dense."""
+    """Check a call of ``to_bytes``; the input that is returned is dense."""
     if input.dtype not in (torch.float32, torch.float64):
         raise AdderizeError(f"input: found dtype {input.dtype}, expected float32 or float64")
     if not 0 < scale < math.inf or not 1 <= levels <= 255:
@@ -137,7 +140,7 @@ def accept_to_bytes(
 def accept_max_pool(
     input: Tensor, kernel_size: Sequence[int], *arguments: Any
 ) -> tuple[Tensor, Window]:
-    """Of ``max_pool2d_u8``: (N, C, H, W) uint8, and the window."""
+    """Check a call of ``max_pool2d_u8``, whose input is (N, C, H, W) uint8."""
     stride, padding, dilation, ceil_mode = arguments
     geometry = _record(stride, padding, dilation, groups=1)
     window = Window(tuple(kernel_size), geometry, ceil_mode)  # type: ignore[arg-type]
@@ -186,7 +189,7 @@ def _check_operands(input: Tensor, weight: Tensor, filter_dtype: torch.dtype) ->
 def _checked_bytes(
     input: Tensor, filters: Tensor, weight_shape: Sequence[int], arguments: Sequence[Any]
 ) -> tuple[int, Geometry, Requantization]:
-    """Values are not looked at."""
+    """Shapes, dtypes and devices are checked, the values of tensors are not."""
     scale, shift, residual, residual_scale, zero_point, *rest = arguments
     *geometry, low, high, float_output = rest
     after = Requantization(scale, shift, residual, residual_scale, low, high, float_output)

@@ -59,12 +59,13 @@ def quantize(
 
     Where torch.fx can trace the network, its adders hand bytes to each other: batch norms with
     statistics, residual additions, ReLUs and clamps become part of the adders; max pooling,
-    concatenation and reshaping work on bytes. Where it cannot, each adder quantises its own input
+    concatenation and reshaping work on bytes. Where it cannot, each adder quantizes its own input
     and gives float32. Kept convolutions, classifiers and all else stay float32.
 
     The filters are clamped to the range of each layer's input without changing any distance
-    (lossless clamping, NeurIPS 2022), input and filters then rounded to one grid (shared scale,
-    arXiv 2101.10015). At inference inputs outside the calibrated range saturate.
+    (lossless clamping, NeurIPS 2022); input and filters are then rounded with one scale and zero
+    point (shared scale, arXiv 2101.10015). At inference inputs outside the calibrated range
+    saturate.
 
     While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
     thread call or trace any model meanwhile.
@@ -75,7 +76,7 @@ def quantize(
         calibration: batches as a DataLoader gives them: tensors, or tuples and lists whose first
             element is the input; or one tensor, a single batch. A few hundred images from the
             training set will do.
-        method: how a tensor's grid follows from its values. ``"minmax"``: from the smallest to the
+        method: how a tensor's range follows from its values. ``"minmax"``: from the smallest to the
             largest; ``"percentile"``: without 0.01 % of the values at each end; ``"mse"``: with the
             ends cut where that rounds the values with a smaller mean squared error.
         bits: of inputs and filters, 2 to 8. Tensors that are only added stay at 8.
@@ -83,13 +84,13 @@ def quantize(
             the returned one is of use.
 
     Returns:
-        the quantised network in evaluation mode: a ``torch.fx.GraphModule``, or the model's own
+        the quantized network in evaluation mode: a ``torch.fx.GraphModule``, or the model's own
         class where it cannot be traced. :func:`quantize_report` tells what became of each layer;
         ``save_model``, ``torch.compile`` and ``torch.export`` take it.
 
     Raises:
         AdderizeError: no adders, or none that is called; a wrapped, compiled, half-precision or
-            already quantised model, or one that cannot be copied; calibration data that is empty,
+            already quantized model, or one that cannot be copied; calibration data that is empty,
             not finite or does not fit the model; unknown options.
     """
     _check(model, method, bits)
@@ -132,7 +133,7 @@ def quantize(
 
 
 def quantize_report(model: nn.Module) -> QuantizationReport:
-    """What became of each layer of a quantised network; prints as a table.
+    """What became of each layer of a quantized network; prints as a table.
 
     Raises:
         AdderizeError: the model does not come from :func:`quantize` or ``load_model``.
@@ -140,7 +141,7 @@ def quantize_report(model: nn.Module) -> QuantizationReport:
     check_module(model)
     record = quantization_of(model)
     if record is None:
-        raise AdderizeError("the model is not quantised: pass what quantize() returned")
+        raise AdderizeError("the model is not quantized: pass what quantize() returned")
     return record.report
 
 
@@ -151,7 +152,7 @@ def _check(model: nn.Module, method: str, bits: int) -> None:
         raise AdderizeError(f"bits is {bits!r}; expected an integer from 2 to 8")
     check_model(model)
     if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
-        raise AdderizeError("the model is quantised already: quantise the float model")
+        raise AdderizeError("the model is quantized already: quantize the float model")
     if not _adders(model):
         raise AdderizeError("the model has no adder layers: convert and train it first (adderize)")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -79,7 +79,7 @@ class _QuantAdder(nn.Module):
         """The filters, uint8 (Cout, Cin/groups, kh, kw)."""
         return unpack(self.packed, self.weight_shape, self.groups)
 
-    # Saved as plain filters: the kernels' order is no file format.
+    # Filters are saved in plain order: the kernels' order is not a file format.
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

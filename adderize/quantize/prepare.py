@@ -1,4 +1,4 @@
-"""A float network made ready for quantisation: as a graph where it can be traced."""
+"""A float network made ready for quantization: as a graph where it can be traced."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from adderize.ops.bytes import to_bytes
 class QParams:
     """The values ``scale * (q - zero_point)`` for q in 0 .. 2^bits - 1.
 
-    Zero lies on the grid whatever the range. The zero point of a range that leaves zero out is no
-    value of q itself: below 0 or above 2^bits - 1.
+    ``zero_point`` is an integer whatever the range, so zero is represented exactly. Where the range
+    leaves zero out, it is not a value of q itself: it lies below 0 or above 2^bits - 1.
     """
 
     scale: float
@@ -41,7 +41,7 @@ class QParams:
 
     @classmethod
     def covering(cls, low: float, high: float, bits: int, *, with_zero: bool) -> QParams:
-        """The finest grid from low to high; its ends may move by half a step.
+        """The smallest scale that covers low to high; the ends may move by half a step.
 
         Args:
             low, high: the range, finite. A range of one value gets the width of that value, or 1.
@@ -85,7 +85,7 @@ def quantize_bytes(values: Tensor, scale: float, zero_point: int, levels: int) -
         return handle_torch_function(quantize_bytes, (values,), values, scale, zero_point, levels)
     if not values.is_floating_point():
         raise AdderizeError(
-            f"the input of a quantised layer has dtype {values.dtype}; expected the floating-point "
+            f"the input of a quantized layer has dtype {values.dtype}; expected the floating-point "
             "values that the float model takes"
         )
     if values.dtype in (torch.float16, torch.bfloat16):

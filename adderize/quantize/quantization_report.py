@@ -1,4 +1,4 @@
-"""What quantisation did to each layer."""
+"""What quantization did to each layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerReport:
     """One adder layer in integers.
 
     Attributes:
-        layer: qualified name in the quantised network.
+        layer: qualified name in the quantized network.
         low, high: what its input's bytes cover; inputs outside saturate.
         zero_point: the q of zero.
         clamped: share of the filters' values that lay outside, and were clamped exactly.
@@ -62,7 +62,7 @@ class QuantizationReport:
             remarks = tuple(content["remarks"])
             return cls(content["method"], content["bits"], layers, remarks)
         except (KeyError, TypeError) as error:
-            raise AdderizeError(f"the report of the quantisation is damaged: {error}") from error
+            raise AdderizeError(f"the report of the quantization is damaged: {error}") from error
 
     def __str__(self) -> str:
         table = Table(_HEADER, [_cells(row) for row in self.layers]).text()

@@ -1,4 +1,4 @@
-"""How a network was quantised: what it carries along, and what its manifest keeps."""
+"""How a network was quantized: what it carries along, and what its manifest keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "adderize_quantization"
 
 @dataclass(frozen=True)
 class Quantization:
-    """Everything about a quantised network that its state dict does not hold.
+    """Everything about a quantized network that its state dict does not hold.
 
     Attributes:
         report: for people.
@@ -46,7 +46,7 @@ class Quantization:
         if self.converted is None:
             raise AdderizeError(
                 "the model had adders with norms of other kinds than batch norm: put those norms "
-                "after the layers in the model itself, then quantise and save"
+                "after the layers in the model itself, then quantize and save"
             )
         return self.converted
 
@@ -67,7 +67,7 @@ class Quantization:
         try:
             qparams = {name: QParams(**values) for name, values in content["grids"].items()}
             if not all(map(_are_qparams, qparams.values())):
-                raise TypeError("a grid is a scale, a zero point and bits")
+                raise TypeError("expected a scale, a zero point and bits")
             report = QuantizationReport.from_dict(content["report"])
             absorbed = content["absorbed"]
             if absorbed is not None:
@@ -81,7 +81,7 @@ class Quantization:
                 report, qparams, absorbed, tuple(content["apart"]), converted, hooked, settings
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AdderizeError(f"the manifest's quantisation is damaged: {error!r}") from error
+            raise AdderizeError(f"the manifest's quantization is damaged: {error!r}") from error
 
 
 def _are_qparams(qparams: QParams) -> bool:
@@ -90,7 +90,7 @@ def _are_qparams(qparams: QParams) -> bool:
 
 
 def finished(model: nn.Module, record: Quantization) -> nn.Module:
-    """The quantised network ready for use, with its record."""
+    """The quantized network ready for use, with its record."""
     use_channels_last(model)
     if isinstance(model, fx.GraphModule):
         model.meta[_KEY] = record
@@ -100,8 +100,8 @@ def finished(model: nn.Module, record: Quantization) -> nn.Module:
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:
-    """The record of a quantised network; None for any other."""
-    # Of a GraphModule's attributes copy.deepcopy keeps `meta` alone, and pickle all others.
+    """The record of a quantized network; None for any other."""
+    # copy.deepcopy keeps only `meta` of a GraphModule's attributes, and pickle keeps all others.
     record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
     return record if isinstance(record, Quantization) else None
 

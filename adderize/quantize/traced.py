@@ -135,7 +135,7 @@ class TracedNetwork:
 
 
 _OTHERWISE = (
-    "the model is built otherwise than the quantised one that was saved: its layers follow each "
+    "the model is built otherwise than the quantized one that was saved: its layers follow each "
     "other in another way"
 )
 

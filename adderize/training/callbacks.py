@@ -169,7 +169,7 @@ class AdaptiveLearningRate(Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        # What the forward pass changes, as an initialisation by the first batch, is no step.
+        # What the forward pass changes, as an initialisation by the first batch, is not a step.
         self._unscaled = {name: (w, w._version) for name, (w, _) in self._unscaled.items()}
 
     def on_train_batch_end(

@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _figure(name: str) -> str:
     if name not in FIGURES:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FIGURES)}")
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is not a figure; expected some of {', '.join(FIGURES)}"
+        )
     return name
 
 

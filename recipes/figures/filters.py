@@ -18,8 +18,8 @@ def draw(cnn: Run, adder: Run) -> tuple[Figure, str]:
     filters = {"CNN": _first_layer(cnn), "AdderNet": _first_layer(adder)}
     count = len(filters["CNN"])
     figure = Figure(figsize=(style.WIDTH, 2.9), layout="constrained")
-    grid = figure.subplots(2, count)
-    for row, (name, values) in zip(grid, filters.items(), strict=True):
+    panels = figure.subplots(2, count)
+    for row, (name, values) in zip(panels, filters.items(), strict=True):
         limit = float(np.abs(values).max())
         for index, (axes, filter_) in enumerate(zip(row, values, strict=True)):
             image = axes.imshow(filter_, cmap="PuOr", vmin=-limit, vmax=limit)

@@ -52,9 +52,9 @@ def draw(cnn: Run, adder: Run) -> tuple[Figure, str]:
     filters = {"CNN": _layers(cnn), "AdderNet": _layers(adder)}
     columns = len(filters["CNN"])
     figure = Figure(figsize=(style.WIDTH, 3.8), layout="constrained")
-    grid = figure.subplots(2, columns)
+    panels = figure.subplots(2, columns)
     fits: dict[tuple[str, str], dict[str, Fit]] = {}
-    for row, (name, layers) in zip(grid, filters.items(), strict=True):
+    for row, (name, layers) in zip(panels, filters.items(), strict=True):
         for axes, (layer, values) in zip(row, layers.items(), strict=True):
             found = {family: fit(values, family) for family in _FAMILIES}
             fits[name, layer] = found
@@ -62,7 +62,7 @@ def draw(cnn: Run, adder: Run) -> tuple[Figure, str]:
             axes.set_title(f"{name} {layer}")
             axes.set_xlabel("filter value")
         row[0].set_ylabel("density")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure, _summary(fits, filters)
 

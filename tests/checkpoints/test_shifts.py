@@ -56,7 +56,7 @@ def test_integer_networks_say_how_they_are_kept(tmp_path: Path) -> None:
     model, x = adderize(lenet5_bn(), linear=True), torch.randn(4, 1, 32, 32)
     quantized = quantize(recalibrate(model, [x]).eval(), [x])
     integer: nn.Module = to_integer(quantized, mean=(0.1,), std=(0.3,), input_size=(1, 32, 32))
-    with pytest.raises(AdderizeError, match=r"save the quantised network.*to_integer"):
+    with pytest.raises(AdderizeError, match=r"save the quantized network.*to_integer"):
         save_model(integer, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     save_model(quantized, tmp_path)

@@ -57,14 +57,14 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["cnn", "adder", "quantised"])
+@pytest.mark.parametrize("form", ["cnn", "adder", "quantized"])
 @pytest.mark.parametrize("case", OTHER)
 def test_a_network_that_computes_otherwise(case: str, form: str, tmp_path: Path) -> None:
     saved: nn.Module = network()
     if form != "cnn":
         saved = adderize(saved)
         saved(torch.randn(4, 3, 16, 16))
-    if form == "quantised":
+    if form == "quantized":
         saved = quantize(saved.eval(), [torch.randn(4, 3, 16, 16)])
     save_model(saved, tmp_path)
     options, message = OTHER[case]

@@ -47,12 +47,12 @@ def test_a_saved_model_with_images(
     assert content["images"] == 32
     first = content["layers"][0]
     assert first["name"] == "conv1" and first["kind"] == "AdderConv2d"
-    assert -0.4243 <= first["inputs"]["least"] < 0 < first["inputs"]["largest"] <= 2.8215
+    assert -0.4243 <= first["inputs"]["min"] < 0 < first["inputs"]["max"] <= 2.8215
     assert main([*command, "--mean", "0", "--std", "1", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     row = next(csv.DictReader(out.splitlines()))
-    assert err == "" and 0 <= float(row["inputs.least"]) < 0.2
-    assert 0.8 < float(row["inputs.largest"]) <= 1
+    assert err == "" and 0 <= float(row["inputs.min"]) < 0.2
+    assert 0.8 < float(row["inputs.max"]) <= 1
     assert main([*command, "--format", "md"]) == 0
     assert "| --- |" in capsys.readouterr().out
 
@@ -77,7 +77,7 @@ def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(["inspect", ARCH, "--mean", "a,b"])
-    assert leaving.value.code == 2 and "no list of numbers" in capsys.readouterr().err
+    assert leaving.value.code == 2 and "not a list of numbers" in capsys.readouterr().err
 
 
 def test_what_is_imported() -> None:
@@ -102,7 +102,7 @@ def test_the_authors_resnet20(
     assert len(adders) == 20
     for layer in adders:
         assert 5 < layer["filter_std"] < 10.5
-        assert 25 < max(-layer["filters"]["least"], layer["filters"]["largest"]) < 71
-        assert layer["inputs"]["least"] == 0 and 1.6 < layer["inputs"]["largest"] < 6.6
+        assert 25 < max(-layer["filters"]["min"], layer["filters"]["max"]) < 71
+        assert layer["inputs"]["min"] == 0 and 1.6 < layer["inputs"]["max"] < 6.6
         assert 0.53 < layer["outside"] < 0.75
     assert [finding["kind"] for finding in content["findings"]] == ["dead filters"]

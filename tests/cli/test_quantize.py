@@ -51,7 +51,7 @@ def test_a_saved_model_in_bytes(saved: Path, capsys: pytest.CaptureFixture[str])
     [
         ("float", "nothing.npy", "nothing.npy"),
         ("nowhere", "images.npy", "nowhere"),
-        ("bytes", "images.npy", "quantised already"),
+        ("bytes", "images.npy", "quantized already"),
     ],
 )
 def test_wrong_inputs(

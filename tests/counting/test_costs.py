@@ -54,7 +54,7 @@ def test_a_table_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "no JSON"),
+        ("{", "not a JSON file"),
         ([1], "holds a list"),
         ({"unit": "joule"}, "prices for some of"),
         ({"unit": "watt", "additions": 1}, "unit 'watt'"),

@@ -1,4 +1,4 @@
-"""Counts of quantised networks: the pairs of their adders, the epilogues, the grids."""
+"""Counts of quantized networks: the pairs of their adders, the epilogues, the grids."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_forms(healthy: nn.Sequential, images: Tensor) -> None:
     found = inspect(healthy, images, name="mine")
     assert str(found).startswith("mine, 3 layers, measured on 96 images\n")
     content = json.loads(found.to_json())
-    assert content["layers"][1]["inputs"]["least"] == 0
+    assert content["layers"][1]["inputs"]["min"] == 0
     assert content["layers"][1]["norm"]["name"] == "4"
     rows = list(csv.DictReader(found.to_csv().splitlines()))
     assert [row["name"] for row in rows] == ["0", "3", "8"]

@@ -255,7 +255,7 @@ def test_wrong_arguments(options, message):
 
 def test_wrong_models():
     model = trained(Residual())
-    with pytest.raises(AdderizeError, match="quantised already"):
+    with pytest.raises(AdderizeError, match="quantized already"):
         quantize(quantize(model, [X]), [X])
     with pytest.raises(AdderizeError, match="no adder layers"):
         quantize(Residual(), [X])
@@ -265,7 +265,7 @@ def test_wrong_models():
         quantize(torch.compile(model), [X])
     with pytest.raises(AdderizeError, match="meta"):
         quantize(copy.deepcopy(model).to("meta"), [X])
-    with pytest.raises(AdderizeError, match="not quantised"):
+    with pytest.raises(AdderizeError, match="not quantized"):
         quantize_report(model)
     model.block.conv1.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(AdderizeError, match=r"block\.conv1\.weight holds NaN"):

@@ -1,4 +1,4 @@
-"""Quantised networks saved and loaded: the same outputs to the bit, or an error."""
+"""Quantized networks saved and loaded: the same outputs to the bit, or an error."""
 
 from __future__ import annotations
 
@@ -88,6 +88,6 @@ def test_norms_that_no_manifest_describes(tmp_path):
         save_model(quantized, tmp_path)
 
 
-def test_a_quantised_network_is_not_converted_again():
+def test_a_quantized_network_is_not_converted_again():
     with pytest.raises(AdderizeError):
         adderize(quantize(trained(Residual()), [X]))

@@ -1,4 +1,4 @@
-"""Situations in which a quantised network could compute something else than the float one."""
+"""Situations in which a quantized network could compute something else than the float one."""
 
 from __future__ import annotations
 

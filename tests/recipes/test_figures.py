@@ -228,7 +228,9 @@ def test_mistakes(
 ) -> None:
     with pytest.raises(SystemExit):
         command.main(["feature"])
-    assert "'feature' is none of features, filters" in capsys.readouterr().err
+    assert (
+        "'feature' is not a figure; expected some of features, filters" in capsys.readouterr().err
+    )
     assert command.main(["gradients", "--data", str(tmp_path)]) == 1
     assert "no MNIST in" in capsys.readouterr().err
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)

@@ -229,7 +229,7 @@ class OwnHook:
 
 
 def hooks_of_steps(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Of all optimizers, and of this one."""
+    """The hooks of all optimizers, and of this one."""
     return len(optim._global_optimizer_pre_hooks), len(optimizer._optimizer_step_pre_hooks)
 
 

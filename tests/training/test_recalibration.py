@@ -86,7 +86,7 @@ def test_the_model_is_as_it_was_when_a_batch_fails() -> None:
 
 
 def mean_of(images: Tensor) -> Tensor:
-    """Of what reaches the first norm of :func:`seeded`."""
+    """Statistics of what reaches the first norm of :func:`seeded`."""
     mean: Tensor = seeded()[0](images).detach().mean((0, 2, 3))
     return mean
 

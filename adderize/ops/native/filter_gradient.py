@@ -59,7 +59,7 @@ def _far_centre(input: Tensor) -> Tensor | None:
 
 
 def _sample(image: Tensor) -> Tensor:
-    """Positions spread evenly over images and pixels whatever their period: (count, C)."""
+    """Positions at even distances over images and pixels, whatever their period: (count, C)."""
     n, c, h, w = image.shape
     count = min(n * h * w, max(_FEWEST_POSITIONS, _SAMPLED_VALUES // c))
     steps = torch.arange(count, dtype=torch.float64, device="cpu") * _GOLDEN

@@ -1,4 +1,4 @@
-"""What the kernels share: where a tile's rows and columns lie, and how operands are spread."""
+"""What the kernels share: where a tile's rows and columns lie, and how operands are broadcast."""
 
 from __future__ import annotations
 
