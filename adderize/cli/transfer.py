@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,8 @@ def _transferred(
     from adderize.transfer import match, reconstruct
 
     model = adderize(teacher, inplace=False, **conversion_options(arguments))
-    stages.add("converted", recalibrate(model, few.split(_BATCH)))
+    # The transfer itself keeps the statistics of the norms before the first adder.
+    stages.add("converted", recalibrate(copy.deepcopy(model), few.split(_BATCH)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

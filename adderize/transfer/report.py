@@ -119,6 +119,8 @@ class TransferReport(Report):
                 f"{len(self.low)} lose much of what the teacher knows: convert a copy of the "
                 f"teacher without them (exclude={self.low!r}), and transfer again"
             )
+        if self.method == "match" and any(layer.remark for layer in self.layers):
+            sentences.append("reconstruct() fits each layer to the teacher's outputs besides")
         if self.uncalled:
             sentences.append(f"not called, and left as they were: {', '.join(self.uncalled)}")
         return sentences

@@ -133,7 +133,9 @@ def test_the_report_says_what_to_do_about_low_correlations() -> None:
     assert "keep it as a convolution" in lines["lossy"]
     assert "its inputs are no longer the teacher's" in lines["behind it"]
     assert "low" not in lines["good"]
-    assert "correlation with the teacher 0.567" in text
+    assert "correlation with the teacher 0.567" in text and "reconstruct()" not in text
+    assert "reconstruct() fits each layer" in str(TransferReport("match", 100, rows))
+    assert "reconstruct() fits" not in str(TransferReport("match", 100, rows[:1]))
 
 
 def test_the_report_has_machine_readable_forms() -> None:
