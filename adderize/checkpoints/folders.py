@@ -116,7 +116,7 @@ def _digest(path: Path) -> str:
 def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
     """Convert a fresh model as the saved one was, then load the saved weights.
 
-    While the network of a quantised folder is traced, torch.fx patches ``nn.Module`` for the whole
+    While the network of a quantized folder is traced, torch.fx patches ``nn.Module`` for the whole
     process: let no other thread call or trace any model meanwhile.
 
     Args:

@@ -37,7 +37,7 @@ class Node:
         name: the function's name, the module's class name, ``"input"`` or ``"output"``.
         position: in the order of execution.
         module: the called module, None for functions.
-        constants: the arguments that are no tensors.
+        constants: the arguments that are not tensors.
         parameters: those that a function is given, or what is computed from them.
         sources: the calls whose results are read, users: those that read this one's.
     """

@@ -121,7 +121,7 @@ class _Recorder(TorchFunctionMode):
         changed = [
             t for t, version in zip(tensors, versions, strict=True) if _version(t) != version
         ]
-        # Indices and masks carry no gradient: they are no data flow.
+        # Indices and masks carry no gradient, so they are not part of the data flow.
         values = [t for t in _tensors((result, changed)) if _carries_gradient(t)]
         parameters = {p for t in tensors for p in self._parameters.get(id(t), ())}
         if sources and values:

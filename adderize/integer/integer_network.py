@@ -85,7 +85,7 @@ def to_integer(
     terms: int = 3,
     filter_terms: int = 3,
 ) -> IntegerNetwork:
-    """Lower a quantised network to integers alone: no float and no multiplication is left.
+    """Lower a quantized network to integers alone: no float and no multiplication is left.
 
     Every change of scale becomes shifts and additions, ``y = clamp((sum +-(acc << shift) + bias)
     >> fraction, low, high)``. The number of fraction bits of each layer is the largest with which
@@ -101,7 +101,7 @@ def to_integer(
         filter_terms: powers of two for a weight of a kept convolution or linear layer.
 
     Raises:
-        AdderizeError: a network that is not quantised, or layer by layer; no input size; statistics
+        AdderizeError: a network that is not quantized, or layer by layer; no input size; statistics
             that do not fit the channels; operations without a form in integers, which are named;
             sums that 32 bits do not hold.
     """

@@ -1,4 +1,4 @@
-"""A quantised network as integers alone, operation by operation."""
+"""A quantized network as integers alone, operation by operation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
 
 
 class Lowering(Rewriting):
-    """One lowering of a quantised graph, in place.
+    """One lowering of a quantized graph, in place.
 
     Args:
         network: from :func:`adderize.quantize.quantize`, each node with the shape of its value in

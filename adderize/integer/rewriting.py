@@ -21,9 +21,9 @@ MOVES = frozenset({
     "reshape", "split", "squeeze", "transpose", "unsqueeze", "view",
     "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
 })  # fmt: skip
-# Of a value that no bytes follow: bits of its largest magnitude.
+# The bits of the largest magnitude of a value that no bytes follow.
 VALUE_BITS = 22
-# Of what a scale is applied to: the shifts need the others.
+# The bits of what a scale is applied to: the shifts need the others.
 OPERAND_BITS = 18
 
 

@@ -29,7 +29,7 @@ class ConvLayer(_ConvNd):
     """The constructor, attributes and state-dict keys of ``torch.nn.Conv2d``, and a child ``norm``.
 
     It derives from what ``torch.nn.Conv2d`` derives from, and not from that class: torch would
-    apply a convolution's arithmetic to it (fusion of batch norms, quantisation).
+    apply a convolution's arithmetic to it (fusion of batch norms, quantization).
     """
 
     def __init__(

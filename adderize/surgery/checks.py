@@ -15,7 +15,7 @@ _QUANTIZATION = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.in
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise for what is no module, and for wrapped, sharded, compiled or scripted models."""
+    """Raise for what is not a module, and for wrapped, sharded, compiled or scripted models."""
     check_module(model)
     for name, module in model.named_modules():
         found = _wrapper(module)
@@ -42,7 +42,7 @@ def check_layer(name: str, layer: nn.Module) -> None:
     label = _label(name, layer)
     if is_quantized(layer):
         raise AdderizeError(
-            f"{label} is quantised or prepared for it: convert the float model, then quantise "
+            f"{label} is quantized or prepared for it: convert the float model, then quantize "
             "(adderize.quantize), or leave the layer out with exclude="
         )
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
@@ -87,7 +87,7 @@ def check_dtype(name: str, layer: nn.Module) -> None:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer is one of torch's quantised convolutions or linear layers."""
+    """Whether a layer is one of torch's quantized convolutions or linear layers."""
     kind = type(layer)
     named = "Conv" in kind.__name__ or "Linear" in kind.__name__
     return named and kind.__module__.startswith(_QUANTIZATION)

@@ -110,7 +110,7 @@ def adderize(
     Raises:
         AdderizeError: a pattern without a match, nothing to convert, a layer without a norm where
             one is required, filters shared with a module that stays, an ``example_input`` on which
-            the model fails; wrapped, compiled, scripted, parametrised, lazy, quantised or
+            the model fails; wrapped, compiled, scripted, parametrised, lazy, quantized or
             half-precision layers.
     """
     return convert(target=ADDER, **locals())

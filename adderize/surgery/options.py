@@ -33,7 +33,7 @@ class Options:
 
     @classmethod
     def checked(cls, arguments: Mapping[str, Any], target: Target) -> Options:
-        """From the arguments of a function; those that are no options are left out.
+        """The options among the arguments of a function, checked; other arguments are left out.
 
         Raises:
             AdderizeError: a wrong value, or an option that the target does not have.

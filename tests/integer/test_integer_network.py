@@ -120,7 +120,7 @@ class OnlyIntegers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_integers_follow_the_quantised_network(name: str) -> None:
+def test_integers_follow_the_quantized_network(name: str) -> None:
     model, size, statistics = NETWORKS[name]()
     raw = images(24, size)
     quantized = eight_bit(model, raw, statistics)

@@ -1,4 +1,4 @@
-"""Lowered operations against the quantised network that they come from."""
+"""Lowered operations against the quantized network that they come from."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
         (a_size_that_is_asked_for, 0.005),
     ],
 )
-def test_integers_follow_the_quantised_network(
+def test_integers_follow_the_quantized_network(
     between: Callable[[Network, Tensor], Tensor], tolerance: float
 ) -> None:
     raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)

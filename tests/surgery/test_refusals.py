@@ -30,7 +30,7 @@ def qat(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.qat.Conv2d.from_float(conv)
 
 
-def quantised(model: nn.Sequential) -> None:
+def quantized(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.quantized.Conv2d(8, 8, 3)
 
 
@@ -62,8 +62,8 @@ WRONG_MODELS = {
         r"1\.0 .*prune\.remove",
     ),
     "lazy": (lambda: with_layer(lazy), r"1\.0 .*one forward pass"),
-    "prepared for quantisation": (lambda: with_layer(qat), r"1\.0 .*quantised"),
-    "quantised": (lambda: with_layer(quantised), r"1\.0 .*quantised"),
+    "prepared for quantization": (lambda: with_layer(qat), r"1\.0 .*quantized"),
+    "quantized": (lambda: with_layer(quantized), r"1\.0 .*quantized"),
     "half precision": (lambda: small_cnn().half(), r"1\.0 .*float16.*autocast"),
     "bfloat16": (lambda: small_cnn().bfloat16(), r"1\.0 .*bfloat16.*autocast"),
     "no convolutions": (lambda: nn.Sequential(nn.ReLU()), "no convolution"),
