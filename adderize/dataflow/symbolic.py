@@ -33,6 +33,27 @@ def trace_symbolically(model: nn.Module, arguments: int = 1) -> Flow:
     return flow
 
 
+def unseen_change(model: nn.Module) -> str | None:
+    """A change in place that a graph of values does not show; None where there is none.
+
+    It shows changes of the very tensor that is read later; not those of what shares its memory, nor
+    those of ``y += x`` to whoever keeps the old ``y``. Raises whatever tracing the model raises.
+    """
+    modules, memory = dict(model.named_modules(remove_duplicate=False)), Memory()
+    for node in _CallTracer(1).trace(model).nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        changed = changed_in_place(node, module)
+        if changed is not None and not is_query(changed):
+            for value in memory.touched(changed):
+                is_shown = value is changed and node.target not in PLAIN_OPERATORS
+                if not is_shown and any(user > node for user in value.users):
+                    return f"{node.name} changes {value.name} in place, which is read later"
+        source = changed or seen_through(node, module)
+        if source is not None:
+            memory.share(node, source)
+    return None
+
+
 class _Reading:
     """From a graph to a flow, with changes in place as what later calls read."""
 

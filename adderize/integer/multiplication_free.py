@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.fx import Node
 
+from adderize.dataflow.symbolic import unseen_change
 from adderize.errors import AdderizeError
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
 from adderize.integer.shift_rules import RefusedError, Terms, function_form, module_form
@@ -73,10 +74,12 @@ def multiplication_free(
     Raises:
         AdderizeError: a network in training mode, of another dtype, quantized, untraceable, with
             scales that are not finite, or, with `strict`, with operations that multiply computed
-            values or divide (attention, group and layer norms, gates, GELU), which are named.
+            values or divide (attention, group and layer norms, gates, GELU), which are named; one
+            that changes tensors in place which it goes on reading by other names.
     """
     _check(model)
     try:
+        unseen = unseen_change(model)
         network, _ = float_graph(copy.deepcopy(model))
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -84,6 +87,11 @@ def multiplication_free(
             f"torch.fx cannot trace the model, so its products cannot be found: {reason}; rewrite "
             "its forward without branches on values"
         ) from error
+    if unseen is not None:
+        raise AdderizeError(
+            f"{unseen}, by another name or through a view, which is not followed: let the model "
+            "compute a new tensor instead"
+        )
     rewriting = _Rewriting(network, Terms(norm_terms, filter_terms))
     if rewriting.refused and strict:
         refused = "; ".join(rewriting.refused[:5])

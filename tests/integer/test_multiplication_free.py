@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adderize import AdderizeError, adderize
+from adderize import AdderConv2d, AdderizeError, adderize
 from adderize.integer import multiplication_free, shift_report
 from adderize.layers import ShiftAddConv2d, ShiftAddLinear, ShiftAddNorm1d, ShiftAddNorm2d
 from adderize.models import lenet5_bn, resnet20, vgg_small
@@ -274,3 +274,60 @@ def test_the_report_copies_pickles_and_prints() -> None:
     assert type(report).from_dict(report.to_dict()) == report
     with pytest.raises(AdderizeError, match="multiplication_free"):
         shift_report(lenet5_bn())
+
+
+class Changing(nn.Module):
+    """A network that changes a tensor in place."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+        self.conv, self.norm = AdderConv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.norm(self.conv(x)))
+
+
+def through_a_slice(x: Tensor) -> Tensor:
+    x[:, :2].relu_()
+    return x
+
+
+def through_a_chunk(x: Tensor) -> Tensor:
+    x.chunk(2, 1)[0].clamp_(max=0.5)
+    return x
+
+
+def seen_in_a_view(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    x.relu_()
+    return flat
+
+
+def by_another_name(x: Tensor) -> Tensor:
+    before = x
+    x += 1
+    return before
+
+
+@pytest.mark.parametrize(
+    "change", [through_a_slice, through_a_chunk, seen_in_a_view, by_another_name]
+)
+def test_changes_in_place_that_are_not_followed_are_refused(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.raises(AdderizeError, match="in place, which is read later"):
+        multiplication_free(Changing(change).eval())
+
+
+def test_changes_in_place_that_are_followed() -> None:
+    def statements(x: Tensor) -> Tensor:
+        identity = F.relu(x, inplace=True)
+        x = identity - 0.5
+        x.clamp_(max=0.25)
+        x += identity
+        return F.relu_(x)
+
+    network, x = Changing(statements).eval(), torch.randn(2, 3, 6, 6)
+    found = multiplication_free(network, norm_terms=8)(x)
+    torch.testing.assert_close(found, network(x), atol=1e-3, rtol=1e-3)
