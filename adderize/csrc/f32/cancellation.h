@@ -69,12 +69,12 @@ Floor floor_of(const PackedFilters &p, const adderize_shape &s, float position, 
   float filter = 0;
   for (int64_t i = 0; i < lanes; ++i) filter = magnitudes[i] > filter ? magnitudes[i] : filter;
   const int64_t parts = ceil_div(p.k, flush_every);
-  const int64_t terms = least(p.k, flush_every) + least(parts, carry_every) + parts / carry_every;
+  const int64_t terms = min(p.k, flush_every) + min(parts, carry_every) + parts / carry_every;
   int64_t levels = 0;  // of the pairwise sums
   for (int64_t count = p.k; count > summed_in_a_row; count = ceil_div(count, 2)) ++levels;
   constexpr float rounding = 1.0f / (3 << 24);
   const float maxima = float(terms) * rounding;
-  const float others = float(least(p.k, summed_in_a_row) + levels + s.kh + s.kw) * rounding;
+  const float others = float(min(p.k, summed_in_a_row) + levels + s.kh + s.kw) * rounding;
   return {position * float(s.kh * s.kw), filter, (maxima + others) / (maxima < 9e-6f ? 1e-5f - maxima : 1e-6f)};
 }
 

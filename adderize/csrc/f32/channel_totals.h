@@ -20,7 +20,7 @@ void add_totals(const float *x, int64_t positions, int64_t channels, double *__r
 // The chunks follow from the shape alone: the result must not depend on the number of threads.
 void channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads) {
   constexpr int64_t most_chunks = 64, fewest_values = 16384;
-  const Parts chunks = at_most(positions, least(positions * channels / fewest_values + 1, most_chunks));
+  const Parts chunks = at_most(positions, min(positions * channels / fewest_values + 1, most_chunks));
   double *partial = nullptr;  // [chunk][channel]
   allocate([&](Arena &arena) { arena.take(partial, chunks.count * channels); });
   parallel(chunks.count, threads, [&](int64_t task, int) {

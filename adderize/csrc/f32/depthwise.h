@@ -102,7 +102,7 @@ void run_depthwise(const LaneLayer &layer, int threads) {
   DepthwisePlan p = {};
   p.layer = layer;
   p.kernels = line_kernels_of(layer.partners);
-  p.bands = parts_of(layer.rows, least(layer.rows, least(longest_band, most(shortest_band, wanted_rows))));
+  p.bands = parts_of(layer.rows, min(layer.rows, min(longest_band, max(shortest_band, wanted_rows))));
   allocate([&](Arena &arena) {
     arena.take(p.packed, ceil_div(layer.lanes, V) * layer.terms() * V);
     arena.take(p.place, layer.s.kh * layer.s.kw);

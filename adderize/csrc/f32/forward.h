@@ -53,7 +53,7 @@ int64_t view_floats(const ForwardPlan &p, int64_t band_rows) {
 }
 
 // Where the tiles of a band begin to read.
-Grid band_grid(const ForwardPlan &p, const BandTask &task, const BandView &view) {
+PixelView band_pixels(const ForwardPlan &p, const BandTask &task, const BandView &view) {
   const adderize_shape &s = p.s;
   if (!p.in_place) return {view.copy, s.stride_w * p.cg, s.stride_h * p.width * p.cg};
   const int64_t position = p.rows(task.band).first * s.stride_h * s.w + p.columns(task.band).first * s.stride_w;
@@ -73,7 +73,7 @@ void fill_view(const ForwardPlan &p, const BandTask &task, const BandView &view)
       patch_sums(s, view.channel + y * s.stride_h * p.width, p.width, view.column, view.patch + y * p.outputs);
     return;
   }
-  const Grid at = band_grid(p, task, view);
+  const PixelView at = band_pixels(p, task, view);
   for (int64_t y = 0; y < rows.count(); ++y) {
     const float size = channel_sums(at.base + y * at.row, columns.count(), at.pixel, p.cg, view.patch + y * p.outputs);
     *view.magnitude = size > *view.magnitude ? size : *view.magnitude;
@@ -89,17 +89,17 @@ struct ChannelTile {
 
 // One channel tile over a region; `at` and `to` belong to its first position.
 template <int N>
-void forward_region(const ForwardPlan &p, const Region &region, const Grid &at, const Target &to, const ChannelTile &tile,
+void forward_region(const ForwardPlan &p, const Region &region, const PixelView &at, const Target &to, const ChannelTile &tile,
                     Upcoming &next) {
   alignas(64) float sums[2 * most_positions * N * V];
   bool exact = p.form == ADDERIZE_FORM_EXACT;
   const int64_t rows = region.rows(), columns = region.columns();
   for (int64_t y = 0; y < rows; y += region.cut.rows) {
-    const int r = int(least(region.cut.rows, rows - y));
+    const int r = int(min(region.cut.rows, rows - y));
     for (int64_t i = 0; i < region.cut.columns; ++i) {
       const Span xs = share_of(columns, region.cut.columns, i);
       const int q = int(xs.count());
-      const Grid here = {at.base + y * at.row + xs.first * at.pixel, at.pixel, at.row};
+      const PixelView here = {at.base + y * at.row + xs.first * at.pixel, at.pixel, at.row};
       const Target target = to.at(xs.first, y);
       prefetch_tile<N>(target.out, to.pixel, to.row, q, r);
       next.fetch();
@@ -115,8 +115,8 @@ void forward_region(const ForwardPlan &p, const Region &region, const Grid &at, 
 }
 
 // A chunk of channel tiles over the regions of a plane; `at` and `to` belong to its first position.
-void forward_plane(const ForwardPlan &p, const BandTask &task, const Regions &regions, const Grid &at, Target to, float magnitude,
-                   Upcoming &next) {
+void forward_plane(const ForwardPlan &p, const BandTask &task, const Regions &regions, const PixelView &at, Target to,
+                   float magnitude, Upcoming &next) {
   const PackedFilters &filters = p.filters;
   float *out = to.out;
   const Span tiles = p.work.chunks[task.chunk];
@@ -124,19 +124,19 @@ void forward_plane(const ForwardPlan &p, const BandTask &task, const Regions &re
     const int64_t first = index * tile_channels, lane = task.group * filters.group_lanes + first;
     const int vectors = vectors_of(filters.og, index);
     to.out = out + first;
-    to.channels = least(filters.og - first, tile_channels);
+    to.channels = min(filters.og - first, tile_channels);
     ChannelTile tile = {};
     if (p.form != ADDERIZE_FORM_FAST) tile.floor = floor_of(filters, p.s, magnitude, filters.sums.magnitude + lane, to.channels);
     for (const Region &region : regions) {
       tile.w = filters.tile(task.group, index) + region.filters * vectors * V;
       tile.sums = filter_sums(filters, region, lane, vectors);
-      (vectors == 2 ? forward_region<2> : forward_region<1>)(p, region, region.grid(at), to.of(region), tile, next);
+      (vectors == 2 ? forward_region<2> : forward_region<1>)(p, region, region.pixels(at), to.of(region), tile, next);
     }
   }
 }
 
 // What the positions of a band see of its copy, or of the input where nothing is copied.
-Regions band_regions(const ForwardPlan &p, int64_t band, const Grid &at) {
+Regions band_regions(const ForwardPlan &p, int64_t band, const PixelView &at) {
   const adderize_shape &s = p.s;
   Reading read = {vertical_axis(s), horizontal_axis(s), at.pixel / s.stride_w, at.row / s.stride_h, p.cg};
   read.vertical.base += p.rows(band).first * s.stride_h;
@@ -149,7 +149,7 @@ void forward_task(const ForwardPlan &p, int64_t number, int worker) {
   const BandTask task = p.work.task(number);
   const BandView view = view_of(task);
   if (!p.work.shared) fill_view(p, task, view);
-  const Grid at = band_grid(p, task, view);
+  const PixelView at = band_pixels(p, task, view);
   const Regions regions = band_regions(p, task.band, at);
   Upcoming next;
   if (!p.in_place && number + p.threads < p.work.tasks()) {
@@ -174,16 +174,16 @@ void divide_forward(ForwardPlan &p) {
   work.groups = s.groups;
   const int64_t images = s.n * s.groups, tiles = ceil_div(p.filters.og, tile_channels);
   if (p.flat) {
-    work.bands = parts_of(s.ow, least(flat_positions, round_up(ceil_div(s.ow, 4), p.widest)));
+    work.bands = parts_of(s.ow, min(flat_positions, round_up(ceil_div(s.ow, 4), p.widest)));
     p.width = p.outputs = work.bands.size;
   } else {
     p.outputs = s.ow;
     p.width = p.in_place ? s.ow : reach(s.ow, s.stride_w, s.kw, s.dilation_w);
     // Few channels: shorter bands, down to four rows.
-    work.bands = bands_of(s.oh, window_floats, least(ceil_div(wanted_tasks, images * tiles), ceil_div(s.oh, 4)),
+    work.bands = bands_of(s.oh, window_floats, min(ceil_div(wanted_tasks, images * tiles), ceil_div(s.oh, 4)),
                           [&](int64_t rows) { return view_floats(p, rows) + (p.in_place ? rows * s.ow * p.cg : 0); });
   }
-  work.chunks = at_most(tiles, least(tiles, ceil_div(wanted_tasks, images * work.bands.count)));
+  work.chunks = at_most(tiles, min(tiles, ceil_div(wanted_tasks, images * work.bands.count)));
   work.shared = work.chunks.count > 1;
   p.buffer_floats = view_floats(p, p.rows(0).count());
 }

@@ -35,7 +35,7 @@ ADDERIZE_INLINE vec pack_tap(const GradientPlan &p, const float *tap, Span chann
   const int64_t row = p.filters.stride[0], channel = p.filters.stride[1];
   vec trouble = {};
   for (int64_t tile = 0; tile < p.tiles; ++tile) {
-    const int64_t lanes = least(V, p.cg - tile * V);
+    const int64_t lanes = min(V, p.cg - tile * V);
     for (int64_t co = channels.first; co < channels.last; ++co) {
       const float *from = tap + co * row + tile * V * channel;
       vec filter = {};
@@ -89,7 +89,7 @@ void careful_position(const GradientPlan &p, const PhasePlane &plane, int64_t y,
       const float *at = g.data + (oy * g.w + ox) * g.stride, *filters = w + (i * horizontal.taps + j) * p.og * V;
       for (int64_t co = 0; co < p.og;) {
         vec part = {};
-        for (const int64_t end = least(co + flush_clip_every, p.og); co < end; ++co)
+        for (const int64_t end = min(co + flush_clip_every, p.og); co < end; ++co)
           part = fma(all(at[co]), clip_keeping_nan(load(filters + co * V) - load(in)), part);
         acc += part;
       }
@@ -102,19 +102,19 @@ struct WholeVectors {
   alignas(64) float in[most_positions * V], out[most_positions * V];
 };
 
-// `w` are the phase's filters, `plane_grid` is what the plane's first position sees first.
-void gradient_region(const GradientPlan &p, const PhasePlane &plane, const Region &region, const Grid &plane_grid, const float *w,
-                     Upcoming &next) {
+// `w` are the phase's filters, `plane_pixels` is what the plane's first position sees first.
+void gradient_region(const GradientPlan &p, const PhasePlane &plane, const Region &region, const PixelView &plane_pixels,
+                     const float *w, Upcoming &next) {
   WholeVectors copies;
   const bool full = p.gradient == ADDERIZE_GRADIENT_FULL, partial = plane.channels < V, upright = region.upright;
   const auto &tiles = full ? clip_tiles<Clip::full> : clip_tiles<Clip::sign>;
   const Cut &cut = region.cut;
-  const Grid g = region.grid(plane_grid);
+  const PixelView g = region.pixels(plane_pixels);
   const int64_t rows = region.rows(), columns = region.columns(), y0 = region.y.positions.first, x0 = region.x.positions.first;
   const int64_t pixel = upright ? plane.row : plane.pixel, row = upright ? plane.pixel : plane.row;
   const int64_t origin = y0 * plane.row + x0 * plane.pixel;
   for (int64_t top = 0; top < rows; top += cut.rows) {
-    const int64_t r_count = least(cut.rows, rows - top);
+    const int64_t r_count = min(cut.rows, rows - top);
     for (int64_t strip = 0; strip < cut.columns; ++strip) {
       const Span across = share_of(columns, cut.columns, strip);
       const int64_t left = across.first, q_count = across.count(), corner = origin + top * row + left * pixel;
@@ -133,7 +133,7 @@ void gradient_region(const GradientPlan &p, const PhasePlane &plane, const Regio
       if (partial)
         each_position([&](int, int, int64_t at, int64_t to) { store(copies.in + to, load(tile.in + at, plane.channels)); });
       const Tile &used = partial ? copy : tile;
-      const Grid here = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
+      const PixelView here = {g.base + top * g.row + left * g.pixel, g.pixel, g.row};
       const bool finite = tiles[r_count - 1][q_count - 1](here, region.runs, w + region.filters * V, used);
       if (full && (!finite || *p.careful))
         each_position([&](int r, int q, int64_t at, int64_t to) {
@@ -147,14 +147,14 @@ void gradient_region(const GradientPlan &p, const PhasePlane &plane, const Regio
 }
 
 // A chunk of channel tiles over the regions of a plane; `g` is what its first position sees first.
-void gradient_plane(const GradientPlan &p, const Span &tiles, PhasePlane plane, const Regions &regions, const Grid &g,
+void gradient_plane(const GradientPlan &p, const Span &tiles, PhasePlane plane, const Regions &regions, const PixelView &g,
                     Upcoming &next) {
   const float *in = plane.in;
   float *out = plane.out;
   for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     plane.in = in + tile * V;
     plane.out = out + tile * V;
-    plane.channels = least(p.cg - tile * V, V);
+    plane.channels = min(p.cg - tile * V, V);
     const float *w = p.tile(plane.group, tile) + plane.phase.before * p.og * V;
     for (const Region &region : regions) gradient_region(p, plane, region, g, w, next);
   }
@@ -162,7 +162,7 @@ void gradient_plane(const GradientPlan &p, const Span &tiles, PhasePlane plane, 
 
 // Of a phase that no tap reaches.
 void zero_plane(const GradientPlan &p, const Span &tiles, const PhasePlane &plane, int64_t rows, int64_t columns) {
-  const int64_t first = tiles.first * V, channels = least(tiles.last * V, p.cg) - first;
+  const int64_t first = tiles.first * V, channels = min(tiles.last * V, p.cg) - first;
   for (int64_t y = 0; y < rows; ++y)
     for (int64_t x = 0; x < columns; ++x)
       memset(plane.out + y * plane.row + x * plane.pixel + first, 0, size_t(channels) * sizeof(float));
@@ -203,14 +203,14 @@ void gradient_flat_task(const GradientPlan &p, int64_t number) {
   const int64_t step = whole ? widest_of(clip_widest, s.cout) : p.work.bands.size;
   const Phase phase = {phase_of(0, vertical_axis(s), s.oh), phase_of(0, horizontal_axis(s), s.ow), 0};
   for (int64_t x = band.first; x < band.last; x += step) {
-    const int64_t at = x * s.c + task.group * p.cg, then = x + step, positions = least(step, s.w - then);
+    const int64_t at = x * s.c + task.group * p.cg, then = x + step, positions = min(step, s.w - then);
     Upcoming next;
     if (positions > 0 && whole) {
       next.add(p.grad + then * s.cout, positions * s.cout, p.tiles);
       next.add(p.input + then * s.c, positions * s.c, p.tiles);
       next.add(p.out + then * s.c, positions * s.c, p.tiles);
     }
-    const Regions regions = regions_of({phase.y.axis, phase.x.axis, s.cout, 0, p.og}, 1, least(step, band.last - x), clip_widest);
+    const Regions regions = regions_of({phase.y.axis, phase.x.axis, s.cout, 0, p.og}, 1, min(step, band.last - x), clip_widest);
     const PhasePlane plane = {phase, 0, task.group, 0, x, p.input + at, p.out + at, s.c, 0, 0};
     gradient_plane(p, p.work.chunks[task.chunk], plane, regions, {p.grad + x * s.cout + task.group * p.og, s.cout, 0}, next);
   }
@@ -224,18 +224,17 @@ void divide_gradient(GradientPlan &p) {
   work.groups = s.groups;
   const int64_t images = s.n * s.groups;
   if (p.flat) {
-    const int64_t positions = least(least(flat_positions, ceil_div(window_floats, s.c)), ceil_div(s.w, 4));
+    const int64_t positions = min(min(flat_positions, ceil_div(window_floats, s.c)), ceil_div(s.w, 4));
     work.bands = parts_of(s.w, round_up(positions, clip_widest));
   } else {
     const auto floats = [&](int64_t rows) {
       const Window window = largest_gradient_window(s, rows);
       return round_up(window.rows * window.columns * p.og, 16);
     };
-    work.bands =
-        bands_of(s.h, window_floats, least(ceil_div(wanted_tasks, images * p.tiles), ceil_div(s.h, 4 * s.stride_h)), floats);
+    work.bands = bands_of(s.h, window_floats, min(ceil_div(wanted_tasks, images * p.tiles), ceil_div(s.h, 4 * s.stride_h)), floats);
     p.buffer_floats = floats(work.bands.size);
   }
-  work.chunks = at_most(p.tiles, least(p.tiles, ceil_div(wanted_tasks, images * work.bands.count)));
+  work.chunks = at_most(p.tiles, min(p.tiles, ceil_div(wanted_tasks, images * work.bands.count)));
   work.shared = !p.flat && work.chunks.count > 1;
 }
 

@@ -30,7 +30,7 @@ ADDERIZE_INLINE vec spread_channel(vec v) {
 }
 
 // The last vector of lanes overlaps the one before it: none is partial.
-ADDERIZE_INLINE int64_t first_lane(int64_t block, int64_t channels) { return least(block * V, channels - V); }
+ADDERIZE_INLINE int64_t first_lane(int64_t block, int64_t channels) { return min(block * V, channels - V); }
 
 // Walks the positions of a line through the taps of a row. Three neighbours share a base register.
 template <int Q>
@@ -151,7 +151,7 @@ constexpr LineKernels line_kernels = {
     table<ClipLine, widest_line>([](auto q) -> ClipLine { return clip_line<Lanes::sign, P, q.value + 1>; }),
     clip_line<Lanes::careful, P, 1>};
 
-// Of groups of P channels; null where there are none.
+// The kernels for groups of P channels; null where there are none.
 const LineKernels *line_kernels_of(int64_t p) {
   if (p == 1) return &line_kernels<1>;
   if (p == 2) return &line_kernels<2>;

@@ -39,7 +39,7 @@ ADDERIZE_INLINE void sum_strip(const Strip &strip, float *sums, Term term) {
   Accumulators<Q, flush_strip_every> registers;
   int64_t t = 0;
   do {
-    for (const int64_t end = least(t + flush_strip_every, strip.terms); t < end; ++t) {
+    for (const int64_t end = min(t + flush_strip_every, strip.terms); t < end; ++t) {
       const vec filter = load(strip.w + t * strip.w_step);
       const float *x = strip.base + strip.offsets[t];
       each<Q>(ADDERIZE_EACH(q) {
@@ -118,7 +118,7 @@ void careful_lanes(const LaneLayer &p, const float *image, const LanePlane &plan
       const float *filters = w + (i * horizontal.taps + j) * p.partners * padded;
       for (int64_t k = 0; k < p.partners;) {
         vec part = {};
-        for (const int64_t end = least(k + flush_strip_every, p.partners); k < end; ++k) {
+        for (const int64_t end = min(k + flush_strip_every, p.partners); k < end; ++k) {
           vec weight = {};
           for (int64_t l = 0; l < lanes.count(); ++l) weight[l] = g[(lanes.first + l) / p.per * p.partners + k];
           part = fma(weight, clip_keeping_nan(load(filters + k * padded) - in), part);
@@ -162,7 +162,7 @@ void narrow_task(const NarrowPlan &p, int64_t number, int worker) {
       for (int64_t lane = 0; lane < lanes.count(); lane += V)
         for (int64_t i = 0; i < strips; ++i) {
           const Span share = share_of(xs.count(), strips, i);
-          const int64_t q = share.count(), here = lanes.first + lane, count = least(V, lanes.count() - lane);
+          const int64_t q = share.count(), here = lanes.first + lane, count = min(V, lanes.count() - lane);
           const int64_t row = vertical.base + y * vertical.step - window.row;
           const int64_t column = horizontal.base + share.first * horizontal.step - window.column;
           const int64_t at = plane.first + y * plane.row + share.first * plane.pixel + here;
@@ -201,10 +201,10 @@ void run_narrow(const LaneLayer &layer, int threads) {
   p.chunks = parts_of(layer.lanes, chunk_lanes);
   const auto floats = [&](int64_t rows) {
     const Window window = layer.forward ? forward_window(s, {0, rows}) : largest_gradient_window(s, rows);
-    return round_up(window.rows * window.columns * layer.partners * least(chunk_lanes, p.padded), 16);
+    return round_up(window.rows * window.columns * layer.partners * min(chunk_lanes, p.padded), 16);
   };
   const int64_t wanted = ceil_div(wanted_tasks, s.n * p.chunks.count);
-  p.bands = bands_of(layer.rows, window_floats / 2, least(wanted, ceil_div(layer.rows, 4)), floats);
+  p.bands = bands_of(layer.rows, window_floats / 2, min(wanted, ceil_div(layer.rows, 4)), floats);
   p.buffer_floats = floats(p.bands.size);
   allocate([&](Arena &arena) {
     arena.take(p.packed, layer.terms() * p.padded);

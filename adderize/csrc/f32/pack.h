@@ -18,10 +18,10 @@ ADDERIZE_INLINE int vectors_of(int64_t channels, int64_t tile) { return channels
 template <class Row>
 ADDERIZE_INLINE void pack_lanes(const float *from, int64_t lane_stride, int64_t lanes, int64_t count, Row row) {
   for (int64_t j = 0; j < count; j += V) {
-    const int64_t here = least(V, count - j);
+    const int64_t here = min(V, count - j);
     vec v[V];
 #pragma GCC unroll 16
-    for (int i = 0; i < V; ++i) v[i] = load(from + least(i, lanes - 1) * lane_stride + j, here);
+    for (int i = 0; i < V; ++i) v[i] = load(from + min(i, lanes - 1) * lane_stride + j, here);
     transpose(v);
     if (here == V) {
 #pragma GCC unroll 16
@@ -94,7 +94,7 @@ void pack_taps(const PackedFilters &p, const Filters &f, int64_t first, int64_t 
       pack_lanes(at, f.stride[0], lanes, p.cg, [&](int64_t i) { return out + i * step; });
     } else {
       for (int64_t i = 0; i < p.cg; ++i)
-        for (int64_t lane = 0; lane < V; ++lane) out[i * step + lane] = at[i * f.stride[1] + least(lane, lanes - 1) * f.stride[0]];
+        for (int64_t lane = 0; lane < V; ++lane) out[i * step + lane] = at[i * f.stride[1] + min(lane, lanes - 1) * f.stride[0]];
     }
   }
 }
@@ -104,7 +104,7 @@ void pack_filters(const PackedFilters &p, const Filters &filters, int threads) {
     const int64_t lane = task * V, group = lane / p.group_lanes, first = lane % p.group_lanes, tile = first / tile_channels;
     const int64_t step = vectors_of(p.og, tile) * V;
     float *out = p.data + group * p.group_floats + tile * tile_channels * p.k + first % tile_channels;
-    pack_taps(p, filters, group * p.og + first, least(V, p.og - first), out, step);
+    pack_taps(p, filters, group * p.og + first, min(V, p.og - first), out, step);
     p.sums.put(lane, vector_sums(out, p.k, step));
     for (int64_t tap = 0; p.with_taps && tap < p.kh * p.kw; ++tap)
       p.taps.put(tap * p.lanes + lane, vector_sums(out + tap * p.cg * step, p.cg, step));

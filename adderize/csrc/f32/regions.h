@@ -29,10 +29,10 @@ struct Region {
 
   int64_t rows() const { return (upright ? x : y).positions.count(); }
   int64_t columns() const { return (upright ? y : x).positions.count(); }
-  // Where its tiles begin to read, in its own directions.
-  Grid grid(const Grid &plane) const {
+  // What its tiles read first, in its own directions.
+  PixelView pixels(const PixelView &plane) const {
     const float *from = plane.base + y.positions.first * plane.row + x.positions.first * plane.pixel + base;
-    return upright ? Grid{from, plane.row, plane.pixel} : Grid{from, plane.pixel, plane.row};
+    return upright ? PixelView{from, plane.row, plane.pixel} : PixelView{from, plane.pixel, plane.row};
   }
 };
 
@@ -55,13 +55,13 @@ struct Regions {
 
 // Positions 4 KiB apart share a set of the first-level cache, which has 8 ways or more: the filters need one.
 constexpr int64_t set_floats = 1024, most_in_a_set = 7;
-ADDERIZE_INLINE int widest_of(int widest, int64_t pixel) { return pixel % set_floats ? widest : int(least(widest, most_in_a_set)); }
+ADDERIZE_INLINE int widest_of(int widest, int64_t pixel) { return pixel % set_floats ? widest : int(min(widest, most_in_a_set)); }
 
 Cut cut_of(int64_t width, int64_t height, int widest) {
   Cut best = {ceil_div(width, widest), 1};
   int64_t best_steps = -1;
-  for (int rows = 1; rows <= most_rows && rows <= most(height, 1); ++rows) {
-    const int64_t q = rows == 1 ? widest : least(most_in_a_row, widest / rows);
+  for (int rows = 1; rows <= most_rows && rows <= max(height, 1); ++rows) {
+    const int64_t q = rows == 1 ? widest : min(most_in_a_row, widest / rows);
     if (q < 1) break;
     const int64_t columns = ceil_div(width, q), positions = ceil_div(width, columns) * rows;
     // Small tiles wait for their own sums and load more for each term: about 3 positions' time is lost in each.

@@ -28,7 +28,7 @@ template <bool Depthwise>
 void sign_row(SignRow row, SignBlock &block) {
   for (int64_t o = 0; o < row.columns;) {
     vec sum[sign_block] = {};
-    for (const int64_t end = least(o + 128, row.columns); o < end; ++o, row.g += row.g_pixel, row.x += row.x_pixel) {
+    for (const int64_t end = min(o + 128, row.columns); o < end; ++o, row.g += row.g_pixel, row.x += row.x_pixel) {
       const vec weight = load(row.g, block.lanes);
       if (Depthwise) {
         sum[0] = fma(weight, sign(load(row.x, block.lanes) - block.filter[0]), sum[0]);

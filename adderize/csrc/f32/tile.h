@@ -13,7 +13,7 @@ struct Runs {
 };
 
 // Positions (q, r) of a tile lie at base + q * pixel + r * row.
-struct Grid {
+struct PixelView {
   const float *base;
   int64_t pixel, row;
 };
@@ -33,7 +33,7 @@ struct Walk {
   const char *base[R * per_row];
   int64_t pixel, three;
 
-  ADDERIZE_INLINE Walk(const Grid &at, int64_t offset) : pixel(at.pixel * 4), three(at.pixel * 12) {
+  ADDERIZE_INLINE Walk(const PixelView &at, int64_t offset) : pixel(at.pixel * 4), three(at.pixel * 12) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -59,14 +59,14 @@ struct Walk {
 // term(walk, w, ahead) for every term: `w + ahead * filter` are its filters. After `every` terms, which `sums` counts, flush()
 // runs. Two terms go together: few steps of the pointers, they take slots from the arithmetic.
 template <int Q, int R, int64_t filter, class Sums, class Term, class Flush>
-ADDERIZE_INLINE void each_term(const Grid &at, const Runs &runs, const float *filters, Sums &sums, Term term, Flush flush) {
+ADDERIZE_INLINE void each_term(const PixelView &at, const Runs &runs, const float *filters, Sums &sums, Term term, Flush flush) {
   constexpr int together = 2;
   for (int64_t i = 0; i < runs.rows; ++i)
     for (int64_t j = 0; j < runs.columns; ++j) {
       Walk<Q, R> walk(at, i * runs.row + j * runs.column);
       const float *w = filters + (i * runs.filter_row + j * runs.length) * filter;
       for (int64_t left = runs.length; left > 0;) {
-        int64_t count = least(left, sums.room);
+        int64_t count = min(left, sums.room);
         left -= count;
         sums.room -= count;
         for (; count >= together; count -= together) {
@@ -98,7 +98,7 @@ enum class Sum { maxima, distances };
 // sums[r * Q + q][n * V + lane] = sum over k of max(x, w), or of |x - w|; filters are [k][N * V]. `sums` has room for twice as
 // many.
 template <Sum kind, int N, int Q, int R>
-__attribute__((noinline)) void sum_tile(Grid at, const Runs &runs, const float *filters, float *sums) {
+__attribute__((noinline)) void sum_tile(PixelView at, const Runs &runs, const float *filters, float *sums) {
   constexpr int64_t vectors = R * Q * N, floats = vectors * V;
   const vec one = hidden_one();
   Accumulators<vectors, flush_every> registers;
@@ -137,7 +137,7 @@ enum class Clip { full, sign };
 // out = sum over k of g * clip(w - x, -1, 1), or of g * sgn(w - x); filters are [k][V], `at` and `runs` say where each position's g
 // lie. False where an input is not finite: the clip loses NaN.
 template <Clip kind, int Q, int R>
-__attribute__((noinline)) bool clip_tile(Grid at, const Runs &runs, const float *filters, const Tile &tile) {
+__attribute__((noinline)) bool clip_tile(PixelView at, const Runs &runs, const float *filters, const Tile &tile) {
   constexpr int positions = R * Q;
   const vec one = hidden_one();
   const auto place = [&](int p) __attribute__((always_inline)) { return tile.out + p / Q * tile.row + p % Q * tile.pixel; };
@@ -163,8 +163,8 @@ __attribute__((noinline)) bool clip_tile(Grid at, const Runs &runs, const float 
   return sum_of_trouble == 0;
 }
 
-using SumTile = void (*)(Grid, const Runs &, const float *filters, float *sums);
-using ClipTile = bool (*)(Grid, const Runs &, const float *filters, const Tile &);
+using SumTile = void (*)(PixelView, const Runs &, const float *filters, float *sums);
+using ClipTile = bool (*)(PixelView, const Runs &, const float *filters, const Tile &);
 
 #if defined(ADDERIZE_FEW_TILES)  // sanitizers compile every shape for seconds
 constexpr int sum_widest[2] = {4, 3}, clip_widest = 4;
@@ -176,7 +176,7 @@ constexpr int most_positions = 16, most_rows = 4, most_in_a_row = 7;
 // Tiles of several rows, for narrow planes. A tile never holds more positions than the registers do.
 constexpr bool exists(int q, int r, int widest) { return r == 1 ? q <= widest : q * r <= widest && q <= most_in_a_row; }
 
-// [rows - 1][positions in a row - 1]; null where there is no such tile.
+// [rows - 1][positions in a row - 1]; null where no such tile exists.
 template <class Entry, class Make>
 constexpr auto tiles_of_shapes(Make make) {
   return table<Table<Entry, most_positions>, most_rows>([&](auto r) {

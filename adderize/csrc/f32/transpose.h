@@ -9,14 +9,14 @@ namespace adderize { namespace {
 
 // output[b][j][i] = input[b][i][j], a band of rows of one matrix a task, in blocks of V x V.
 void transpose_all(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads) {
-  const Parts bands = parts_of(rows, most(V, round_up(least(rows, (int64_t(1) << 16) / columns), V)));
+  const Parts bands = parts_of(rows, max(V, round_up(min(rows, (int64_t(1) << 16) / columns), V)));
   parallel(batch * bands.count, threads, [&](int64_t task, int) {
     const Span band = bands[task % bands.count];
     const int64_t matrix = task / bands.count * rows * columns;
     for (int64_t j = 0; j < columns; j += V) {
-      const int64_t across = least(V, columns - j);
+      const int64_t across = min(V, columns - j);
       for (int64_t i = band.first; i < band.last; i += V) {
-        const int64_t down = least(V, band.last - i);
+        const int64_t down = min(V, band.last - i);
         const float *in = input + matrix + i * columns + j;
         float *out = output + matrix + j * rows + i;
         vec v[V];

@@ -56,7 +56,7 @@ struct Upcoming {
   ADDERIZE_INLINE void fetch() {
     for (int i = 0; i < count; ++i) {
       Stream &s = streams[i];
-      for (const char *stop = s.at + least(s.step, s.end - s.at); s.at < stop; s.at += 64) __builtin_prefetch(s.at, 0, 2);
+      for (const char *stop = s.at + min(s.step, s.end - s.at); s.at < stop; s.at += 64) __builtin_prefetch(s.at, 0, 2);
     }
   }
 };

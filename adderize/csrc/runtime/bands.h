@@ -9,7 +9,7 @@ namespace adderize { namespace {
 // [0, total) in parts of one size, the last of which may be smaller.
 struct Parts {
   int64_t total, size, count;
-  Span operator[](int64_t i) const { return {i * size, least((i + 1) * size, total)}; }
+  Span operator[](int64_t i) const { return {i * size, min((i + 1) * size, total)}; }
 };
 inline Parts parts_of(int64_t total, int64_t size) { return {total, size, ceil_div(total, size)}; }
 inline Parts at_most(int64_t total, int64_t count) { return parts_of(total, ceil_div(total, count)); }
@@ -19,7 +19,7 @@ template <class Size>
 Parts bands_of(int64_t rows, int64_t room, int64_t fewest, Size size) {
   int64_t height = rows;
   while (height > 1 && size(height) > room) --height;
-  return at_most(rows, most(ceil_div(rows, height), fewest));
+  return at_most(rows, max(ceil_div(rows, height), fewest));
 }
 
 // Part i of `parts` of nearly equal width.

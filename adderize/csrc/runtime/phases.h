@@ -15,7 +15,7 @@ struct Axis {
   Span interior(Span all) const {
     const int64_t first = inside(base, step, all.last, size).first;
     const int64_t last = inside(base + (taps - 1) * advance, step, all.last, size).last;
-    const Span span = {most(all.first, first), least(all.last, last)};
+    const Span span = {max(all.first, first), min(all.last, last)};
     return span.count() > 0 ? span : Span{all.first, all.first};
   }
 };
@@ -33,7 +33,7 @@ struct PhaseAxis {
   int64_t filter_tap(int64_t t) const { return last - t * back; }
   // The positions of the inputs of a span.
   Span positions(Span inputs) const {
-    return {ceil_div(most(inputs.first - offset, 0), stride), ceil_div(most(inputs.last - offset, 0), stride)};
+    return {ceil_div(max(inputs.first - offset, 0), stride), ceil_div(max(inputs.last - offset, 0), stride)};
   }
 };
 
@@ -88,8 +88,8 @@ void each_tap_by_phase(const adderize_shape &s, Body body) {
 
 // A stride as long as the padded input already leaves a single output: a longer one would only add empty phases.
 inline adderize_shape with_short_strides(adderize_shape s) {
-  s.stride_h = least(s.stride_h, s.h + 2 * s.padding_h);
-  s.stride_w = least(s.stride_w, s.w + 2 * s.padding_w);
+  s.stride_h = min(s.stride_h, s.h + 2 * s.padding_h);
+  s.stride_w = min(s.stride_w, s.w + 2 * s.padding_w);
   return s;
 }
 
@@ -105,7 +105,7 @@ inline Window gradient_window(const adderize_shape &s, Span rows) {
 // The largest one of `rows` rows: its height depends on where they start, by one row at most.
 inline Window largest_gradient_window(const adderize_shape &s, int64_t rows) {
   Window largest = gradient_window(s, {0, rows});
-  for (int64_t y = 1; y < s.stride_h; ++y) largest.rows = most(largest.rows, gradient_window(s, {y, y + rows}).rows);
+  for (int64_t y = 1; y < s.stride_h; ++y) largest.rows = max(largest.rows, gradient_window(s, {y, y + rows}).rows);
   return largest;
 }
 

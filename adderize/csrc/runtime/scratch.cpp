@@ -22,7 +22,7 @@ void *scratch(int64_t bytes) {
   if (bytes > block_bytes || block_bytes > kept_bytes) {
     block.reset();
     block_bytes = 0;
-    const int64_t pages = round_up(most(bytes, 1), 4096);
+    const int64_t pages = round_up(max(bytes, 1), 4096);
     block.reset(std::aligned_alloc(4096, size_t(pages)));
     if (!block) throw std::bad_alloc();
     block_bytes = bytes;

@@ -23,7 +23,7 @@ void byte_strip(const uint8_t *base, int64_t pixel, const int64_t *offsets, int6
     words acc[Q];
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) acc[q] = words{};
-    for (const int64_t end = least(t + longest_word_sum, taps); t < end; ++t) {
+    for (const int64_t end = min(t + longest_word_sum, taps); t < end; ++t) {
       const words filter = load_words(w + t * w_step);
       const uint8_t *x = base + offsets[t];
 #pragma GCC unroll 8
@@ -72,7 +72,7 @@ void forward_u8_depthwise(const ByteLayer &layer, int threads) {
     return window.rows * window.columns * chunk_channels;
   };
   const int64_t wanted = threads > 1 ? ceil_div(8 * threads, s.n * chunks.count) : 1, taps = s.kh * s.kw;
-  const Parts bands = bands_of(s.oh, chunk_bytes, least(wanted, s.oh / 4), buffer_bytes);
+  const Parts bands = bands_of(s.oh, chunk_bytes, min(wanted, s.oh / 4), buffer_bytes);
   const int64_t columns = forward_window(s, bands[0]).columns, pixel = s.stride_w * chunk_channels;
   const int64_t strips = ceil_div(s.ow, widest_byte_strip), packed_channels = round_up(s.cout, chunk_channels);
   int64_t *offsets = nullptr;
@@ -97,7 +97,7 @@ void forward_u8_depthwise(const ByteLayer &layer, int threads) {
           const int64_t q = xs.count(), channel = filters.first + c, position = (n * s.oh + rows.first + y) * s.ow + xs.first;
           const uint8_t *base = buffer + y * s.stride_h * columns * chunk_channels + xs.first * pixel + c;
           byte_strips[q - 1](base, pixel, offsets, taps, layer.packed + channel, packed_channels, sums);
-          finish(layer.epilogue, s.cout, {sums, W, q, channel, least(W, channels - c), position * s.cout + channel});
+          finish(layer.epilogue, s.cout, {sums, W, q, channel, min(W, channels - c), position * s.cout + channel});
         }
   });
 }

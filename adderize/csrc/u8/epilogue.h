@@ -28,7 +28,7 @@ void finish_as(const adderize_u8_epilogue &e, int64_t cout, const Distances &d) 
   const int64_t positions = d.positions, channels = d.channels, step = d.step;
   const float *scales = e.scale + d.channel, *shifts = e.shift + d.channel;
   for (int64_t c = 0; c < channels; c += V) {
-    const int64_t count = least(V, channels - c);
+    const int64_t count = min(V, channels - c);
     const vec scale = load(scales + c, count), shift = load(shifts + c, count);
     const int32_t *sums = d.sums + c;
     const uint8_t *residual = e.residual + (with_residual ? d.out + c : 0);

@@ -136,11 +136,11 @@ void byte_task(const BytePlan &p, int64_t number, int worker) {
     base = buffer + p.line_bytes;
   }
   for (int64_t block = chunk.first; block < chunk.last; block += most_blocks) {
-    const int64_t first = block * block_channels, here = least(most_blocks, chunk.last - block);
+    const int64_t first = block * block_channels, here = min(most_blocks, chunk.last - block);
     const int64_t filter = p.taps.total * block_channels;
-    const BlockTile tile = {task.group * p.og + first, least(here * block_channels, p.og - first),
+    const BlockTile tile = {task.group * p.og + first, min(here * block_channels, p.og - first),
                             p.packed + (task.group * p.blocks + block) * filter,
-                            least(most_blocks, chunk.last - block - here) * filter, p.in_place && block == chunk.first};
+                            min(most_blocks, chunk.last - block - here) * filter, p.in_place && block == chunk.first};
     (here == 1 ? byte_plane<1> : byte_plane<most_blocks>)(p, task, base, tile);
   }
 }
@@ -167,15 +167,15 @@ void divide_bytes(BytePlan &p, int threads) {
   p.band_columns = s.ow;
   if (s.oh > 1) {
     const auto bytes = [&](int64_t rows) { return p.rows_seen(rows) * p.row_bytes(s.ow); };
-    p.work.bands = bands_of(s.oh, band_bytes, least(wanted, s.oh / 4), bytes);
+    p.work.bands = bands_of(s.oh, band_bytes, min(wanted, s.oh / 4), bytes);
   } else {
-    const int64_t most_columns = most(flat_bytes / (p.taps.total + p.og), 4 * byte_registers);
-    const int64_t bands = most(ceil_div(s.ow, most_columns), least(wanted, s.ow / (4 * byte_registers)));
-    p.band_columns = least(round_up(ceil_div(s.ow, bands), byte_registers), s.ow);
+    const int64_t most_columns = max(flat_bytes / (p.taps.total + p.og), 4 * byte_registers);
+    const int64_t bands = max(ceil_div(s.ow, most_columns), min(wanted, s.ow / (4 * byte_registers)));
+    p.band_columns = min(round_up(ceil_div(s.ow, bands), byte_registers), s.ow);
     p.work.bands = parts_of(s.ow, p.band_columns);
   }
   const int64_t tiles = ceil_div(p.blocks, most_blocks);
-  p.work.chunks = parts_of(p.blocks, at_most(tiles, least(tiles, ceil_div(wanted, p.work.bands.count))).size * most_blocks);
+  p.work.chunks = parts_of(p.blocks, at_most(tiles, min(tiles, ceil_div(wanted, p.work.bands.count))).size * most_blocks);
 }
 
 void forward_u8_blocks(const ByteLayer &layer, int threads) {

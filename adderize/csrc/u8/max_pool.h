@@ -13,7 +13,7 @@ template <int B>
 ADDERIZE_INLINE void maxima_by(const uint8_t *from, int64_t step, int64_t taps, int64_t bytes, uint8_t *out) {
   typedef uint8_t vector __attribute__((vector_size(B)));
   for (int64_t i = 0; i < bytes; i += B) {
-    const int64_t at = least(i, bytes - B);
+    const int64_t at = min(i, bytes - B);
     vector top, next;
     memcpy(&top, from + at, B);
     for (int64_t t = 1; t < taps; ++t) {
@@ -39,7 +39,7 @@ void maxima(const uint8_t *from, int64_t step, int64_t taps, int64_t bytes, uint
 // A task: an image, a band of output rows; down the columns into a line of the image's width, then across it.
 void max_pool_u8(const adderize_shape &s, const uint8_t *input, uint8_t *output, int threads) {
   const Axis vertical = vertical_axis(s), horizontal = horizontal_axis(s);
-  const Parts bands = parts_of(s.oh, most(s.oh / 8, 1));
+  const Parts bands = parts_of(s.oh, max(s.oh / 8, 1));
   const int64_t row = s.w * s.c, line_bytes = round_up(row, 64);
   uint8_t *lines = nullptr;  // of every worker
   allocate([&](Arena &arena) { arena.take(lines, threads * line_bytes); });

@@ -1,4 +1,4 @@
-// Floats put on a grid of bytes.
+// Floats rounded to bytes.
 #pragma once
 
 #include "runtime/bands.h"
