@@ -1,4 +1,4 @@
-"""The op that puts floats on a grid of bytes, against the formula in exact fractions."""
+"""The op that puts floats into bytes, against the formula in exact fractions."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_channelwise_kernels_compile(kernel: Any, flags: dict[str, Any]) -> None
 def test_other_forms_compile_with_loops_in_registers(
     kernel: Any, tile: Tile, flags: dict[str, Any]
 ) -> None:
-    """Channels that are no multiple of four, contiguous results, signs: none inside the loop."""
+    """Channels that are not a multiple of four, contiguous results, signs: none inside the loop."""
     code = triton_sass.compile_tile(kernel, tile, 90, **{"SIGN": True, **flags})
     assert code.opcodes["LDL"] + code.opcodes["STL"] == 0
 

@@ -95,7 +95,7 @@ class AddsMask(Body):
 
 
 class FiltersParameter(Body):
-    """An adder whose input is no matter of the network's input."""
+    """An adder whose input does not depend on the network's input."""
 
     def __init__(self) -> None:
         super().__init__()

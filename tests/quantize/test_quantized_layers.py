@@ -80,7 +80,7 @@ def test_linear_layers_of_any_rank():
 @pytest.mark.parametrize("bits", [8, 6, 4, 2])
 @pytest.mark.parametrize("output", [QParams(0.03, 20, 8), QParams(0.2, 3, 4), None], ids=str)
 def test_the_whole_epilogue(bits, output):
-    """clamp(gain * (bias - sum|x - w|) + offset + residual), rounded to the output's grid."""
+    """clamp(gain * (bias - sum|x - w|) + offset + residual), rounded to the output's bytes."""
     layer = AdderConv2d(6, 8, 3, padding=1)
     nn.init.normal_(layer.bias)
     nn.init.normal_(layer.weight, std=3)
