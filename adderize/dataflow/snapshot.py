@@ -37,7 +37,7 @@ class Snapshot:
     stands in for tensors.
 
     Args:
-        values: keep copies of the values in tensors that are no parameters, too.
+        values: keep copies of the values in tensors that are not parameters, too.
 
     Attributes:
         tensors: all that were found, parameters among them.
