@@ -175,8 +175,7 @@ class Lowering(Rewriting):
             raise RefusedError("it divides by statistics of its input")
         gain, offset = _affine(norm)
         result = self._free(node, float((gain.abs() * value.real + offset.abs()).max()))
-        dim = -3 if len(node.meta["shape"]) == 4 else -1
-        self._call(node, self._rescaled(value, result, gain, offset, dim=dim), [source], result)
+        self._call(node, self._rescaled(value, result, gain, offset), [source], result)
 
     def _add(self, node: Node) -> None:
         if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:

@@ -30,6 +30,7 @@ class Network(nn.Module):
             for _ in range(2)
         )
         self.kept = nn.Conv2d(8, 8, 3, padding=1)
+        self.over_rows = nn.BatchNorm1d(8)
         self.head = nn.LazyLinear(10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,6 +59,12 @@ def a_shifted_map_averaged_with_its_surroundings(network: Network, x: Tensor) ->
     return F.avg_pool2d(network.kept(x) + 3, 5, 1, 2)
 
 
+def a_norm_of_three_dimensions(network: Network, x: Tensor) -> Tensor:
+    x = network.kept(x)[..., :8]
+    rows = network.over_rows((x[:, :, 0] + x[:, :, 1]).contiguous())
+    return rows.unsqueeze(2)
+
+
 def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
     return network.second(x).view(x.size(0), 8, x.shape[2], -1)
 
@@ -70,6 +77,7 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
         (unlike_scales_joined, 0.005),
         (a_number_added_for_one_of_two, 0.02),
         (a_shifted_map_averaged_with_its_surroundings, 0.005),
+        (a_norm_of_three_dimensions, 0.01),
         (a_size_that_is_asked_for, 0.005),
     ],
 )
@@ -80,6 +88,7 @@ def test_integers_follow_the_quantized_network(
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
     images = (raw / 255 - mean) / std
     network = Network(between)
+    nn.init.uniform_(network.over_rows.weight, 0.2, 2)
     with torch.no_grad():
         for _ in range(20):
             network(images)
