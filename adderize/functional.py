@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.errors import AdderizeError
 from adderize.ops.geometry import Geometry, resolve
+from adderize.ops.transforms import call
 
 _Size = int | Sequence[int]
 
@@ -45,8 +45,8 @@ def adder_conv2d(
             ``"sign"``: their signs, the paper's ablation.
 
     Returns:
-        (N, Cout, OH, OW) or (Cout, OH, OW), float32, or float64 for float64 inputs;
-        channels_last where input or weight is.
+        (N, Cout, OH, OW), channels_last where input or weight is, or (Cout, OH, OW), contiguous;
+        float32, or float64 for float64 inputs.
 
     Raises:
         AdderizeError: shapes, dtypes or arguments that do not fit each other.
@@ -68,13 +68,14 @@ def adder_conv2d(
     _check_tensors(input, weight, bias)
     if input.dim() == 3:
         batch = input.unsqueeze(0)
-        return adder_conv2d(
+        output = adder_conv2d(
             batch, weight, bias, stride, padding, dilation, groups, gradient=gradient
-        ).squeeze(0)
+        )
+        return output.squeeze(0).contiguous()
     geometry, (bottom, right) = resolve(weight.shape[2:], stride, padding, dilation, groups)
     if bottom or right:
         input = F.pad(input, (0, right, 0, bottom))
-    output: Tensor = torch.ops.adderize.adder_conv2d(input, weight, *geometry, gradient)
+    output = call("adder_conv2d", input, weight, *geometry, gradient)
     return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)
 
 
@@ -108,9 +109,7 @@ def adder_linear(
             "(..., in_features) and (out_features, in_features)"
         )
     rows = input.reshape(-1, weight.shape[1], 1, 1)
-    output: Tensor = torch.ops.adderize.adder_conv2d(
-        rows, weight[:, :, None, None], *Geometry(), gradient
-    )
+    output = call("adder_conv2d", rows, weight[:, :, None, None], *Geometry(), gradient)
     output = output.reshape(*input.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(output.dtype)
 
@@ -153,13 +152,14 @@ def binary_conv2d(
     _check_tensors(input, weight, bias)
     if input.dim() == 3:
         batch = input.unsqueeze(0)
-        return binary_conv2d(batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
+        output = binary_conv2d(batch, weight, bias, stride, padding, dilation, groups)
+        return output.squeeze(0).contiguous()
     geometry, (top, left) = resolve(weight.shape[2:], stride, padding, dilation, groups)
     if top or left:
         # Rows and columns of zeros around the input would become ones: drop outputs instead.
         vertical, horizontal = geometry.padding
         geometry = geometry._replace(padding=(vertical + top, horizontal + left))
-    output: Tensor = torch.ops.adderize.binary_conv2d(input, weight, *geometry)
+    output = call("binary_conv2d", input, weight, *geometry)
     if top or left:
         output = output[..., top:, left:]
     return output if bias is None else output + bias.to(output.dtype).view(-1, 1, 1)

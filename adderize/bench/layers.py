@@ -176,7 +176,9 @@ def _call_on_bytes(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Callable[[
 def _operands(layer: Layer, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     x, w = (
-        torch.randn(shape, generator=generator, device=device).to(memory_format=torch.channels_last)
+        torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(
+            memory_format=torch.channels_last
+        )
         for shape in (layer.input_shape, layer.weight_shape)
     )
     return x.relu_(), w

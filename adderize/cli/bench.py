@@ -183,7 +183,9 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             batch = images(arguments, arch, model)
         else:
             size = arguments.input or input_size(arch, model)
-            batch = torch.randn(32, *size, generator=torch.Generator().manual_seed(0))
+            batch = torch.randn(
+                *(32, *size), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+            )
         for row in integers.measure(arch, batch, arguments.batch, **timing):
             print(f"{arch}, batch {row['batch']}, {row['threads']} threads", end="")
             print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")

@@ -21,6 +21,7 @@ from adderize.arguments import check_module
 from adderize.counting.operators import FORMULAS, count_call
 from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
 from adderize.counting.views import Reading
+from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations, convolution_pairs
 
@@ -184,7 +185,9 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
     Raises:
         AdderizeError: the model cannot be traced with such an input.
     """
-    analysis = FlopCountAnalysis(blank_copy(model, "cpu"), torch.zeros(1, *input_size))
+    blank = blank_copy(model, "cpu")
+    zeros = torch.zeros(1, *input_size, dtype=floating_dtype(blank), device="cpu")
+    analysis = FlopCountAnalysis(blank, zeros)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with torch.no_grad():

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from adderize.counting.operators import count_call
+from adderize.dataflow.recording import floating_dtype
 from adderize.dataflow.snapshot import Snapshot
 from adderize.errors import AdderizeError
 from adderize.formulas import Operations, Shape
@@ -99,7 +100,7 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
         handles.append(module.register_forward_hook(recorder.leaving))
     try:
         with torch.no_grad(), without_fast_attention(), recorder:
-            model(torch.empty((1, *input_size), device="meta"))
+            model(torch.empty((1, *input_size), dtype=floating_dtype(model), device="meta"))
     except Exception as error:
         where = _described(model, recorder.layers[-1] if recorder.layers else "")
         raise untraceable(input_size, where, error) from error

@@ -11,6 +11,7 @@ from torch import nn
 from adderize import formulas
 from adderize.counting import call_formulas as of
 from adderize.counting.trace import Call, meta_copy
+from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
@@ -40,7 +41,9 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     twin = meta_copy(model)
     if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin
-    options["example_input"] = torch.empty((1, *input_size), device="meta")
+    options["example_input"] = torch.empty(
+        (1, *input_size), dtype=floating_dtype(model), device="meta"
+    )
     if plan(twin, **options).converted:
         adderize(twin, **options)
     return twin.eval()

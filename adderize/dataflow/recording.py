@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,12 @@ def record(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
     return flow
 
 
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """That of the first parameter of floating point, float32 where there is none."""
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(dtypes, torch.float32)
+
+
 def likely_inputs(model: nn.Module, example_input: Any = None) -> Iterator[tuple[Any, ...]]:
     """Meta tensors to try a model on: the example, or what the model says and looks like."""
     if example_input is None:
@@ -54,16 +61,17 @@ def likely_inputs(model: nn.Module, example_input: Any = None) -> Iterator[tuple
         arguments = example_input if isinstance(example_input, tuple) else (example_input,)
         yield tuple(pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), arguments))
         return
+    blank = functools.partial(torch.empty, dtype=floating_dtype(model), device="meta")
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):
-        yield (torch.empty(2, *config["input_size"], device="meta"),)
+        yield (blank(2, *config["input_size"]),)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None:
         for side in _SIDES:
-            yield (torch.empty(2, first.in_channels, side, side, device="meta"),)
+            yield (blank(2, first.in_channels, side, side),)
     dense = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
     if dense is not None:
-        yield (torch.empty(2, dense.in_features, device="meta"),)
+        yield (blank(2, dense.in_features),)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

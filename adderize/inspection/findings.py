@@ -147,7 +147,7 @@ def _constant(measured: Measured) -> Tensor:
 def _below_zero(measured: Measured, channels: int) -> Tensor:
     below = measured.highest <= 0
     # A norm of concatenated channels does not tell whose they are.
-    return below if len(below) == channels else torch.zeros(channels, dtype=torch.bool).to(below)
+    return below if len(below) == channels else below.new_zeros(channels)
 
 
 def _only_relu_after(layer: nn.Module, norm: nn.Module, flows: Sequence[Flow]) -> bool:

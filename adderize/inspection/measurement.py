@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.layers import AdderConv2d, AdderLinear, pads_with_zeros
 
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
 _BATCH = 64
@@ -31,10 +31,9 @@ class Measured:
     def __init__(self) -> None:
         self.min, self.max = math.inf, -math.inf
         self.count = 0
-        self.sums = torch.zeros(0, dtype=torch.float64)
-        self.squares = torch.zeros(0, dtype=torch.float64)
-        self.shift = torch.zeros(0, dtype=torch.float64)
-        self.highest = torch.zeros(0)
+        self.sums = self.squares = self.shift = self.highest = torch.zeros(
+            0, dtype=torch.float64, device="cpu"
+        )
         self.correlation: float | None = None
 
     def add_input(self, x: Tensor, padded: bool) -> None:
@@ -49,7 +48,7 @@ class Measured:
         channels = y.shape[1]
         if not self.count:
             self.sums, self.squares = torch.zeros(2, channels, dtype=torch.float64, device=y.device)
-            self.highest = torch.full((channels,), -math.inf, device=y.device)
+            self.highest = torch.full((channels,), -math.inf, dtype=y.dtype, device=y.device)
             self.shift = y.mean(0, dtype=torch.float64)
             self.correlation = _correlation(y)
         self.count += len(y)
@@ -124,9 +123,7 @@ def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
 
 
 def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]) -> None:
-    padded = isinstance(layer, AdderConv2dSame) or (
-        isinstance(layer, _ConvNd) and layer.padding_mode == "zeros" and _pads(layer.padding)
-    )
+    padded = pads_with_zeros(layer)
 
     def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         found.setdefault(layer, Measured()).add_input(inputs[0], padded)
@@ -158,7 +155,3 @@ def _rows(output: Tensor, module: nn.Module) -> Tensor:
         return output.reshape(-1, output.shape[-1])
     unbatched = isinstance(module, _ConvNd) and output.ndim == 3
     return output.movedim(0 if unbatched else 1, -1).flatten(0, -2)
-
-
-def _pads(padding: str | tuple[int, ...]) -> bool:
-    return padding == "same" if isinstance(padding, str) else any(padding)

@@ -1,7 +1,7 @@
 """Layers that users hold, with the constructors and state-dict keys of torch's own."""
 
 from adderize.layers.adder import AdderConv2d, AdderLinear
-from adderize.layers.base import effective_geometry
+from adderize.layers.base import effective_geometry, pads_with_zeros
 from adderize.layers.binary import BinaryConv2d
 from adderize.layers.same import AdderConv2dSame
 from adderize.layers.shift_add import (
@@ -33,4 +33,5 @@ __all__ = [
     "ShiftAddNorm2d",
     "ShiftAddScale",
     "effective_geometry",
+    "pads_with_zeros",
 ]

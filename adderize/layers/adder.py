@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
 from adderize.functional import adder_conv2d, adder_linear
+from adderize.layers import scripted
 from adderize.layers.base import ConvLayer, PaddingMode, check_filter_dtype
+from adderize.layers.batches import as_batch, normed
 from adderize.layers.fusion import NotFusible
 from adderize.ops.operands import GRADIENTS
 
@@ -54,13 +56,18 @@ class AdderConv2d(_AdderLayer, ConvLayer):
     fan scaling and the bias from zero (Chen et al., AdderNet, CVPR 2020). Checkpoints of the
     authors' code (keys ``adder`` and ``b``) load with a plain strict ``load_state_dict``.
 
+    Stride, padding, dilation, groups and padding mode may be assigned later, as integers, pairs or
+    strings. ``torch.jit.script`` takes the layer for inference (``import adderize.layers`` before
+    ``torch.jit.load``); torch has deprecated TorchScript: prefer ``torch.export``.
+
     Args:
         gradient: ``"full"`` (default) or ``"sign"``, the paper's ablation.
         All others: as in ``torch.nn.Conv2d``.
 
     Attributes:
-        norm: an optional normalisation layer applied to the output; None by default,
-            a ``BatchNorm2d`` where ``adderize(model, norm="insert")`` put one.
+        norm: an optional normalisation layer applied to the output, as a batch of one where it is
+            a single image; None by default, a ``BatchNorm2d`` where
+            ``adderize(model, norm="insert")`` put one.
 
     Shape:
         (N, Cin, H, W) or (Cin, H, W) -> (N, Cout, OH, OW) or (Cout, OH, OW), float32.
@@ -88,14 +95,30 @@ class AdderConv2d(_AdderLayer, ConvLayer):
         self._set_gradient(gradient)
 
     def forward(self, input: Tensor) -> Tensor:
+        if scripted.is_scripting():
+            output = scripted.adder_conv2d(
+                input,
+                self.weight,
+                self.bias,
+                self.stride,
+                self._scripted_pads(input),
+                self.dilation,
+                self.groups,
+                self._scripted_mode(),
+                self.gradient,
+            )
+            if self.norm is not None:
+                output = self.norm(as_batch(output)).view_as(output)
+            return output
         input, padding = self._padded(input)
         geometry = (self.stride, padding, self.dilation, self.groups)
         output = adder_conv2d(input, self.weight, self.bias, *geometry, gradient=self.gradient)
-        return output if self.norm is None else self.norm(output)
+        if self.norm is None:
+            return output
+        return normed(self, self.norm, as_batch(output)).view_as(output)
 
     def extra_repr(self) -> str:
-        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return text + self._gradient_mode()
+        return super().extra_repr() + self._gradient_mode()
 
 
 class AdderLinear(_AdderLayer):
@@ -135,11 +158,15 @@ class AdderLinear(_AdderLayer):
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        if scripted.is_scripting():
+            output = scripted.adder_linear(input, self.weight, self.bias, self.gradient)
+            if self.norm is not None:
+                output = self.norm(output.reshape(-1, self.out_features)).view_as(output)
+            return output
         output = adder_linear(input, self.weight, self.bias, gradient=self.gradient)
         if self.norm is None:
             return output
-        normed: Tensor = self.norm(output.reshape(-1, self.out_features))
-        return normed.view_as(output)
+        return normed(self, self.norm, output.reshape(-1, self.out_features)).view_as(output)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"

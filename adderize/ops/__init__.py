@@ -1,11 +1,12 @@
 """The ops: ``torch.ops.adderize`` is defined when this package is imported.
 
-schemas.py, operands.py           the registry: schemas, what is accepted, fakes
-geometry.py                       stride, padding, dilation, groups and the output's size
-choice.py                         which backend serves a device and dtype, and why
-reference/, native/, triton/      the backends; `reference/` states the mathematics
-autograd.py, flops.py             gradients and autocast; formulas of torch's FLOP counter
-bytes.py, packing.py              what layers on bytes call
+schemas.py, operands.py       the registry: schemas, what is accepted, fakes
+geometry.py                   stride, padding, dilation, groups and the output's size
+choice.py                     which backend serves a device and dtype, and why
+reference/, native/, triton/  the backends; `reference/` states the mathematics
+autograd.py, transforms.py    gradients and autocast; torch.func
+flops.py                      formulas of torch's FLOP counter
+bytes.py, packing.py          what layers on bytes call
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adderize.ops import autograd, choice, flops, reference
+from adderize.ops import autograd, choice, flops, reference, transforms
 from adderize.ops.schemas import OPS, Op
 
 _library = torch.library.Library("adderize", "DEF")
@@ -44,4 +45,5 @@ for _name, _op in OPS.items():
     _library.impl(_name, _kernel(_name, _op), "CompositeExplicitAutograd")
     torch.library.register_fake(f"adderize::{_name}", _fake(_op), lib=_library)
 autograd.register(_library)
+transforms.register(_library)
 flops.register()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,24 +11,6 @@ from torch import Tensor
 from adderize.errors import AdderizeError
 
 Cast = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
-
-
-def register(library: torch.library.Library) -> None:
-    """Gradients and autocast of the adder and of the binary op."""
-    _register_gradients(
-        library,
-        "adder_conv2d",
-        "an adder layer has no second derivative: its gradients are surrogates, not derivatives",
-    )
-    _register_gradients(
-        library,
-        "binary_conv2d",
-        "a binary layer has no second derivative: its gradients pass straight through the signs",
-    )
-    for name, cast in (("adder_conv2d", _cast_both), ("binary_conv2d", _cast_input)):
-        op = getattr(torch.ops.adderize, name).default
-        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            _register_autocast(library, op, cast, device_type, key)
 
 
 def _cast_both(input: Tensor, weight: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
@@ -47,32 +29,78 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if eligible else tensor
 
 
-def _register_gradients(library: torch.library.Library, name: str, refusal: str) -> None:
-    """Autograd for an op of (input, weight, ...) by its ops NAME_input_gradient and
-    NAME_weight_gradient, which refuse to be differentiated themselves."""
+class FloatOp(NamedTuple):
+    """What autocast makes of an op's operands, and why it has no second derivative.
 
+    Its gradients are the ops NAME_input_gradient and NAME_weight_gradient.
+    """
+
+    cast: Cast
+    refusal: str
+
+
+FLOAT_OPS = {
+    "adder_conv2d": FloatOp(
+        _cast_both,
+        "an adder layer has no second derivative: its gradients are surrogates, not derivatives",
+    ),
+    "binary_conv2d": FloatOp(
+        _cast_input,
+        "a binary layer has no second derivative: its gradients pass straight through the signs",
+    ),
+}
+
+
+def register(library: torch.library.Library) -> None:
+    """Gradients and autocast of the float ops."""
+    for name, float_op in FLOAT_OPS.items():
+        _register_gradients(library, name, float_op)
+        op = getattr(torch.ops.adderize, name).default
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _register_autocast(library, op, float_op.cast, device_type, key)
+
+
+def gradients(ctx: Any, grad: Tensor, gradient: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
+    """Those of the tensors and of the other arguments, where a context says which are needed.
+
+    Args:
+        ctx: holds the saved tensors and ``arguments``.
+        gradient: of ("input" or "weight", grad, input, weight, arguments).
+    """
+    operands = (grad, *ctx.saved_tensors, *ctx.arguments)
+    found = (
+        gradient(of, *operands) if needed else None
+        for of, needed in zip(("input", "weight"), ctx.needs_input_grad, strict=False)
+    )
+    return (*found, *(None for _ in ctx.arguments))
+
+
+def refuse(float_op: FloatOp) -> NoReturn:
+    raise AdderizeError(
+        f"{float_op.refusal}. Do not differentiate through them (gradient penalties, "
+        "create_graph=True)"
+    )
+
+
+def _register_gradients(library: torch.library.Library, name: str, float_op: FloatOp) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, *ctx.arguments = inputs
         ctx.save_for_backward(input, weight)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (grad, *ctx.saved_tensors, *ctx.arguments)
-        gradients = (
-            getattr(torch.ops.adderize, f"{name}_{of}_gradient")(*arguments) if needed else None
-            for of, needed in zip(("input", "weight"), ctx.needs_input_grad, strict=False)
-        )
-        return (*gradients, *(None for _ in ctx.arguments))
-
-    def refuse(ctx: Any, grad: Tensor) -> None:
-        raise AdderizeError(
-            f"{refusal}. Do not differentiate through them (gradient penalties, create_graph=True)"
-        )
+    def gradient(of: str, *operands: Any) -> Tensor:
+        result: Tensor = getattr(torch.ops.adderize, f"{name}_{of}_gradient")(*operands)
+        return result
 
     torch.library.register_autograd(
-        f"adderize::{name}", backward, setup_context=setup_context, lib=library
+        f"adderize::{name}",
+        lambda ctx, grad: gradients(ctx, grad, gradient),
+        setup_context=setup_context,
+        lib=library,
     )
     for of in ("input", "weight"):
-        torch.library.register_autograd(f"adderize::{name}_{of}_gradient", refuse, lib=library)
+        torch.library.register_autograd(
+            f"adderize::{name}_{of}_gradient", lambda ctx, grad: refuse(float_op), lib=library
+        )
 
 
 def _register_autocast(

@@ -53,14 +53,17 @@ def fit_filters(
     for number, features in enumerate(chunks):
         if not number:
             peak = rate * float(torch.stack([f.inputs.std() for f in features]).mean())
-        sizes = torch.tensor([float(f.targets.numel()) for f in features])
+        sizes = torch.tensor(
+            [float(f.targets.numel()) for f in features], dtype=torch.float32, device="cpu"
+        )
         standardised = [_standardised(f.targets) for f in features]
         for step in range(done, steps * (number + 1) // count):
             optimizer.param_groups[0]["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
             entry = int(torch.multinomial(sizes, 1, generator=generator))
             inputs, targets = features[entry].inputs, standardised[entry]
             rows = max(2, round(len(inputs) * share))
-            picked = torch.randint(len(inputs), (rows,), generator=generator).to(inputs.device)
+            picked = torch.randint(len(inputs), (rows,), generator=generator, device="cpu")
+            picked = picked.to(inputs.device)
             with torch.enable_grad():
                 outputs = _standardised(layer(inputs[picked]))
                 loss = (outputs - targets[picked]).square().mean()

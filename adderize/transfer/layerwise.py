@@ -77,7 +77,7 @@ def _carry_over(bench: Bench, pair: Pair, fit: Fit | None, bar: Any) -> LayerTra
         fit_filters(
             layer, chunks, len(parts), steps=fit.steps,
             share=min(1.0, fit.batch_size / parts[0].count),
-            generator=torch.Generator().manual_seed(fit.seed), advance=bar.update,
+            generator=torch.Generator("cpu").manual_seed(fit.seed), advance=bar.update,
         )  # fmt: skip
         after = correlations_of(layer, few)
         worse = ~(after >= at_matching)
@@ -105,10 +105,11 @@ def _imitate_outputs(pair: Pair, features: Sequence[Features]) -> None:
     targets = [f.targets.movedim(1, 0).flatten(1) for f in features]
     shares = [t.shape[1] / sum(t.shape[1] for t in targets) for t in targets]
     moments = [(t.mean(1, dtype=torch.float64), t.var(1, correction=0).double()) for t in targets]
-    mean = sum((s * m for s, (m, _) in zip(shares, moments, strict=True)), torch.tensor(0.0))
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
+    mean = sum((s * m for s, (m, _) in zip(shares, moments, strict=True)), zero)
     variance = sum(
         (s * (v + (m - mean).square()) for s, (m, v) in zip(shares, moments, strict=True)),
-        torch.tensor(0.0),
+        zero,
     )
     norm.weight.copy_(variance.sqrt())
     norm.bias.copy_(mean)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from adderize.layers import AdderConv2d, AdderConv2dSame
+from adderize.layers import pads_with_zeros
 from adderize.transfer.features import Features
 from adderize.transfer.pairs import Adder
 from adderize.transfer.slopes import Slopes, matched_filters
@@ -47,7 +47,7 @@ def match_filters(
     """
     filters = original.weight
     assert isinstance(filters, Tensor)
-    slopes = Slopes(features[0].inputs, with_zero=_pads_with_zeros(layer))
+    slopes = Slopes(features[0].inputs, with_zero=pads_with_zeros(layer))
     best, highest = layer.weight.detach().clone(), before
     for scale in SCALES:
         layer.weight.copy_(matched_filters(slopes, filters, getattr(original, "groups", 1), scale))
@@ -57,14 +57,6 @@ def match_filters(
         highest = torch.where(better, found, highest)
     layer.weight.copy_(best)
     return highest
-
-
-def _pads_with_zeros(layer: Adder) -> bool:
-    if isinstance(layer, AdderConv2dSame):
-        return True
-    if not isinstance(layer, AdderConv2d) or layer.padding_mode != "zeros":
-        return False
-    return layer.padding == "same" if isinstance(layer.padding, str) else any(layer.padding)
 
 
 def correlations_of(layer: Callable[[Tensor], Tensor], features: Sequence[Features]) -> Tensor:

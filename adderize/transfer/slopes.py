@@ -65,9 +65,9 @@ def _sample(inputs: Tensor) -> Tensor:
     rows = inputs.movedim(1, 0).flatten(1)
     if rows.shape[1] <= _VALUES:
         return rows
-    generator = torch.Generator().manual_seed(0)
-    edges = torch.linspace(0, rows.shape[1] - 1, _VALUES + 1, dtype=torch.float64)
-    offsets = torch.rand(_VALUES, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    edges = torch.linspace(0, rows.shape[1] - 1, _VALUES + 1, dtype=torch.float64, device="cpu")
+    offsets = torch.rand(_VALUES, generator=generator, dtype=torch.float64, device="cpu")
     picked = (edges[:-1] + offsets * edges.diff()).long()
     return rows[:, picked.to(rows.device)]
 
