@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 # Their objects are the surroundings of a model: trainers, loaders, streams, locks.
 _SURROUNDINGS = {
@@ -56,9 +56,11 @@ class Snapshot:
         waiting = [root]
         while waiting:
             item = waiting.pop()
-            if id(item) not in self._seen and not isinstance(item, _ATOMS):
+            if id(item) not in self._seen:
                 self._seen[id(item)] = item
-                waiting += self._take(item)
+                # Objects of a user may raise anything where one looks at them.
+                with contextlib.suppress(Exception):
+                    waiting += () if isinstance(item, _ATOMS) else self._take(item)
 
     def put_back(self) -> None:
         for undo, *arguments in self._undo:
@@ -193,9 +195,14 @@ def _refill(container: Any, saved: Any) -> None:
 
 
 def _drop_stand_ins(container: Any, saved: Any) -> None:
-    leaves = pytree.tree_leaves(container if isinstance(container, (dict, list)) else [*container])
-    if any(isinstance(x, fx.Proxy) or (isinstance(x, Tensor) and x.is_meta) for x in leaves):
+    values = container.values() if isinstance(container, dict) else container
+    inner = (v if isinstance(v, (list, tuple)) else (v,) for v in values)
+    if any(_is_stand_in(value) for several in inner for value in several):
         _refill(container, saved)
+
+
+def _is_stand_in(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) or (isinstance(value, Tensor) and value.is_meta)
 
 
 def _forget(cache: Any, misses: int) -> None:

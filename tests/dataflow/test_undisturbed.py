@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import itertools
+import logging
 import pickle
 import random
-from collections import Counter, OrderedDict, defaultdict, deque
+import sys
+import threading
+import weakref
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,6 +309,56 @@ def test_counting_leaves_a_model_alone_that_keeps_tensors_of_a_graph():
     assert model.found[0] is before and len(model.found) == 2
     twin = meta_copy(model)
     assert all(t.is_meta for t in (*twin.parameters(), *twin.buffers(), twin.grid, *twin.found))
+
+
+class Shy:
+    """Raises where one looks at it."""
+
+    @property
+    def __dict__(self):
+        raise RuntimeError
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+class StrictDict(dict):
+    def items(self):
+        raise RuntimeError
+
+    clear = items
+
+
+def deep() -> list:
+    found: list = []
+    for _ in range(5000):
+        found = [found]
+    return found
+
+
+DEEP = deep()
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        Shy(), StrictDict(a=1), threading.Lock(), threading.local(), io.BytesIO(b"ab"),
+        (i for i in range(3)), weakref.ref(Shy), sys, DEEP,
+        logging.getLogger("x"), UserDict(a=[1]), MappingProxyType({}), torch.eye(3).to_sparse(),
+    ],
+    ids=lambda thing: type(thing).__name__,
+)  # fmt: skip
+def test_what_cannot_be_looked_into_does_no_harm(thing):
+    model = Keeper(lambda n, y, m: None, {}, traceable=True)
+    object.__setattr__(model, "thing", thing)
+    assert plan(model).converted == ["net.1"]
+    assert model.thing is thing
+
+
+def test_a_dead_reference_does_no_harm():
+    model = Keeper(lambda n, y, m: None, {}, traceable=True)
+    object.__setattr__(model, "thing", weakref.proxy(Linked.__new__(Linked)))
+    assert plan(model).converted == ["net.1"]
 
 
 def test_no_parameter_is_copied():
