@@ -166,14 +166,14 @@ class ShiftAddNorm2d(_ShiftAddNorm):
 
 
 class ShiftAddNorm1d(_ShiftAddNorm):
-    """The same as :class:`ShiftAddNorm2d` for vectors.
+    """The same as :class:`ShiftAddNorm2d` for vectors and sequences.
 
     Shape:
-        (N, C) or (C,), float32 -> the same.
+        (N, C) or (N, C, L), float32 -> the same.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return input * self.weight + self.bias
+        return (input.transpose(1, -1) * self.weight + self.bias).transpose(1, -1)
 
 
 class ShiftAddLinear(Shifts):

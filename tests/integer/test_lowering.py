@@ -77,7 +77,7 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
         (unlike_scales_joined, 0.005),
         (a_number_added_for_one_of_two, 0.02),
         (a_shifted_map_averaged_with_its_surroundings, 0.005),
-        (a_norm_of_three_dimensions, 0.01),
+        (a_norm_of_three_dimensions, 0.03),
         (a_size_that_is_asked_for, 0.005),
     ],
 )

@@ -331,3 +331,12 @@ def test_changes_in_place_that_are_followed() -> None:
     network, x = Changing(statements).eval(), torch.randn(2, 3, 6, 6)
     found = multiplication_free(network, norm_terms=8)(x)
     torch.testing.assert_close(found, network(x), atol=1e-3, rtol=1e-3)
+
+
+def test_norms_of_sequences_scale_channels() -> None:
+    network = nn.Sequential(AdderConv2d(3, 6, 3), nn.Flatten(2), nn.BatchNorm1d(6)).eval()
+    nn.init.uniform_(network[2].weight, 0.2, 2)
+    nn.init.normal_(network[2].bias)
+    x = torch.randn(2, 3, 4, 5)  # as many places as channels
+    found = multiplication_free(network, norm_terms=8)(x)
+    torch.testing.assert_close(found, network(x), atol=1e-2, rtol=1e-3)
