@@ -22,7 +22,7 @@ from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
 from adderize.checkpoints.values import decoded, encoded
 from adderize.errors import AdderizeError, listed
-from adderize.integer import IntegerNetwork, ShiftReport
+from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import (
     ShiftRecord,
     multiplication_free_like,
@@ -76,10 +76,10 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         layers=_entries(model),
         shared=aliases,
         quantized=quantization and quantization.to_dict(),
-        shifts=shifts and shifts.report.to_dict(),
+        shifts=shifts and shifts.to_dict(),
         values=values,
         versions={n: v for n, m in metadata.items() if (v := m.get("version", 1)) != 1},
-        settings=settings_of(model) if quantization is None else None,
+        settings=settings_of(model) if (quantization or shifts) is None else None,
     )
     _write(Path(folder), unshared(tensors), manifest)
 
@@ -180,12 +180,16 @@ def _load_made(model: nn.Module, manifest: Manifest, state: StateDict, folder: P
     convert_like(model, {n: entry for n, entry in manifest.layers.items() if n not in present})
     if converted_entries(model) != manifest.layers:
         raise AdderizeError(f"the model's converted layers are not those of {folder}")
+    record: Quantization | ShiftRecord
     if manifest.quantized is not None:
         record = Quantization.from_dict(manifest.quantized, manifest.layers)
+    else:
+        record = ShiftRecord.from_dict(manifest.shifts, manifest.layers)
+    _check_settings(model, record.settings, folder)
+    if isinstance(record, Quantization):
         made = rebuild(model, record)
     else:
-        shifts = ShiftRecord(ShiftReport.from_dict(manifest.shifts), manifest.layers)
-        made = multiplication_free_like(model, shifts)
+        made = multiplication_free_like(model, record)
     _load(made, manifest, state, folder)
     return made
 

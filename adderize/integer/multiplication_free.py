@@ -14,6 +14,7 @@ from adderize.dataflow.symbolic import unseen_change
 from adderize.errors import AdderizeError
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
 from adderize.integer.shift_rules import RefusedError, Terms, function_form, module_form
+from adderize.layers.settings import settings_of
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import carriers, module_of, operation
@@ -32,10 +33,25 @@ class ShiftRecord:
         report: for people.
         converted: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
+        settings: of the float network's layers.
     """
 
     report: ShiftReport
     converted: dict[str, dict[str, Any]] | None
+    settings: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, without the entries of the adders."""
+        return {"report": self.report.to_dict(), "settings": self.settings}
+
+    @classmethod
+    def from_dict(cls, content: Any, converted: dict[str, dict[str, Any]]) -> ShiftRecord:
+        """Raises AdderizeError where the content is damaged."""
+        try:
+            settings = {name: dict(values) for name, values in content["settings"].items()}
+            return cls(ShiftReport.from_dict(content["report"]), converted, settings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AdderizeError(f"the record of the shifts is damaged: {error!r}") from error
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """The manifest's entries; AdderizeError where there are none."""
@@ -107,7 +123,7 @@ def multiplication_free(
     network.graph.lint()
     network.recompile()
     network.eval().requires_grad_(False)
-    record = ShiftRecord(report, _entries(model))
+    record = ShiftRecord(report, _entries(model), settings_of(model))
     vars(network)[_KEY] = network.meta[_KEY] = record
     return network
 

@@ -52,6 +52,14 @@ def test_damaged_reports_and_other_networks_are_refused(tmp_path: Path) -> None:
         load_model(lenet5_bn(), tmp_path)
 
 
+def test_networks_that_compute_otherwise_are_refused(tmp_path: Path) -> None:
+    save_model(multiplication_free(adderize(lenet5_bn()).eval()), tmp_path)
+    other = lenet5_bn()
+    other.conv2.padding = (1, 1)
+    with pytest.raises(AdderizeError, match="conv2"):
+        load_model(other, tmp_path)
+
+
 def test_integer_networks_say_how_they_are_kept(tmp_path: Path) -> None:
     model, x = adderize(lenet5_bn(), linear=True), torch.randn(4, 1, 32, 32)
     quantized = quantize(recalibrate(model, [x]).eval(), [x])
