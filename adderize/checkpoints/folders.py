@@ -32,7 +32,7 @@ from adderize.layers.settings import differences, settings_of
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries
-from adderize.surgery.fusion import guard_fusion
+from adderize.surgery.fusion_guard import guard_fusion
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 

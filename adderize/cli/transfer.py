@@ -7,8 +7,11 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from adderize.checkpoints import named
+from adderize.checkpoints.folders import save_model
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
@@ -18,8 +21,15 @@ from adderize.cli.shared_options import (
 )
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
+from adderize.models import by_name
 from adderize.models.by_name import FORMS
+from adderize.quantize import quantize
+from adderize.surgery import adderize
 from adderize.tables import json_text
+from adderize.training.recalibration import recalibrate
+from adderize.transfer import match, reconstruct
+from adderize.transfer.stages import Stages
+from adderize.transfer.tuning import Tuning, fine_tune
 
 if TYPE_CHECKING:
     from adderize.transfer import TransferReport
@@ -85,10 +95,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from adderize.checkpoints.folders import save_model
-    from adderize.quantize import quantize
-    from adderize.transfer.stages import Stages
-
     _check_counts(arguments)
     teacher = _teacher(arguments)
     images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
@@ -128,11 +134,6 @@ def _check_counts(arguments: argparse.Namespace) -> None:
 
 
 def _teacher(arguments: argparse.Namespace) -> nn.Module:
-    import torch
-
-    from adderize.checkpoints import named
-    from adderize.models import by_name
-
     name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.empty(0, device=name).device
@@ -146,10 +147,6 @@ def _teacher(arguments: argparse.Namespace) -> nn.Module:
 def _transferred(
     arguments: argparse.Namespace, teacher: nn.Module, few: Tensor, stages: Stages, folder: Path
 ) -> tuple[nn.Module, TransferReport]:
-    from adderize.surgery import adderize
-    from adderize.training.recalibration import recalibrate
-    from adderize.transfer import match, reconstruct
-
     model = adderize(teacher, inplace=False, **conversion_options(arguments))
     # The transfer itself keeps the statistics of the norms before the first adder.
     stages.add("converted", recalibrate(copy.deepcopy(model), few.split(_BATCH)))
@@ -175,9 +172,6 @@ def _fine_tuned(
     labels: Tensor | None,
     few: Tensor,
 ) -> None:
-    from adderize.training.recalibration import recalibrate
-    from adderize.transfer.tuning import Tuning, fine_tune
-
     tuning = Tuning(
         epochs=arguments.epochs, lr=arguments.lr, eta=arguments.eta, flip=arguments.flip,
         batch_size=arguments.batch_size, seed=arguments.seed,

@@ -22,8 +22,9 @@ from adderize.integer.integer_layers import (
     IntegerSum,
     distance_bounds,
 )
+from adderize.integer.refusal import RefusedError
 from adderize.integer.rewriting import MOVES, VALUE_BITS, Rewriting
-from adderize.integer.value import RefusedError, Value, number
+from adderize.integer.value import Value, number
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import clamp_bounds, module_of, operation

@@ -13,7 +13,8 @@ from torch.fx import Node
 from adderize.dataflow.symbolic import unseen_change
 from adderize.errors import AdderizeError
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
-from adderize.integer.shift_rules import RefusedError, Terms, function_form, module_form
+from adderize.integer.refusal import RefusedError
+from adderize.integer.shift_rules import Terms, function_form, module_form
 from adderize.layers.settings import settings_of
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear

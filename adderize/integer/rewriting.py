@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from adderize.integer.fixed_point import Bounds, ShiftEpilogue
 from adderize.integer.integer_layers import IntegerScale
-from adderize.integer.value import RefusedError, Value, number
+from adderize.integer.refusal import RefusedError
+from adderize.integer.value import Value, number
 from adderize.quantize.calls import clamp_bounds, operation
 from adderize.quantize.qparams import quantize_bytes
 

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _MaxPoolNd
 
+from adderize.integer.refusal import RefusedError
 from adderize.layers import (
     AdderConv2d,
     AdderConv2dSame,
@@ -45,10 +46,6 @@ _FREE_FUNCTIONS = frozenset({
     "unflatten", "unsqueeze", "view",
 })  # fmt: skip
 _DIVISION = "the window's size differs from place to place, and each size needs its own scale"
-
-
-class RefusedError(Exception):
-    """Why an operation has no form without a multiplication."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,3 @@ class Value:
 
 def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-class RefusedError(Exception):
-    """Why an operation has no form in integers."""

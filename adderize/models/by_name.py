@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from adderize import models
@@ -43,8 +44,6 @@ def options_from(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         AdderizeError: something without a key.
     """
-    import yaml
-
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

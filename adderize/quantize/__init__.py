@@ -65,7 +65,7 @@ def quantize(
     The filters are clamped to the range of each layer's input without changing any distance
     (lossless clamping, NeurIPS 2022); input and filters are then rounded with one scale and zero
     point (shared scale, arXiv 2101.10015). At inference inputs outside the calibrated range
-    saturate.
+    saturate, and NaN, which no byte holds, becomes the lowest value.
 
     While a model is traced, torch.fx patches ``nn.Module`` for the whole process: let no other
     thread call or trace any model meanwhile.

@@ -14,7 +14,7 @@ from adderize.errors import AdderizeError
 from adderize.ops.operands import GRADIENTS
 from adderize.surgery.checks import check_dtype, check_layer, check_model, check_not_replaced
 from adderize.surgery.engine import ADDER, BINARY, Converted, become
-from adderize.surgery.fusion import guard_fusion
+from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.norms import insert_norm
 
 _NORM_OPTIONS: dict[str, tuple[type, ...]] = {

@@ -17,7 +17,7 @@ from adderize.surgery.advice import warn_optimizers, warn_unchanged, warn_untrac
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix
 from adderize.surgery.engine import Converted, Target, become
-from adderize.surgery.fusion import guard_fusion
+from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.initialisation import initialise, reset_zero_gamma
 from adderize.surgery.norms import insert_norm
 from adderize.surgery.options import Options

@@ -7,7 +7,7 @@ from torch import nn
 from adderize.errors import AdderizeError
 from adderize.surgery.checks import check_model, check_not_replaced
 from adderize.surgery.engine import Converted, become_original, original_kind
-from adderize.surgery.fusion import guard_fusion
+from adderize.surgery.fusion_guard import guard_fusion
 
 
 def restore(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from adderize.errors import listed
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix, Reason, Row
 from adderize.surgery.engine import Target, named_layers
-from adderize.surgery.fusion import fusible_blocks
+from adderize.surgery.fusion_guard import fusible_blocks
 from adderize.surgery.norms import (
     find_norm_by_order,
     find_norms,

@@ -44,7 +44,8 @@ def recalibrate(
 
     Raises:
         AdderizeError: no batch norm that tracks statistics, none that the forward calls, no
-            batches, or batches for which ``forward`` is needed.
+            batches, batches for which ``forward`` is needed, or statistics that are not finite;
+            the statistics are then what they were.
     """
     check_module(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -62,12 +63,18 @@ def recalibrate(
             return model_of_input(model, batch, device)
         return forward(model, moved(batch, device))
 
-    estimate_statistics(model, norms, itertools.chain([first], iterator), run)
+    batches = itertools.chain([first], iterator)
+    estimate_statistics(model, norms, batches, run, must_be_finite=True)
     return model
 
 
 def estimate_statistics(
-    model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], run: Callable[[Any], Any]
+    model: nn.Module,
+    norms: list[_BatchNorm],
+    batches: Iterable[Any],
+    run: Callable[[Any], Any],
+    *,
+    must_be_finite: bool = False,
 ) -> None:
     """Sets the statistics of ``norms`` from ``run(batch)``, all else of ``model`` in eval mode."""
     modes = {module: module.training for module in model.modules()}
@@ -88,6 +95,8 @@ def estimate_statistics(
             )
         for norm, state in itertools.compress(zip(norms, before, strict=True), uncalled):
             norm.load_state_dict(state)
+        if must_be_finite:
+            _check_finite(model, norms)
     except BaseException:
         for norm, state in zip(norms, before, strict=True):
             norm.load_state_dict(state)
@@ -97,6 +106,18 @@ def estimate_statistics(
             norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
+
+
+def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:
+    """Raise AdderizeError where statistics are not finite, as after a batch with NaN."""
+    names = {module: name for name, module in model.named_modules()}
+    for norm in norms:
+        tensors = (norm.running_mean, norm.running_var)
+        if not all(bool(t.isfinite().all()) for t in tensors if t is not None and not t.is_meta):
+            raise AdderizeError(
+                f"the statistics of {names[norm]} are not finite: a batch or a filter holds NaN or "
+                "infinity, or a value too large; the old statistics are kept"
+            )
 
 
 def model_of_input(

@@ -239,3 +239,13 @@ def test_a_model_without_parameters() -> None:
 def test_wrong_uses(model: nn.Module, batches: Any, words: str) -> None:
     with pytest.raises(AdderizeError, match=words):
         recalibrate(model, batches)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    recalibrate(model, [torch.randn(4, 1, 8, 8)])
+    before = model[1].running_var.clone()
+    with pytest.raises(AdderizeError, match="the statistics of 1 are not finite"):
+        recalibrate(model, [torch.randn(4, 1, 8, 8), torch.full((4, 1, 8, 8), value)])
+    assert torch.equal(model[1].running_var, before)
