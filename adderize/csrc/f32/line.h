@@ -5,7 +5,7 @@
 
 namespace adderize { namespace {
 
-constexpr int widest_line = 6;  // positions
+constexpr int widest_line = few_tiles ? 2 : 6;  // positions
 
 // What the positions of a line have in common; strides in floats.
 struct LineTaps {

@@ -9,8 +9,8 @@
 
 namespace adderize { namespace {
 
-constexpr int64_t chunk_lanes = 4 * V;  // of a task
-constexpr int widest_strip = 8;         // positions
+constexpr int64_t chunk_lanes = 4 * V;           // of a task
+constexpr int widest_strip = few_tiles ? 2 : 8;  // positions
 constexpr int64_t flush_strip_every = 192;
 
 struct NarrowPlan {

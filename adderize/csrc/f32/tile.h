@@ -166,11 +166,8 @@ __attribute__((noinline)) bool clip_tile(PixelView at, const Runs &runs, const f
 using SumTile = void (*)(PixelView, const Runs &, const float *filters, float *sums);
 using ClipTile = bool (*)(PixelView, const Runs &, const float *filters, const Tile &);
 
-#if defined(ADDERIZE_FEW_TILES)  // sanitizers compile every shape for seconds
-constexpr int sum_widest[2] = {4, 3}, clip_widest = 4;
-#else
-constexpr int sum_widest[2] = {sum_registers[0], sum_registers[1]}, clip_widest = clip_registers;
-#endif
+constexpr int sum_widest[2] = {few_tiles ? 4 : sum_registers[0], few_tiles ? 3 : sum_registers[1]};
+constexpr int clip_widest = few_tiles ? 4 : clip_registers;
 constexpr int most_positions = 16, most_rows = 4, most_in_a_row = 7;
 
 // Tiles of several rows, for narrow planes. A tile never holds more positions than the registers do.

@@ -11,6 +11,12 @@
 
 namespace adderize { namespace {
 
+#if defined(ADDERIZE_FEW_TILES)  // sanitizers compile every shape for seconds
+constexpr bool few_tiles = true;
+#else
+constexpr bool few_tiles = false;
+#endif
+
 // A sum of numbers and the sum of their magnitudes.
 struct Sums {
   vec plain, magnitude;
