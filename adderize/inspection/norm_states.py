@@ -15,7 +15,7 @@ from adderize.inspection.measurement import batches_of
 from adderize.inspection.result import NormState
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
-from adderize.training.recalibration import recalibrate
+from adderize.training.recalibration import estimate_statistics
 
 # Fewer images give no statistics worth comparing with.
 _LEAST_IMAGES = 16
@@ -110,7 +110,8 @@ def staleness(
     if not norms or len(images) < _LEAST_IMAGES:
         return {}
     fresh = copy.deepcopy(model)
-    recalibrate(fresh, batches_of(model, images))
+    tracking = [m for m in fresh.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    estimate_statistics(fresh, tracking, batches_of(model, images), fresh)
     found = {}
     for name, norm in norms.items():
         other = fresh.get_submodule(name)
