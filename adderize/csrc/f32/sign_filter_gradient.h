@@ -25,7 +25,7 @@ struct SignRow {
 
 // Adds to `part`, in short sums that keep their digits. Depthwise: the lanes are groups.
 template <bool Depthwise>
-void sign_row(SignRow row, SignBlock &block) {
+ADDERIZE_INLINE void sign_row(SignRow row, SignBlock &block) {
   for (int64_t o = 0; o < row.columns;) {
     vec sum[sign_block] = {};
     for (const int64_t end = min(o + 128, row.columns); o < end; ++o, row.g += row.g_pixel, row.x += row.x_pixel) {
@@ -39,12 +39,12 @@ void sign_row(SignRow row, SignBlock &block) {
         for (int i = 0; i < block.count; ++i) sum[i] = fma(weight, sign(broadcast(row.x + i) - block.filter[i]), sum[i]);
       }
     }
-    for (int i = 0; i < sign_block; ++i) block.part[i] += sum[i];
+    for (int i = 0; i < (Depthwise ? 1 : sign_block); ++i) block.part[i] += sum[i];
   }
 }
 
-void move_sums(vec *from, vec *to) {
-  for (int i = 0; i < sign_block; ++i) {
+void move_sums(vec *from, vec *to, int count) {
+  for (int i = 0; i < count; ++i) {
     to[i] += from[i];
     from[i] = vec{};
   }
@@ -59,8 +59,8 @@ void sum_sign_block(const adderize_shape &s, const float *grad, const float *inp
   const Span seen = inside(tap_x, s.stride_w, s.ow, s.w);  // the other columns of outputs see zeros
   for (int64_t row = 0; row < s.n * s.oh; ++row, grad += s.ow * s.cout) {
     const int64_t n = row / s.oh, y = row % s.oh * s.stride_h + tap_y;
-    if (row % 32 == 0) move_sums(block.part, block.rows);
-    if (row % 1024 == 0) move_sums(block.rows, block.acc);
+    if (row % 32 == 0) move_sums(block.part, block.rows, block.count);
+    if (row % 1024 == 0) move_sums(block.rows, block.acc, block.count);
     const auto add_zeros = [&](int64_t first, int64_t last) {
       sign_row<Depthwise>({grad + first * s.cout, zeros, s.cout, 0, last - first}, block);
     };
@@ -73,8 +73,8 @@ void sum_sign_block(const adderize_shape &s, const float *grad, const float *inp
     sign_row<Depthwise>({grad + seen.first * s.cout, x, s.cout, s.stride_w * s.c, seen.count()}, block);
     add_zeros(seen.last, s.ow);
   }
-  move_sums(block.part, block.rows);
-  move_sums(block.rows, block.acc);
+  move_sums(block.part, block.rows, block.count);
+  move_sums(block.rows, block.acc, block.count);
 }
 
 template <bool Depthwise>
