@@ -72,11 +72,13 @@ COUNTER = "import torch.utils.flop_counter as f"
 )
 def test_no_order_of_imports_gives_a_wrong_number(imports: str) -> None:
     code = (
-        f"import sys; import torch; {imports}\n"
+        "import sys; at_the_start = set(map(type, sys.meta_path))  # an editable install has one\n"
+        f"import torch; {imports}\n"
         "with f.FlopCounterMode(display=False) as counter:\n"
         "    layer(torch.ones(1, 1, 3, 3))\n"
         "assert counter.get_total_flops() == 2 * 16, counter.get_total_flops()\n"
-        "print([finder for finder in sys.meta_path if 'adderize' in type(finder).__module__])"
+        "new = set(map(type, sys.meta_path)) - at_the_start\n"
+        "print([finder for finder in new if 'adderize' in finder.__module__])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
