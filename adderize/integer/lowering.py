@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +25,7 @@ from adderize.integer.integer_layers import (
 from adderize.integer.refusal import RefusedError
 from adderize.integer.rewriting import MOVES, VALUE_BITS, Rewriting
 from adderize.integer.value import Value, number
+from adderize.layers.shift_add import statistics_of_norm
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import clamp_bounds, module_of, operation
@@ -174,7 +175,8 @@ class Lowering(Rewriting):
         assert isinstance(norm, _BatchNorm)
         if norm.running_mean is None:
             raise RefusedError("it divides by statistics of its input")
-        gain, offset = _affine(norm)
+        gain, mean, beta = statistics_of_norm(norm)
+        offset = beta - mean * gain
         result = self._free(node, float((gain.abs() * value.real + offset.abs()).max()))
         self._call(node, self._rescaled(value, result, gain, offset), [source], result)
 
@@ -302,14 +304,6 @@ class Lowering(Rewriting):
 def _integer(value: float) -> int:
     """The nearest integer; of infinities the ends of 32 bits."""
     return round(max(min(value, float(LIMIT)), -float(LIMIT)))
-
-
-def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-    offset = -norm.running_mean.double() * scale
-    return scale, offset if norm.bias is None else offset + norm.bias.detach().double()
 
 
 def _window_of(

@@ -140,7 +140,7 @@ class _ShiftAddNorm(Shifts):
         Raises:
             AdderizeError: another norm, or one without running statistics.
         """
-        scale, mean, beta = _statistics(norm)
+        scale, mean, beta = statistics_of_norm(norm)
         # The mean may be a hundred deviations from zero, so it takes the rounded scale.
         form = cls(scale, beta, terms=terms)
         form.bias.sub_(mean * form.weight)
@@ -206,7 +206,7 @@ class ShiftAddLinear(Shifts):
         )
 
 
-def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def statistics_of_norm(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """gamma / sigma, mean and beta of a batch norm, float64 (C,)."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise AdderizeError(
