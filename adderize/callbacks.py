@@ -1,5 +1,6 @@
 """Lightning callbacks under the address that configuration files name."""
 
 from adderize.training.callbacks import AdaptiveLearningRate
+from adderize.training.shift_norms import ShiftNorms
 
-__all__ = ["AdaptiveLearningRate"]
+__all__ = ["AdaptiveLearningRate", "ShiftNorms"]

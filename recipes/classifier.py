@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lightning.pytorch import Callback, seed_everything
 
 from adderize import AdaptiveLearningRate, AdderizeError
+from adderize.callbacks import ShiftNorms
 from adderize.models.by_name import options_from
 from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
@@ -105,6 +106,19 @@ def _add_optimisation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight-decay", type=run.non_negative_float, default=5e-4)
     group.add_argument("--label-smoothing", type=run.fraction, default=0.0)
     group.add_argument(
+        "--shift-norm-terms",
+        type=run.positive_int,
+        metavar="T",
+        help="adders: round the norms' scales to sums of T powers of two for the last part of the "
+        "training, so that `adderize.integer.multiplication_free(norm_terms=T)` loses nothing",
+    )
+    group.add_argument(
+        "--shift-norm-after",
+        type=run.fraction,
+        default=0.9,
+        help="of --shift-norm-terms: the part of the training before that (default: 0.9)",
+    )
+    group.add_argument(
         "--recalibrate",
         type=run.non_negative_int,
         default=20,
@@ -179,7 +193,14 @@ def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Train
         channels_last=arguments.channels_last,
     )
     if not adders:
+        if arguments.shift_norm_terms:
+            raise AdderizeError(f"--shift-norm-terms is for --layers adder, not {arguments.layers}")
         return Trainee(module, [])
     recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
     rate = AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
-    return Trainee(module, [rate])
+    if not arguments.shift_norm_terms:
+        return Trainee(module, [rate])
+    shift_norms = ShiftNorms(
+        arguments.shift_norm_terms, arguments.shift_norm_after, arguments.max_steps
+    )
+    return Trainee(module, [rate, shift_norms])

@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize import AdderConv2d, AdderLinear, BinaryConv2d, count, recalibrate, save_model
+from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
+from adderize.training.shift_norms import round_norm_scales_
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
 from recipes.model_card import model_card
@@ -48,6 +50,8 @@ def finish(
     module.to(device)
     if has_batch_norms(module.model):
         recalibrate(module.model, data.recalibration_images(_RECALIBRATION_BATCHES, device))
+    for callback in _callbacks(trainer, ShiftNorms):
+        round_norm_scales_(module.model, callback.terms)
     after = _accuracies(trainer.test, "test", module, data)
     network = module.exported()
     metrics = {
@@ -103,7 +107,7 @@ def _accuracies(
 
 
 def _training_metrics(trainer: Trainer, data: ImageData, device: torch.device) -> dict[str, Any]:
-    throughput, history = _callback(trainer, Throughput), _callback(trainer, History)
+    (throughput,), (history,) = _callbacks(trainer, Throughput), _callbacks(trainer, History)
     speed = throughput.images_per_second
     steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
     return {
@@ -117,9 +121,9 @@ def _training_metrics(trainer: Trainer, data: ImageData, device: torch.device) -
     }
 
 
-def _callback(trainer: Trainer, kind: type[_Kind]) -> _Kind:
+def _callbacks(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, kind))
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def _peak_memory(device: torch.device) -> float:

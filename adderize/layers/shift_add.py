@@ -58,6 +58,11 @@ def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     return torch.stack(exponents), torch.stack(signs)
 
 
+def rounded_to_powers(values: Tensor, terms: int) -> Tensor:
+    """The sums of :func:`powers_of_two`, float32 of the values' shape."""
+    return _sum_of(*powers_of_two(values, terms))
+
+
 def rounded_number(value: float, terms: int) -> float:
     """The nearest sum of signed powers of two for one finite number, without a tensor."""
     total = 0.0

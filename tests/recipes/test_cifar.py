@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, BinaryConv2d, load_model
 from adderize.data import load_cifar
+from adderize.integer import multiplication_free
 from adderize.models.by_name import build
 from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
@@ -226,6 +227,10 @@ def test_wrong_presets(
         (["--transfer", "match"], "--transfer match needs a trained network: --pretrained"),
         (["--transfer", "match", "--layers", "cnn"], "--transfer is for --layers adder"),
         (["--transfer", "match", "--pretrained", "/nowhere"], "there is no file /nowhere"),
+        (
+            ["--shift-norm-terms", "2", "--layers", "cnn"],
+            "--shift-norm-terms is for --layers adder",
+        ),
         (["--kd-teacher", "nowhere"], "nowhere is not a usable teacher: unknown model"),
         (["--data", "/nowhere"], "no cifar10 in /nowhere"),
     ],
@@ -235,6 +240,21 @@ def test_wrong_arguments(
 ) -> None:
     assert cifar.main(arguments(tmp_path / "run", *more)) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_norms_trained_as_shifts_lose_nothing(terms: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    more = ("--shift-norm-terms", str(terms), "--shift-norm-after", "0.5")
+    metrics = cifar.train(arguments(folder, *more))
+    model = load_model(build(BATCH_NORMS), folder / "model").eval()
+    free = multiplication_free(model, norm_terms=terms, filter_terms=24)
+    data = load_cifar("cifar10", "fake")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    with torch.inference_mode():
+        best = free((data.test.images / 255 - mean) / std).argmax(1)
+    top1 = 100 * (best == data.test.labels).double().mean().item()
+    assert metrics["test.top1"] == pytest.approx(top1, abs=0.01)
 
 
 def test_a_fast_run_leaves_no_checkpoints(tmp_path: Path) -> None:
