@@ -108,7 +108,7 @@ def adder(input: Shape, weight: Shape, output: Shape) -> Operations:
 def adder_input_gradient(
     input: Shape, weight: Shape, output: Shape, gradient: str = "full"
 ) -> Operations:
-    """Per pair: subtract, clip, multiply, accumulate; "sign" compares and accumulates."""
+    """Per pair: subtract, clip, multiply, accumulate; signs are compared and accumulated."""
     pair = COMPARISON + ADDITION
     if gradient == "full":
         pair = 2 * ADDITION + 2 * COMPARISON + MULTIPLICATION
@@ -118,9 +118,9 @@ def adder_input_gradient(
 def adder_weight_gradient(
     input: Shape, weight: Shape, output: Shape, gradient: str = "full"
 ) -> Operations:
-    """ "full": a convolution's, minus the filters times the summed output gradient."""
+    """A convolution's, minus the filters times the summed output gradient; "sign" has signs."""
     pairs = convolution_pairs(input, weight, output)
-    if gradient == "full":
+    if gradient != "sign":
         rank_one = prod(output) * ADDITION + prod(weight) * (MULTIPLICATION + ADDITION)
         return pairs * CONVOLUTION_PAIR + rank_one
     return pairs * (COMPARISON + ADDITION)

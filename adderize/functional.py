@@ -42,7 +42,8 @@ def adder_conv2d(
         padding: an integer, a pair, ``"valid"`` or ``"same"`` (zeros; stride 1 only).
         groups: as in ``torch.nn.functional.conv2d``.
         gradient: ``"full"``: ``x - F`` for the filters and ``clip(F - x, -1, 1)`` for the input;
-            ``"sign"``: their signs, the paper's ablation.
+            ``"sign"``: their signs, the true derivatives and the paper's ablation;
+            ``"sign_input"``: ``x - F`` for the filters, the sign for the input.
 
     Returns:
         (N, Cout, OH, OW), channels_last where input or weight is, or (Cout, OH, OW), contiguous;

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, seed_everything
 from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.callbacks import ShiftNorms
 from adderize.models.by_name import options_from
+from adderize.ops.gradients import GRADIENTS
 from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
@@ -35,9 +36,7 @@ def add_protocol(group: argparse._ArgumentGroup, epochs: int, falls: str) -> Non
     )
     group.add_argument("--lr", type=run.positive_float, default=0.1, help=falls)
     group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
-    group.add_argument(
-        "--gradient", choices=("full", "sign"), default="full", help="of the adder layers"
-    )
+    group.add_argument("--gradient", choices=GRADIENTS, default="full", help="of the adder layers")
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:

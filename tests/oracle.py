@@ -44,7 +44,7 @@ def adder_conv2d(
             output -= difference.abs().sum(3)
             slope = difference.sign() if gradient == "sign" else difference
             dw[..., i, j] = (g * slope).sum((0, 4, 5))
-            slope = (-difference).sign() if gradient == "sign" else (-difference).clamp(-1, 1)
+            slope = (-difference).clamp(-1, 1) if gradient == "full" else (-difference).sign()
             dx[:, :, rows, columns] += (g * slope).sum(2).flatten(1, 2)
     bottom, right = x.shape[2] - padding[0], x.shape[3] - padding[1]
     return Expected(

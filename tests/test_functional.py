@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adderize import AdderizeError
 from adderize.functional import adder_conv2d, adder_linear
+from adderize.ops.gradients import GRADIENTS
 from tests import oracle
 
 
@@ -61,7 +62,7 @@ def test_valid_padding() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (7,), (2, 3, 7), (0, 7)])
-@pytest.mark.parametrize("gradient", ["full", "sign"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_linear_values_and_gradients(shape: tuple[int, ...], gradient: str) -> None:
     x, w = torch.randn(shape, requires_grad=True), torch.randn(4, 7, requires_grad=True)
     bias = torch.randn(4)
@@ -110,7 +111,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "unknown padding": (lambda: adder_conv2d(_x(), _w(), padding="full"), "'full'"),
     "same with stride": (lambda: adder_conv2d(_x(), _w(), stride=2, padding="same"), "stride"),
     "image too small": (lambda: adder_conv2d(_x()[..., :2], _w()), "smaller"),
-    "gradient": (lambda: adder_conv2d(_x(), _w(), gradient="none"), "'full' or 'sign'"),
+    "gradient": (lambda: adder_conv2d(_x(), _w(), gradient="none"), "'full', 'sign', 'sign_input'"),
     "integer input": (lambda: adder_conv2d(_x().int(), _w()), "floating"),
     "mixed dtypes": (lambda: adder_conv2d(_x().double(), _w()), "autocast"),
     "half input": (lambda: adder_conv2d(_x().half(), _w()), "autocast"),

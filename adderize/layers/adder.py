@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError
 from adderize.functional import adder_conv2d, adder_linear
 from adderize.layers import scripted
 from adderize.layers.base import ConvLayer, PaddingMode, check_filter_dtype
 from adderize.layers.batches import as_batch, normed
 from adderize.layers.fusion import NotFusible
-from adderize.ops.operands import GRADIENTS
+from adderize.ops.gradients import check_gradient
 
 _AUTHORS_KEYS = {"adder": "weight", "b": "bias"}
 
@@ -29,8 +28,7 @@ class _AdderLayer(NotFusible):
     """What both adder layers share: how filters start, gradient modes, the authors' checkpoints."""
 
     def _set_gradient(self, gradient: str) -> None:
-        if gradient not in GRADIENTS:
-            raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+        check_gradient(gradient)
         self.gradient = gradient
 
     def reset_parameters(self) -> None:
@@ -61,7 +59,8 @@ class AdderConv2d(_AdderLayer, ConvLayer):
     ``torch.jit.load``); torch has deprecated TorchScript: prefer ``torch.export``.
 
     Args:
-        gradient: ``"full"`` (default) or ``"sign"``, the paper's ablation.
+        gradient: ``"full"`` (default), ``"sign"`` or ``"sign_input"``, as in
+            :func:`adderize.functional.adder_conv2d`.
         All others: as in ``torch.nn.Conv2d``.
 
     Attributes:

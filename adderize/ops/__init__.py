@@ -2,6 +2,7 @@
 
 schemas.py, operands.py       the registry: schemas, what is accepted, fakes
 geometry.py                   stride, padding, dilation, groups and the output's size
+gradients.py                  the gradient modes
 choice.py                     which backend serves a device and dtype, and why
 reference/, native/, triton/  the backends; `reference/` states the mathematics
 autograd.py, transforms.py    gradients and autocast; torch.func

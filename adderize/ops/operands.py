@@ -12,9 +12,9 @@ from torch import Tensor
 from adderize.errors import AdderizeError
 from adderize.ops.formats import is_nhwc, output_dtype
 from adderize.ops.geometry import Geometry, Pair, Shape
+from adderize.ops.gradients import check_gradient
 from adderize.ops.packing import check_packed
 
-GRADIENTS = ("full", "sign")
 MOST_TAPS = (2**31 - 1) // 255  # an int32 holds the largest distance of so many
 HALVES = (torch.bfloat16, torch.float16)
 _FLOATING = (torch.float32, torch.float64, *HALVES)
@@ -69,8 +69,7 @@ def accept_adder(input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor
     """
     *geometry, gradient = arguments
     _check_operands(input, weight, weight.dtype)
-    if gradient not in GRADIENTS:
-        raise AdderizeError(f"gradient is {gradient!r}; expected 'full' or 'sign'")
+    check_gradient(gradient)
     record = _record(*geometry)
     record.output_shape(input.shape, weight.shape)
     return input, weight, record

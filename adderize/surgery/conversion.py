@@ -99,7 +99,8 @@ def adderize(
         norm: where no trainable norm follows, ``"insert"`` a batch norm, ``"require"`` one (raise),
             or ``"ignore"`` it (an adder without one hardly learns).
         inplace: False converts a deep copy.
-        gradient: ``"full"`` or ``"sign"``, as in :func:`adderize.functional.adder_conv2d`.
+        gradient: ``"full"``, ``"sign"`` or ``"sign_input"``, as in
+            :func:`adderize.functional.adder_conv2d`.
         example_input: a tensor, or a tuple of arguments, to run the model on where torch.fx cannot
             trace it; only its shapes and dtypes matter. Guessed by default; where no guess works
             either, the order of registration decides, and a warning says so.

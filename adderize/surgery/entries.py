@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
-from adderize.ops.operands import GRADIENTS
+from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.checks import check_dtype, check_layer, check_model, check_not_replaced
 from adderize.surgery.engine import ADDER, BINARY, Converted, become
 from adderize.surgery.fusion_guard import guard_fusion

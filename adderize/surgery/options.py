@@ -10,6 +10,7 @@ from typing import Any
 
 from adderize.arguments import check_switch
 from adderize.errors import AdderizeError
+from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.engine import ADDER, BINARY, Target
 
 Patterns = str | Iterable[str] | None
@@ -87,7 +88,7 @@ _SWITCHES = ("stem", "head", "linear", "depthwise", "gates")
 _CHOICES = {
     "init": ("rescale", "normal", "keep"),
     "norm": ("insert", "require", "ignore"),
-    "gradient": ("full", "sign"),
+    "gradient": GRADIENTS,
 }
 _ADDERS_ONLY = ("linear", "init", "scale", "gradient")
 # A trained filter that lies beyond its inputs acts as its sign, one among them hardly acts at all:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from adderize.errors import AdderizeError
+from adderize.ops.gradients import check_gradient
 from adderize.transfer.features import Bench
 from adderize.transfer.images import Images
 from adderize.transfer.layerwise import Fit, transfer
@@ -130,8 +131,8 @@ def _transfer(
     fit: Fit | None = None,
 ) -> TransferReport:
     _check_positive(images=limit, memory=memory)
-    if gradient not in ("full", "sign", None):
-        raise AdderizeError(f"gradient is {gradient!r}; expected 'full', 'sign' or None")
+    if gradient is not None:
+        check_gradient(gradient)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = Images(batches, limit, device)
     with evaluation(model, teacher):

@@ -27,15 +27,15 @@ def trained(model: nn.Module, size: tuple[int, ...] = (4, 3, 8, 8)) -> nn.Module
     return model.eval()
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_fresh_model_becomes_the_saved_one(tmp_path, device):
-    saved = trained(adderize(small_cnn(), gradient="sign"))
+@pytest.mark.parametrize(("device", "gradient"), [("cpu", "sign"), ("meta", "sign_input")])
+def test_a_fresh_model_becomes_the_saved_one(tmp_path, device, gradient):
+    saved = trained(adderize(small_cnn(), gradient=gradient))
     save_model(saved, tmp_path)
     with torch.device(device):
         fresh = small_cnn()
     loaded = load_model(fresh, tmp_path).eval()
     assert adder_names(loaded) == adder_names(saved)
-    assert loaded[1][0].gradient == "sign"
+    assert loaded[1][0].gradient == gradient
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(loaded(x), saved(x))
 

@@ -127,7 +127,7 @@ def test_half_precision_model_says_what_to_do() -> None:
 @pytest.mark.parametrize("layer", [AdderConv2d, AdderLinear])
 def test_unknown_gradient_is_refused(layer: type) -> None:
     arguments = (2, 3, 3) if layer is AdderConv2d else (2, 3)
-    with pytest.raises(AdderizeError, match="'full' or 'sign'"):
+    with pytest.raises(AdderizeError, match="'full', 'sign', 'sign_input'"):
         layer(*arguments, gradient="exact")
 
 

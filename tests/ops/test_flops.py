@@ -19,7 +19,7 @@ def flops(module: torch.nn.Module, input: torch.Tensor) -> dict[str, int]:
     return {str(op).rpartition(".")[2]: count for op, count in counts.items()}
 
 
-@pytest.mark.parametrize("gradient", ["full", "sign"])
+@pytest.mark.parametrize("gradient", ["full", "sign", "sign_input"])
 def test_torch_counts_the_ops(gradient: str) -> None:
     layer = AdderConv2d(6, 8, 3, padding=1, groups=2, bias=False, gradient=gradient)
     input = torch.randn(2, 6, 9, 9, requires_grad=True)
@@ -27,6 +27,7 @@ def test_torch_counts_the_ops(gradient: str) -> None:
     expected = {
         "full": (3 * pairs, 2 * pairs + outputs + 2 * filters),
         "sign": (pairs, pairs),
+        "sign_input": (pairs, 2 * pairs + outputs + 2 * filters),
     }[gradient]
     assert flops(layer, input) == {
         "adder_conv2d": 2 * pairs,

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adderize import AdderConv2d, AdderizeError
 from adderize.ops import choice, reference
 from adderize.ops.geometry import Geometry
+from adderize.ops.gradients import GRADIENTS
 from tests import oracle
 
 adder_conv2d = torch.ops.adderize.adder_conv2d
@@ -56,7 +57,7 @@ def _run(
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("gradient", ["full", "sign"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("case", GRID)
 def test_values_and_gradients(
@@ -70,11 +71,12 @@ def test_values_and_gradients(
         assert oracle.relative_error(actual, expected) < 1e-5
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("case", GRID)
-def test_float64(case: str) -> None:
+def test_float64(case: str, gradient: str) -> None:
     input_shape, weight_shape, arguments = GRID[case]
     x, w = torch.randn(input_shape).double(), torch.randn(weight_shape).double()
-    for actual, expected in zip(*_run(x, w, arguments, "full"), strict=True):
+    for actual, expected in zip(*_run(x, w, arguments, gradient), strict=True):
         assert actual.dtype == torch.float64
         assert oracle.relative_error(actual, expected) < 1e-12
 
@@ -121,7 +123,7 @@ def test_the_centre_is_found_where_a_regular_sample_misses_it(
 
 
 @pytest.mark.parametrize("of_input", [0, 1000])
-@pytest.mark.parametrize("gradient", ["full", "sign"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("input_last", [False, True])
 @pytest.mark.parametrize("filter_last", [False, True])
 def test_real_strides_are_those_of_the_fake(
@@ -252,7 +254,8 @@ def test_filter_gradient_is_skipped_where_frozen() -> None:
 
 @pytest.mark.parametrize("case", ["3x3 padded", "unequal", "depthwise", "groups"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(case: str, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("gradient", ["sign", "sign_input"])
+def test_opcheck(case: str, memory_format: torch.memory_format, gradient: str) -> None:
     input_shape, weight_shape, arguments = GRID[case]
     x = torch.randn(input_shape).to(memory_format=memory_format).requires_grad_()
     w = torch.randn(weight_shape).to(memory_format=memory_format).requires_grad_()
@@ -263,22 +266,23 @@ def test_opcheck(case: str, memory_format: torch.memory_format) -> None:
         torch.ops.adderize.adder_conv2d_input_gradient,
         torch.ops.adderize.adder_conv2d_weight_gradient,
     ):
-        torch.library.opcheck(op, (grad, x, w, *arguments.values(), "sign"))
+        torch.library.opcheck(op, (grad, x, w, *arguments.values(), gradient))
 
 
 class Small(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, gradient: str = "full") -> None:
         super().__init__()
-        self.first = AdderConv2d(3, 8, 3, padding=1)
+        self.first = AdderConv2d(3, 8, 3, padding=1, gradient=gradient)
         self.norm = nn.BatchNorm2d(8)
-        self.second = AdderConv2d(8, 4, 3, stride=2, padding="valid")
+        self.second = AdderConv2d(8, 4, 3, stride=2, padding="valid", gradient=gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.norm(self.first(x)).relu()).mean((2, 3))
 
 
-def test_compile_fullgraph_gives_the_same_outputs_and_gradients() -> None:
-    model, x = Small(), torch.randn(2, 3, 9, 9)
+@pytest.mark.parametrize("gradient", ["full", "sign_input"])
+def test_compile_fullgraph_gives_the_same_outputs_and_gradients(gradient: str) -> None:
+    model, x = Small(gradient), torch.randn(2, 3, 9, 9)
     expected = model(x)
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -293,7 +297,7 @@ def test_compile_fullgraph_gives_the_same_outputs_and_gradients() -> None:
 
 
 def test_export_with_dynamic_batch_survives_saving() -> None:
-    model, x = Small().eval(), torch.randn(2, 3, 9, 9)
+    model, x = Small("sign_input").eval(), torch.randn(2, 3, 9, 9)
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(model, (x,), dynamic_shapes=dynamic)
     targets = [str(node.target) for node in program.graph.nodes]

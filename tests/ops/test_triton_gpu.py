@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, adderize, scale_adder_gradients_
 from adderize.ops import choice
+from adderize.ops.gradients import GRADIENTS
 from tests import oracle
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -28,8 +29,8 @@ adder_conv2d = torch.ops.adderize.adder_conv2d
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN computes the filter gradient: TF32 would round it."""
-    monkeypatch.setattr(torch.choice.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.choice.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -39,7 +40,7 @@ def test_kernels_against_the_formulas(name: str) -> None:
         assert error < limit, errors
 
 
-@pytest.mark.parametrize("gradient", ["full", "sign"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(
     ("channels", "filters", "kernel", "stride"), [(64, 64, 3, 1), (256, 64, 1, 1), (64, 128, 3, 2)]
 )

@@ -60,6 +60,7 @@ CASES = {
     "depthwise, two filters each": Case((2, 5, 6, 7), (10, 1, 5, 3), groups=5),
     "signs": Case((3, 5, 4, 5), (6, 5, 2, 1), stride=(1, 2), padding=(1, 0), gradient="sign"),
     "signs, depthwise": Case((2, 7, 6, 5), (7, 1, 3, 3), padding=(1, 1), groups=7, gradient="sign"),
+    "signs of the input": Case((2, 5, 6, 5), (6, 5, 3, 3), padding=(1, 1), gradient="sign_input"),
     "far from zero": Case((2, 8, 5, 5), (8, 8, 3, 3), padding=(1, 1), offset=1000.0),
     "bfloat16": Case((2, 8, 5, 6), (8, 8, 3, 3), padding=(1, 1), dtype=torch.bfloat16),
     "float16, depthwise": Case(

@@ -102,7 +102,7 @@ def test_wrong_models(case):
         ({"scale": True}, "scale is True; expected"),
         ({"init": "keep", "scale": 8.0}, "scale is 8.0, but init='keep' scales nothing"),
         ({"norm": "maybe"}, "'insert', 'require', 'ignore'"),
-        ({"gradient": "half"}, "'full', 'sign'"),
+        ({"gradient": "half"}, "'full', 'sign', 'sign_input'"),
         ({"stem": "false"}, "stem is 'false'; expected True or False"),
         ({"depthwise": 0}, "depthwise is 0; expected True or False"),
         ({"inplace": None}, "inplace is None; expected True or False"),

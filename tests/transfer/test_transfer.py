@@ -171,11 +171,12 @@ def test_hooks_are_gone_after_an_error() -> None:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
-def test_a_gradient_of_ones_own_choice() -> None:
+@pytest.mark.parametrize(("gradient", "expected"), [(None, "full"), ("sign_input", "sign_input")])
+def test_a_gradient_of_ones_own_choice(gradient: str | None, expected: str) -> None:
     original = teacher(plain)
     model = _converted(original)
-    match(model, original, [images()], gradient=None, progress=False)
-    assert {layer.gradient for layer in _adders(model).values()} == {"full"}
+    match(model, original, [images()], gradient=gradient, progress=False)
+    assert {layer.gradient for layer in _adders(model).values()} == {expected}
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from torch import Tensor
 from adderize.errors import AdderizeError
 from adderize.ops.formats import is_nhwc, memory_format
 from adderize.ops.geometry import Geometry
+from adderize.ops.gradients import SIGNS
 from adderize.ops.native.filter_gradient import full_filter_gradient
 from adderize.ops.native.library import call, shape_of
 
 _FORMS = {"auto": 0, "fast": 1, "exact": 2}
-_GRADIENTS = {"full": 0, "sign": 1}
 
 
 def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -45,7 +45,7 @@ def adder_conv2d_input_gradient(
     """dL/dX: shape and memory format of input."""
     result = _empty_nhwc(*input.shape)
     _backward(
-        "adderize_input_gradient", grad, input, weight, geometry, result, _GRADIENTS[gradient]
+        "adderize_input_gradient", grad, input, weight, geometry, result, int(SIGNS[gradient].input)
     )
     return _in_format(result, memory_format(input))
 
@@ -54,7 +54,7 @@ def adder_conv2d_weight_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, gradient: str
 ) -> Tensor:
     """dL/dF: shape and memory format of weight."""
-    if gradient == "full":
+    if not SIGNS[gradient].filters:
         return full_filter_gradient(grad, input, weight, geometry)
     result = _empty_nhwc(*weight.shape)
     _backward("adderize_sign_filter_gradient", grad, input, weight, geometry, result)

@@ -7,8 +7,9 @@ output position p sees (Chen et al., AdderNet, CVPR 2020, section 3):
     dL/dF_c[k]  = sum_{n,p} g[n,c,p] * (x_p[k] - F_c[k])
     dL/dx_p[k]  = sum_c g[n,c,p] * clip(F_c[k] - x_p[k], -1, 1)
 
-With gradient="sign" the differences' signs stand in for both. Works on any device. The image is
-walked in bands of output rows, so that intermediates stay within about 256 MB whatever the batch.
+With gradient="sign" the differences' signs stand in for both, with "sign_input" for the input's
+alone. Works on any device. The image is walked in bands of output rows, so that intermediates stay
+within about 256 MB whatever the batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from adderize.ops.formats import memory_format, output_dtype
 from adderize.ops.geometry import Geometry
+from adderize.ops.gradients import SIGNS
 
 # The input gradient holds the patches and two temporaries of their size at a time.
 _PATCH_BYTES = 64 * 2**20
@@ -119,14 +121,14 @@ def adder_conv2d_input_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, gradient: str
 ) -> Tensor:
     """dL/dX: shape, dtype and memory format of input."""
-    layer = _Layer(input, weight, geometry)
+    layer, sign = _Layer(input, weight, geometry), SIGNS[gradient].input
     padded_gradient = torch.zeros(layer.padded.shape, dtype=layer.dtype, device=input.device)
     for band in layer.bands():
         patches, output_gradient = layer.patches(band), layer.positions(grad, band)
         columns = torch.zeros_like(patches)
         for c in range(layer.filters.shape[1]):
             difference = layer.filters[:, c : c + 1] - patches
-            slope = difference.sign_() if gradient == "sign" else difference.clamp_(-1, 1)
+            slope = difference.sign_() if sign else difference.clamp_(-1, 1)
             columns.addcmul_(output_gradient[:, :, c : c + 1], slope)
         rows = padded_gradient[band.images, :, band.input_rows]
         rows += layer.fold(columns, rows)
@@ -140,7 +142,7 @@ def adder_conv2d_weight_gradient(
 ) -> Tensor:
     """dL/dF: shape, dtype and memory format of weight."""
     layer = _Layer(input, weight, geometry)
-    sums = _signed_sums if gradient == "sign" else _weighted_differences
+    sums = _signed_sums if SIGNS[gradient].filters else _weighted_differences
     total = torch.zeros_like(layer.filters)
     for band in layer.bands():
         total += sums(layer.positions(grad, band), layer.patches(band), layer.filters)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adderize.ops.formats import memory_format, nhwc
 from adderize.ops.geometry import Geometry
+from adderize.ops.gradients import SIGNS
 from adderize.ops.triton.filter_gradient import full_filter_gradient
 from adderize.ops.triton.kernels import channelwise, sign_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
@@ -116,7 +117,7 @@ def adder_conv2d_input_gradient(
 ) -> Tensor:
     """dL/dX: shape, dtype and memory format of input."""
     layer = Layer.of(input, weight, geometry)
-    wanted, sign = memory_format(input), gradient == "sign"
+    wanted, sign = memory_format(input), SIGNS[gradient].input
     result = torch.empty_like(input, memory_format=wanted)
     if result.numel() == 0:
         return result
@@ -196,7 +197,7 @@ def adder_conv2d_weight_gradient(
     if layer.images == 0:
         return torch.zeros_like(weight, memory_format=wanted)
     with _on(input.device):
-        if gradient == "full":
+        if not SIGNS[gradient].filters:
             return full_filter_gradient(grad, input, weight, geometry)
         images = nhwc(grad), nhwc(input)
         if layer.is_channelwise:
