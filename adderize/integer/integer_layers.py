@@ -1,287 +1,257 @@
-"""Layers on integers alone: bytes or 32-bit integers in, the same out."""
+"""What the instructions of a program compute, as PyTorch modules: each named after its kind."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError
-from adderize.integer.fixed_point import (
-    LIMIT,
-    MOST_FRACTION_BITS,
-    Bounds,
-    ShiftEpilogue,
-    checked,
-    factors_of,
-    is_checking,
-    shifts_of,
-)
-from adderize.layers.base import effective_geometry
-from adderize.layers.same import same_padding
-from adderize.ops.geometry import Geometry
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.integer.fixed_point import checked, dropped, factors_of, is_checking
+from adderize.integer.program import Instruction, Slot
+from adderize.ops.bytes import max_pool2d_bytes, pack
 
 
-class IntegerAdder(nn.Module):
-    """An adder layer: distances of bytes, then shifts.
-
-    Attributes:
-        distances: the layer on bytes with a scale of 1 and nothing behind it.
-        epilogue: what follows.
+class IntegerLayer(nn.Module):
+    """One instruction: its settings are attributes, its tensors buffers, of the same names.
 
     Shape:
-        as :class:`adderize.quantize.QuantAdderConv2d` or ``QuantAdderLinear``; uint8, and for
-        `other` uint8 or int32 -> uint8 or int32.
+        as the instruction's slots, with a batch in front.
     """
 
-    def __init__(self, layer: QuantAdderConv2d | QuantAdderLinear, epilogue: ShiftEpilogue) -> None:
+    def __init__(self, instruction: Instruction, output: Slot) -> None:
         super().__init__()
-        self.distances = copy.deepcopy(layer)
-        self.distances.scale.fill_(1)
-        self.distances.shift.zero_()
-        self.distances.low, self.distances.high = -math.inf, math.inf
-        self.distances.output_qparams = self.distances.residual_qparams = None
-        self.epilogue = epilogue
+        self.kind, self.shape = instruction.kind, output.shape
+        self.dtype = torch.uint8 if output.dtype == "uint8" else torch.int32
+        self._names = tuple(instruction.settings)
+        for name, value in instruction.settings.items():
+            setattr(self, name, value)
+        for name, tensor in instruction.tensors.items():
+            self.register_buffer(name, tensor)
 
-    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
-        # A distance is below 2^24, so the float32 that the kernel writes is exact.
-        distances = self.distances(input).to(torch.int32)
-        dim = -3 if isinstance(self.distances, QuantAdderConv2d) else -1
-        result: Tensor = self.epilogue(distances, other, dim=dim)
-        return result
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self._names)
 
 
-def dropped(integers: Tensor, bits: int) -> Tensor:
-    """Without their low bits, ties rounded up."""
-    if not bits:
-        return integers
-    return (checked(integers.long() + (1 << bits >> 1)) >> bits).to(torch.int32)
-
-
-def distance_bounds(layer: QuantAdderConv2d | QuantAdderLinear) -> Bounds:
-    """The smallest and the largest distance of each filter, whatever bytes it meets."""
-    weight = layer.weight.flatten(1).long()
-    farthest = torch.maximum(weight, layer.qparams.levels - weight).sum(1)
-    return Bounds(torch.zeros_like(farthest), farthest)
-
-
-class IntegerProduct(nn.Module):
-    """A kept convolution or linear layer: every product a few shifts.
-
-    ``t = sum_k sum +-(x_k << shift) + bias`` per output, in units of ``2^-fraction``.
-
-    Attributes:
-        shifts, signs: int8 (T, Cout, Cin/groups, kh, kw), or (T, out_features, in_features).
-        bias: int32 (Cout,).
-        pad: int32 (Cin,), what surrounds the image.
-        drop: bits that the input loses first, rounded, so that 32 bits hold the sums.
-        around: padding left, right, top, bottom.
-        bounds: of the sums; half the range of 32 bits at most.
-        worst_error: the largest relative error of a weight of at least one unit.
-
-    Args:
-        layer: a convolution or a linear layer; its geometry and bias count.
-        scale: float64, real value of the input's unit, one or (Cin,).
-        zero: float64 (Cin,) or one, the input's integer for zero.
-        bounds: of the input.
-        base: real value of 2^fraction output units.
-        image: (H, W) of the input of a convolution.
-        terms: T, powers of two for each weight.
-
-    Shape:
-        uint8 or int32 -> int32, otherwise as the layer's.
-
-    Raises:
-        AdderizeError: 32 bits do not hold the sums even without fraction bits.
-    """
-
+class _WithEpilogue(IntegerLayer):
     shifts: Tensor
     signs: Tensor
     bias: Tensor
-    pad: Tensor
+    other_shifts: Tensor
+    other_signs: Tensor
+    fraction: int
+    low: int
+    high: int
 
-    def __init__(
-        self,
-        layer: nn.Conv2d | nn.Linear,
-        scale: Tensor,
-        zero: Tensor,
-        bounds: Bounds,
-        *,
-        base: float,
-        image: Sequence[int] = (),
-        terms: int,
-    ) -> None:
-        super().__init__()
-        weight = layer.weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-        self._take_geometry(layer, image)
-        largest = int(bounds.largest.max())
-        if any(self.around) and self.padding_mode == "zeros":
-            largest = max(largest, math.ceil(zero.abs().max()))
-        self.drop = max(largest.bit_length() - INPUT_BITS, 0)
-        unit = 2.0**self.drop
-        taps = (1,) * (weight.dim() - 2)
-        groups = self.geometry.groups
-        fans = weight.shape[1] * groups
+    def _finished(self, sums: Tensor, other: Tensor | None, dim: int) -> Tensor:
+        """The epilogue of sums whose channels are in dimension `dim`."""
+        around = [1] * sums.dim()
+        around[dim] = -1
+        total = (self._by_shifts if is_checking() else self._by_factors)(sums, other, around)
+        return (total >> self.fraction).clamp_(self.low, self.high).to(self.dtype)
 
-        def by_input(values: Tensor) -> Tensor:
-            """(fans,) or one value, for each weight."""
-            spread = values.expand(fans).view(groups, 1, -1, *taps)
-            return spread.expand(-1, len(weight) // groups, -1, *taps).flatten(0, 1)
+    def _by_factors(self, sums: Tensor, other: Tensor | None, around: list[int]) -> Tensor:
+        factor = factors_of(self.shifts, self.signs).to(torch.int32)
+        total = sums.to(torch.int32) * factor.view(around)
+        total += self.bias.view(around)
+        if other is not None:
+            factor = factors_of(self.other_shifts, self.other_signs).to(torch.int32)
+            total += other.to(torch.int32) * factor
+        return total
 
-        real = weight * by_input(scale * unit) / base
-        zeros = by_input(zero / unit)
-        for fraction in range(MOST_FRACTION_BITS, -1, -1):
-            shifts, signs = shifts_of(real, terms, fraction)
-            factors = factors_of(shifts, signs)
-            sizes = factors_of(shifts, signs.abs())
-            offset = bias / base * 2.0**fraction - (factors * zeros).flatten(1).sum(1)
-            total = (largest / unit + 1) * sizes.flatten(1).sum(1) + offset.abs() + 1
-            if int(shifts.max()) < 32 and float(total.max()) <= LIMIT // 2:
-                break
-        else:
-            raise AdderizeError(
-                f"weights of up to {float(real.abs().max()):.3g} make sums of up to "
-                f"{float(total.max()):.3g}, which 32 bits do not hold"
-            )
-        self.fraction, self.terms = fraction, terms
-        self.bounds = Bounds.of(-math.ceil(total.max()), math.ceil(total.max()))
-        errors = (factors / 2.0**fraction / real - 1).abs()[real.abs() >= 2.0**-fraction]
-        self.worst_error = float(errors.max()) if errors.numel() else 0.0
-        self.register_buffer("shifts", shifts)
-        self.register_buffer("signs", signs)
-        self.register_buffer("bias", offset.round().to(torch.int32))
-        self.register_buffer("pad", (zero / unit).round().to(torch.int32).expand(fans).clone())
+    def _by_shifts(self, sums: Tensor, other: Tensor | None, around: list[int]) -> Tensor:
+        total = self.bias.long().view(around).expand_as(sums)
+        for shift, sign in zip(self.shifts.long(), self.signs.long(), strict=True):
+            total = checked(total + (sums.long() << shift.view(around)) * sign.view(around))
+        if other is not None:
+            for shift, sign in zip(self.other_shifts.long(), self.other_signs.long(), strict=True):
+                total = checked(total + (other.long() << shift) * sign)
+        return total
 
-    def _take_geometry(self, layer: nn.Conv2d | nn.Linear, image: Sequence[int]) -> None:
-        self.is_linear = isinstance(layer, nn.Linear)
-        self.geometry, self.around, self.padding_mode = Geometry(), [0, 0, 0, 0], "zeros"
-        if isinstance(layer, nn.Linear):
-            return
-        geometry, around = effective_geometry(layer)
-        rows, columns = geometry.padding
-        self.around = around or [columns, columns, rows, rows]
-        self.padding_mode = layer.padding_mode
-        if type(layer).__name__ == "Conv2dSame":
-            self.around = same_padding(image, layer.kernel_size, geometry.stride, geometry.dilation)
-        self.geometry = geometry._replace(padding=(0, 0))
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = dropped(input, self.drop).to(torch.int64 if is_checking() else torch.int32)
-        if any(self.around):
-            x = self._padded(x)
+class _Adder(_WithEpilogue):
+    weight: Tensor
+    packed: Tensor
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    zero: int = 0
+
+    def __init__(self, instruction: Instruction, output: Slot) -> None:
+        super().__init__(instruction, output)
+        weight = self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
+        self._weight_shape = list(weight.shape)
+        self.register_buffer("packed", pack(weight, self.groups))
+        self.register_buffer("_ones", torch.ones(len(weight), device="cpu"))
+        self.register_buffer("_zeros", torch.zeros(len(weight), device="cpu"))
+
+    def _distances(self, x: Tensor, padding: tuple[int, int] = (0, 0)) -> Tensor:
+        # A distance is below 2^24, so the float32 that the kernel writes is exact.
+        distances: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
+            x, self.packed, self._weight_shape, self._ones, self._zeros, None, 0.0, self.zero,
+            self.stride, padding, self.dilation, self.groups, -math.inf, math.inf, True,
+        )  # fmt: skip
+        return distances.to(torch.int32)
+
+
+class IntegerAdderConv(_Adder):
+    padding: tuple[int, int, int, int]
+    padding_mode: str
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        left, right, top, bottom = self.padding
+        if self.padding_mode == "constant" and left == right and top == bottom:
+            return self._finished(self._distances(x, (top, left)), other, 1)
+        zero = self.zero if self.padding_mode == "constant" else None
+        x = F.pad(x, self.padding, self.padding_mode, zero)
+        return self._finished(self._distances(x), other, 1)
+
+
+class IntegerAdderLinear(_Adder):
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        distances = self._distances(x.reshape(-1, x.shape[-1], 1, 1))
+        return self._finished(distances.reshape(len(x), *self.shape), other, -1)
+
+
+class _Product(IntegerLayer):
+    shifts: Tensor
+    signs: Tensor
+    bias: Tensor
+    drop: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._padded(dropped(x, self.drop).to(torch.int64 if is_checking() else torch.int32))
+        bias = self.bias.double().view(-1, *(1,) * (self.shifts.dim() - 3))
         # float64 holds every sum exactly: none leaves 32 bits.
-        if is_checking():
-            parts = zip(self.shifts, self.signs, strict=True)
-            sums = sum(
-                (self._product(x, factors_of(shift[None], sign[None])) for shift, sign in parts),
-                self.bias.double().view(-1, *(1,) * (0 if self.is_linear else 2)),
-            )
-            return checked(sums.long()).to(torch.int32)
-        sums = self._product(x, factors_of(self.shifts, self.signs))
-        sums += self.bias.view(-1, *(1,) * (0 if self.is_linear else 2))
-        return sums.to(torch.int32)
+        if not is_checking():
+            return (self._product(x, factors_of(self.shifts, self.signs)) + bias).to(torch.int32)
+        terms = zip(self.shifts, self.signs, strict=True)
+        parts = (self._product(x, factors_of(shift[None], sign[None])) for shift, sign in terms)
+        return checked(sum(parts, bias).long()).to(torch.int32)
 
     def _padded(self, x: Tensor) -> Tensor:
-        if self.padding_mode != "zeros":
-            return F.pad(x.double(), self.around, mode=self.padding_mode).to(x.dtype)
-        pad = self.pad.view(-1, 1, 1)
-        return F.pad(x - pad, self.around) + pad
+        return x
 
     def _product(self, x: Tensor, factors: Tensor) -> Tensor:
-        if self.is_linear:
-            return F.linear(x.double(), factors.double())
-        return torch.conv2d(x.double(), factors.double(), None, *self.geometry)
-
-    def extra_repr(self) -> str:
-        shape = "x".join(map(str, self.shifts.shape[1:]))
-        return f"{shape}, terms={self.terms}, fraction={self.fraction}, drop={self.drop}"
+        return F.linear(x.double(), factors.double())
 
 
-INPUT_BITS = 16
+class IntegerShiftLinear(_Product):
+    pass
 
 
-class IntegerSum(nn.Module):
-    """Sums over windows, for means: the count goes into the scale of what they stand for.
+class IntegerShiftConv(_Product):
+    pad: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
 
-    Attributes:
-        window, stride: (rows, columns).
-        padding: rows and columns of `pad` around.
-        drop: bits that the input and `pad` lose first, rounded.
-        bounds: of the sums.
+    def _padded(self, x: Tensor) -> Tensor:
+        if not any(self.padding):
+            return x
+        if self.padding_mode != "constant":
+            return F.pad(x.double(), self.padding, self.padding_mode).to(x.dtype)
+        pad = self.pad.view(-1, 1, 1)
+        return F.pad(x - pad, self.padding) + pad
 
-    Shape:
-        (N, C, H, W), uint8 or int32 -> (N, C, OH, OW), int32.
-    """
+    def _product(self, x: Tensor, factors: Tensor) -> Tensor:
+        x, weight = x.double(), factors.double()
+        return torch.conv2d(x, weight, None, self.stride, 0, self.dilation, self.groups)
 
-    def __init__(
-        self,
-        bounds: Bounds,
-        window: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int] = (0, 0),
-        pad: int = 0,
-    ) -> None:
-        super().__init__()
-        self.window, self.stride, self.padding = tuple(window), tuple(stride), tuple(padding)
-        count, largest = math.prod(window), max(int(bounds.largest.max()), abs(pad))
-        self.drop = max((largest * count).bit_length() - 30, 0)
-        self.pad = int(dropped(torch.tensor(pad, device="cpu"), self.drop))
-        largest = ((largest >> self.drop) + 1) * count
-        self.bounds = Bounds.of(-largest, largest)
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = dropped(input, self.drop).to(torch.int32)
+class IntegerSumPool(IntegerLayer):
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    pad: int
+    drop: int
+
+    def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.padding
-        x = F.pad(x, [columns, columns, rows, rows], value=self.pad)
-        sums = F.avg_pool2d(x.double(), self.window, self.stride, divisor_override=1)
-        return sums.round().to(torch.int32)
-
-    def extra_repr(self) -> str:
-        return f"window={self.window}, stride={self.stride}, padding={self.padding}"
+        x = F.pad(dropped(x, self.drop).double(), [columns, columns, rows, rows], value=self.pad)
+        return F.avg_pool2d(x, self.kernel, self.stride, divisor_override=1).round().to(torch.int32)
 
 
-class IntegerScale(nn.Module):
-    """Another scale and zero point: an epilogue by itself, with a second operand or without.
+class IntegerMaxPool(IntegerLayer):
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: int
 
-    Attributes:
-        drop, other_drop: bits that the operands lose first, rounded.
-        dim: of the channels.
-    """
+    def forward(self, x: Tensor) -> Tensor:
+        window = (self.kernel, self.stride, self.padding, self.dilation, bool(self.ceil_mode))
+        if x.dtype == torch.uint8:
+            return max_pool2d_bytes(x, *window)
+        return F.max_pool2d(x.double(), *window).to(torch.int32)
 
-    def __init__(
-        self, epilogue: ShiftEpilogue, dim: int = 1, drop: int = 0, other_drop: int = 0
-    ) -> None:
-        super().__init__()
-        self.epilogue, self.dim = epilogue, dim
-        self.drop, self.other_drop = drop, other_drop
 
-    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
+class IntegerRescale(_WithEpilogue):
+    drop: int
+    other_drop: int
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if other is not None:
             other = dropped(other, self.other_drop)
-        result: Tensor = self.epilogue(dropped(input, self.drop), other, dim=self.dim)
-        return result
-
-    def extra_repr(self) -> str:
-        return f"drop={self.drop}, other_drop={self.other_drop}"
+        return self._finished(dropped(x, self.drop), other, 1)
 
 
-class IntegerMaxPool(nn.Module):
-    """Max pooling of 32-bit integers, which torch's own does not take.
+class IntegerClamp(IntegerLayer):
+    low: int
+    high: int
 
-    Shape:
-        (N, C, H, W), int32 -> pooled.
-    """
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).clamp(self.low, self.high)
 
-    def __init__(self, pool: nn.MaxPool2d) -> None:
-        super().__init__()
-        self.pool = pool
 
-    def forward(self, input: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(input.double())
-        return pooled.to(torch.int32)
+class IntegerConcat(IntegerLayer):
+    dim: int
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, self.dim + 1)
+
+
+class IntegerPad(IntegerLayer):
+    padding: tuple[int, ...]
+    value: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x.to(self.dtype), self.padding, value=self.value)
+
+
+class IntegerMove(IntegerLayer):
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        images, values = len(x), math.prod(x.shape[1:])
+        offset = x.storage_offset() + self.offset
+        y = x.as_strided((images, *self.sizes), (values, *self.strides), offset)
+        return y.reshape(images, *self.shape)
+
+
+_LAYERS: dict[str, Callable[[Instruction, Slot], IntegerLayer]] = {
+    "adder_conv": IntegerAdderConv,
+    "adder_linear": IntegerAdderLinear,
+    "shift_conv": IntegerShiftConv,
+    "shift_linear": IntegerShiftLinear,
+    "sum_pool": IntegerSumPool,
+    "max_pool": IntegerMaxPool,
+    "rescale": IntegerRescale,
+    "clamp": IntegerClamp,
+    "concat": IntegerConcat,
+    "pad": IntegerPad,
+    "move": IntegerMove,
+}
+
+
+def layer_of(instruction: Instruction, output: Slot) -> Any:
+    """The module that computes an instruction."""
+    return _LAYERS[instruction.kind](instruction, output)

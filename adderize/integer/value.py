@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adderize.integer.fixed_point import Bounds
+from adderize.integer.fixed_point import LIMIT, Bounds
 from adderize.quantize.qparams import QParams
 
 
@@ -50,3 +50,8 @@ class Value:
 
 def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+def nearest_integer(value: float) -> int:
+    """Of infinities the ends of 32 bits."""
+    return round(max(min(value, float(LIMIT)), -float(LIMIT)))

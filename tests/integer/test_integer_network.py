@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderize import AdderizeError, adderize, recalibrate
 from adderize.integer import IntegerNetwork, to_integer
-from adderize.integer.integer_layers import IntegerAdder, IntegerProduct
 from adderize.models import lenet5_bn, resnet20
 from adderize.quantize import quantize
 
@@ -163,11 +162,12 @@ def test_weights_and_scales_are_sums_of_few_shifts() -> None:
     network = to_integer(
         eight_bit(model, images(8, size), statistics), **statistics, input_size=size
     )
-    adders = [layer for layer in network.modules() if isinstance(layer, IntegerAdder)]
-    products = [layer for layer in network.modules() if isinstance(layer, IntegerProduct)]
+    layers = network.program.instructions
+    adders = [layer for layer in layers if layer.kind == "adder_conv"]
+    products = [layer for layer in layers if layer.kind.startswith("shift_")]
     assert len(adders) == 20 and len(products) == 2
-    assert all(len(layer.epilogue.shifts) == 3 for layer in adders)
-    assert all(len(layer.shifts) == 3 and int(layer.shifts.max()) < 31 for layer in products)
+    assert all(len(layer.tensors["shifts"]) == 3 for layer in (*adders, *products))
+    assert all(int(layer.tensors["shifts"].max()) < 31 for layer in layers if layer.tensors)
     assert len(network.report.layers) == 23
     assert "no product" in str(network.report)
 

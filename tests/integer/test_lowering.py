@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from adderize import AdderConv2d
 from adderize.integer import to_integer
 from adderize.integer.fixed_point import Bounds
-from adderize.integer.integer_layers import IntegerSum
+from adderize.integer.integer_layers import IntegerSumPool
+from adderize.integer.pooling_rules import sum_pool_settings
+from adderize.integer.program import Instruction, Slot
 from adderize.quantize import quantize
 
 MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
@@ -102,8 +104,12 @@ def test_integers_follow_the_quantized_network(
 
 
 def test_what_surrounds_an_image_loses_the_bits_that_the_image_loses() -> None:
-    layer = IntegerSum(Bounds.of(0, 2**28), (3, 3), (1, 1), (1, 1), pad=2**27)
+    kernel = (3, 3)
+    settings, bounds = sum_pool_settings(Bounds.of(0, 2**28), kernel, pad=2**27)
+    window = {"kernel": kernel, "stride": (1, 1), "padding": (1, 1)}
+    instruction = Instruction("sum_pool", "", (0,), 1, {**window, **settings}, {})
+    layer = IntegerSumPool(instruction, Slot((1, 3, 3), "int32"))
     sums = layer(torch.full((1, 1, 3, 3), 2**27, dtype=torch.int32))
-    assert layer.drop > 0
-    assert torch.equal(sums, torch.full_like(sums, 9 * 2**27 >> layer.drop))
-    assert int(layer.bounds.high) >= int(sums.max())
+    assert settings["drop"] > 0
+    assert torch.equal(sums, torch.full_like(sums, 9 * 2**27 >> settings["drop"]))
+    assert int(bounds.high) >= int(sums.max())

@@ -9,10 +9,21 @@ import pytest
 import torch
 
 from adderize import AdderizeError
-from adderize.integer.fixed_point import LIMIT, Bounds, ShiftEpilogue, checked, checking
+from adderize.integer.fitting import Fitted, fit_epilogue
+from adderize.integer.fixed_point import LIMIT, Bounds, checked, checking
+from adderize.integer.integer_layers import IntegerRescale
+from adderize.integer.program import Instruction, Slot
 
 
-def by_hand(epilogue: ShiftEpilogue, sums: list[int], others: list[int] | None) -> list[int]:
+def layer_of(fitted: Fitted) -> IntegerRescale:
+    """A layer that is the epilogue alone."""
+    settings = {"drop": 0, "other_drop": 0, **fitted.settings}
+    limits = fitted.settings["low"], fitted.settings["high"]
+    output = Slot((1,), "uint8" if limits == (0, 255) else "int32")
+    return IntegerRescale(Instruction("rescale", "", (0,), 1, settings, fitted.tensors), output)
+
+
+def by_hand(epilogue: IntegerRescale, sums: list[int], others: list[int] | None) -> list[int]:
     """The documented formula in Python's integers; every partial sum is looked at."""
     results = []
     for c, value in enumerate(sums):
@@ -29,16 +40,16 @@ def by_hand(epilogue: ShiftEpilogue, sums: list[int], others: list[int] | None) 
     return results
 
 
-def random_case(generator: torch.Generator) -> tuple[ShiftEpilogue, torch.Tensor, list[int]]:
+def random_case(generator: torch.Generator) -> tuple[IntegerRescale, torch.Tensor, list[int]]:
     channels = int(torch.randint(1, 9, (), generator=generator))
     farthest = torch.randint(1, 255 * 4608, (channels,), generator=generator)
     scale = torch.randn(channels, dtype=torch.float64, generator=generator) * 300 / farthest
     offset = 200 * torch.randn(channels, dtype=torch.float64, generator=generator)
-    epilogue = ShiftEpilogue(
+    fitted = fit_epilogue(
         scale, offset, Bounds(torch.zeros_like(farthest), farthest), terms=3, low=0, high=255,
         zero=7, other=(0.37, 12.0, Bounds.of(0, 255)),
     )  # fmt: skip
-    return epilogue, scale, farthest.tolist()
+    return layer_of(fitted), scale, farthest.tolist()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,10 +70,11 @@ def test_the_formula_is_what_is_computed(seed: int) -> None:
 def test_results_are_near_the_affine_map(terms: int) -> None:
     scale = torch.tensor([0.01, -0.003, 0.11, 1.0], dtype=torch.float64)
     offset = torch.tensor([-20.0, 100.0, 3.5, 0.0], dtype=torch.float64)
-    epilogue = ShiftEpilogue(scale, offset, Bounds.of(0, 60_000), terms=terms, low=-5000, high=5000)
+    fitted = fit_epilogue(scale, offset, Bounds.of(0, 60_000), terms=terms, low=-5000, high=5000)
+    epilogue = layer_of(fitted)
     units = 2.0**-epilogue.fraction / float(scale.abs().min())  # of the scale that is held worst
     bound = {1: 1 / 3, 2: 1 / 11, 3: 0.0233, 6: 0.0004}[terms] + units
-    assert epilogue.worst_error <= bound
+    assert fitted.worst_error <= bound
     for value in (0, 1000, 5000, 60_000):
         exact = value * scale + offset
         found = epilogue(torch.full((1, 4), value, dtype=torch.int32))[0]
@@ -72,8 +84,9 @@ def test_results_are_near_the_affine_map(terms: int) -> None:
 
 def test_ties_round_up() -> None:
     half = torch.tensor([0.5], dtype=torch.float64)
-    epilogue = ShiftEpilogue(
-        half, torch.zeros(1).double(), Bounds.of(-9, 9), terms=1, low=-9, high=9
+    bounds = Bounds.of(-9, 9)
+    epilogue = layer_of(
+        fit_epilogue(half, torch.zeros(1).double(), bounds, terms=1, low=-9, high=9)
     )
     sums = torch.tensor([[-3], [-1], [1], [3]], dtype=torch.int32)
     assert epilogue(sums).flatten().tolist() == [-1, 0, 1, 2]
@@ -81,23 +94,24 @@ def test_ties_round_up() -> None:
 
 def test_an_error_of_the_scale_turns_around_zero() -> None:
     scale, offset = torch.tensor([0.3], dtype=torch.float64), torch.tensor([-3000.0]).double()
-    epilogue = ShiftEpilogue(
-        scale, offset, Bounds.of(0, 20_000), terms=1, low=0, high=255, zero=128
-    )
+    bounds = Bounds.of(0, 20_000)
+    epilogue = layer_of(fit_epilogue(scale, offset, bounds, terms=1, low=0, high=255, zero=128))
     assert epilogue(torch.tensor([[10_000]], dtype=torch.int32)).item() == 128
 
 
 def test_a_dead_channel_gives_its_offset() -> None:
     scale, offset = torch.tensor([0.0, 1.0]).double(), torch.tensor([5.0, 0.0]).double()
-    epilogue = ShiftEpilogue(scale, offset, Bounds.of(0, 255), terms=3, low=0, high=255)
+    bounds = Bounds.of(0, 255)
+    epilogue = layer_of(fit_epilogue(scale, offset, bounds, terms=3, low=0, high=255))
     assert epilogue(torch.tensor([[200, 9]], dtype=torch.int32)).tolist() == [[5, 9]]
 
 
 def test_the_proof_is_tight_enough_to_keep_digits_at_4608_taps() -> None:
     farthest = 255 * 4608
     scale = torch.tensor([2.0**-7], dtype=torch.float64)
-    epilogue = ShiftEpilogue(
-        scale, -scale * farthest / 2, Bounds.of(0, farthest), terms=3, low=0, high=255
+    bounds = Bounds.of(0, farthest)
+    epilogue = layer_of(
+        fit_epilogue(scale, -scale * farthest / 2, bounds, terms=3, low=0, high=255)
     )
     assert epilogue.fraction >= 15
     one_more = Fraction(farthest) * Fraction(2) ** (epilogue.fraction + 1 - 7)
@@ -107,7 +121,7 @@ def test_the_proof_is_tight_enough_to_keep_digits_at_4608_taps() -> None:
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 2.0**40])
 def test_scales_that_cannot_be_held_are_refused(scale: float) -> None:
     with pytest.raises(AdderizeError, match="scale"):
-        ShiftEpilogue(
+        fit_epilogue(
             torch.tensor([scale]).double(), torch.zeros(1).double(), Bounds.of(0, 10**6), terms=2,
             low=0, high=255,
         )  # fmt: skip

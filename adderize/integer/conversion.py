@@ -1,0 +1,103 @@
+"""From a quantized network to integers alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from adderize.errors import AdderizeError
+from adderize.integer.fixed_point import Bounds
+from adderize.integer.integer_network import IntegerNetwork
+from adderize.integer.layer_shifts import ShiftReport
+from adderize.integer.lowering import Lowering
+from adderize.integer.program import Program
+from adderize.integer.value import Value
+from adderize.models.by_name import own_input_size
+from adderize.quantize.record import quantization_of
+
+
+@torch.no_grad()
+def to_integer(
+    quantized: nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_size: Sequence[int] | None = None,
+    terms: int = 3,
+    filter_terms: int = 3,
+) -> IntegerNetwork:
+    """Lower a quantized network to integers alone: no float and no multiplication is left.
+
+    Every change of scale becomes shifts and additions, ``y = clamp((sum +-(acc << shift) + bias)
+    >> fraction, low, high)``. The number of fraction bits of each layer is the largest with which
+    32 bits hold every partial sum for every possible input: it follows from the filters, not from
+    samples. The pixels' mean and deviation go into the first layer.
+
+    Args:
+        quantized: what :func:`adderize.quantize.quantize` returned for a network that torch.fx
+            traces; it is left as it is.
+        mean, std: per channel, of pixels in [0, 1]: how the float network's inputs were normalised.
+        input_size: (C, H, W); by default the model's own.
+        terms: powers of two for a scale.
+        filter_terms: powers of two for a weight of a kept convolution or linear layer.
+
+    Raises:
+        AdderizeError: a network that is not quantized, or layer by layer; no input size; statistics
+            that do not fit the channels; operations without a form in integers, which are named;
+            sums that 32 bits do not hold.
+    """
+    if not isinstance(quantized, fx.GraphModule) or quantization_of(quantized) is None:
+        raise AdderizeError(
+            f"got a {type(quantized).__name__}; expected a network from quantize() that torch.fx "
+            "traces: layer by layer, tensors between the layers stay floats"
+        )
+    size = tuple(input_size or own_input_size(quantized) or ())
+    if len(size) != 3:
+        raise AdderizeError(f"input_size is {size or None}; expected (C, H, W)")
+    if len(mean) != size[0] or len(std) != size[0] or min(std) <= 0:
+        raise AdderizeError(
+            f"mean is {tuple(mean)} and std {tuple(std)}; expected {size[0]} of each, std above 0"
+        )
+    body = copy.deepcopy(quantized).cpu()
+    _note_results(body, size)
+    zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64, device="cpu"))
+    if len(set(zip(mean, std, strict=True))) == 1:
+        zero, scale = zero[0], scale[0]
+    image = Value(scale, zero, Bounds.of(0, 255), True)
+    lowering = Lowering(body.graph, size, image, terms=terms, filter_terms=filter_terms)
+    if lowering.refused:
+        raise AdderizeError(f"no form in integers: {'; '.join(lowering.refused[:5])}")
+    parts = lowering.builder.live(lowering.output_slot)
+    return IntegerNetwork(
+        Program(
+            **parts,
+            mean=tuple(mean),
+            std=tuple(std),
+            logit_scale=float(lowering.output.scale),
+            logit_zero=float(lowering.output.zero),
+            report=ShiftReport(terms, filter_terms, tuple(lowering.builder.rows)),
+        )
+    )
+
+
+class _Results(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        else:
+            n.meta["result"] = result
+        return result
+
+
+def _note_results(network: fx.GraphModule, size: tuple[int, ...]) -> None:
+    """The shapes and other results of all nodes, for two images: some operations mix images."""
+    try:
+        _Results(network).run(torch.zeros(2, *size, device="cpu", dtype=torch.float32))
+    except Exception as error:
+        raise AdderizeError(f"the network does not take images of {size}: {error}") from error

@@ -1,0 +1,145 @@
+"""Layers on integers: adders, kept convolutions and linear layers, norms, and the bytes between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adderize.integer.fitting import fit_epilogue, fit_product
+from adderize.integer.fixed_point import Bounds
+from adderize.integer.lowered_values import VALUE_BITS, LoweredValues
+from adderize.integer.program import Setting
+from adderize.integer.refusal import RefusedError
+from adderize.integer.value import Value, nearest_integer, number
+from adderize.layers.base import effective_geometry
+from adderize.layers.same import same_padding
+from adderize.layers.shift_add import statistics_of_norm
+from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.calls import module_of
+
+
+def lower_adder(values: LoweredValues, node: Node) -> None:
+    layer: Any = module_of(node)
+    source, value = values.operand(node)
+    if not value.is_bytes:
+        raise RefusedError("its input is not bytes")
+    inputs, other = [values.slot(source)], None
+    bounds, output = _distance_bounds(layer), layer.output_qparams
+    scale, offset = layer.scale.double().cpu(), layer.shift.double().cpu()
+    largest = (scale.abs() * bounds.high + offset.abs()).max()
+    if len(node.args) > 1:
+        residual, added = values.operand(node, 1)
+        inputs.append(values.slot(residual))
+        factor, zero = layer.residual_scale, float(added.zero)
+        other = (factor, zero, added.bounds)
+        offset = offset + factor * zero
+        largest = largest + abs(factor) * (float(added.bounds.largest.max()) + abs(zero))
+    if output:
+        unit, result = 1.0, Value.of_bytes(output)
+        low, high = int(layer.low), int(layer.high)
+    else:
+        unit = min(float(largest), max(abs(layer.low), abs(layer.high))) / 2**VALUE_BITS or 1.0
+        low, high = (nearest_integer(end / unit) for end in (layer.low, layer.high))
+        low, high = max(low, -(2**VALUE_BITS) - 1), min(high, 2**VALUE_BITS + 1)
+        result = Value(number(unit), number(0.0), Bounds.of(low, high))
+    if other:
+        other = (other[0] / unit, *other[1:])
+    middle = output.zero_point if output else 0
+    fitted = fit_epilogue(
+        scale / unit, (offset - middle) / unit, bounds,
+        terms=values.terms, low=low, high=high, zero=middle, other=other,
+    )  # fmt: skip
+    settings: dict[str, Setting] = {"levels": layer.qparams.levels}
+    weight, kind = layer.weight.cpu(), "adder_linear"
+    if isinstance(layer, QuantAdderConv2d):
+        kind, settings = "adder_conv", {**settings, **_adder_geometry(layer, node)}
+    fitted.tensors["weight"] = weight if kind == "adder_conv" else weight.flatten(1)
+    values.emit(node, kind, inputs, result, settings, fitted)
+
+
+def _distance_bounds(layer: QuantAdderConv2d | QuantAdderLinear) -> Bounds:
+    """The smallest and the largest distance of each filter, whatever bytes it meets."""
+    weight = layer.weight.cpu().flatten(1).long()
+    farthest = torch.maximum(weight, layer.qparams.levels - weight).sum(1)
+    return Bounds(torch.zeros_like(farthest), farthest)
+
+
+def _adder_geometry(layer: QuantAdderConv2d, node: Node) -> dict[str, Setting]:
+    rows, columns = layer.padding
+    padding: Sequence[int] = layer.around if any(layer.around) else [columns, columns, rows, rows]
+    if layer.same:
+        image = cast(Node, node.args[0]).meta["shape"][-2:]
+        padding = same_padding(image, layer.kernel_size, layer.stride, layer.dilation)
+    return {
+        "stride": tuple(layer.stride),
+        "padding": tuple(padding),
+        "dilation": tuple(layer.dilation),
+        "groups": layer.groups,
+        "padding_mode": _mode(layer.padding_mode),
+        "zero": layer.zero_point,
+    }
+
+
+def _mode(padding_mode: str) -> str:
+    return "constant" if padding_mode == "zeros" else padding_mode
+
+
+def lower_product(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    layer = module_of(node)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    kind, settings, groups, pads_zeros = "shift_linear", dict[str, Setting](), 1, False
+    if isinstance(layer, nn.Conv2d):
+        kind, settings = "shift_conv", _conv_geometry(layer, source.meta["shape"][-2:])
+        groups = layer.groups
+        pads_zeros = settings["padding_mode"] == "constant" and settings["padding"] != (0, 0, 0, 0)
+    base = values.wanted(node) or 1.0
+    fitted = fit_product(
+        layer.weight.cpu(), None if layer.bias is None else layer.bias.cpu(),
+        value.scale, value.zero, value.bounds,
+        base=base, groups=groups, pads_zeros=pads_zeros, terms=values.filter_terms,
+    )  # fmt: skip
+    unit = number(base * 2.0 ** -cast(int, fitted.settings["fraction"]))
+    result = Value(unit, number(0.0), fitted.bounds)
+    values.emit(node, kind, [values.slot(source)], result, settings, fitted)
+
+
+def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]:
+    geometry, around = effective_geometry(layer)
+    rows, columns = geometry.padding
+    padding = around or [columns, columns, rows, rows]
+    if type(layer).__name__ == "Conv2dSame":
+        padding = same_padding(image, layer.kernel_size, geometry.stride, geometry.dilation)
+    return {
+        "stride": geometry.stride,
+        "padding": tuple(padding),
+        "dilation": geometry.dilation,
+        "groups": geometry.groups,
+        "padding_mode": _mode(layer.padding_mode),
+    }
+
+
+def lower_norm(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    norm = module_of(node)
+    assert isinstance(norm, _BatchNorm)
+    if norm.running_mean is None:
+        raise RefusedError("it divides by statistics of its input")
+    gain, mean, beta = statistics_of_norm(norm)
+    offset = beta - mean * gain
+    result = values.free(node, float((gain.abs() * value.real + offset.abs()).max()))
+    values.put_shaped(node, values.rescaled(node, source, result, gain, offset), result)
+
+
+def lower_to_bytes(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    scale, zero_point, levels = (cast(float, argument) for argument in node.args[1:])
+    result = Value(number(scale), number(zero_point), Bounds.of(0, int(levels)), True)
+    if value.is_bytes and value.scale.equal(result.scale) and value.zero.equal(result.zero):
+        return values.pass_on(node)
+    values.put_shaped(node, values.rescaled(node, source, result), result)

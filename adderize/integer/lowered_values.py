@@ -1,0 +1,217 @@
+"""Where the values of a graph lie in a program, and what their integers stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor
+from torch.fx import Node
+
+from adderize.integer.fitting import Fitted, fit_epilogue
+from adderize.integer.fixed_point import Bounds
+from adderize.integer.moves import MOVES, indices, moved, strided_copy
+from adderize.integer.program import Setting
+from adderize.integer.program_builder import ProgramBuilder, slot_of
+from adderize.integer.refusal import RefusedError
+from adderize.integer.value import Value, number
+from adderize.quantize.calls import clamp_bounds, operation
+from adderize.quantize.qparams import quantize_bytes
+
+# The bits of the largest magnitude of a value that no bytes follow.
+VALUE_BITS = 22
+# The bits of what a scale is applied to: the shifts need the others.
+OPERAND_BITS = 18
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node's value lies.
+
+    Attributes:
+        slot: that holds it.
+        index: the positions of two images' values in the slot, float64 (2, ...), several tensors
+            for a node that gives several; None where it is the slot as it stands.
+    """
+
+    slot: int
+    index: Any = None
+
+
+class LoweredValues:
+    """A program that grows with the nodes of a graph.
+
+    Each node has the shape of its value, for two images, in ``meta["shape"]``, and other results in
+    ``meta["result"]``.
+
+    Args:
+        input_size: (C, H, W).
+        terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
+
+    Attributes:
+        builder: the program so far.
+        values: what the integers of each node stand for.
+        places: where they lie.
+    """
+
+    def __init__(self, input_size: Sequence[int], *, terms: int, filter_terms: int) -> None:
+        self.terms, self.filter_terms = terms, filter_terms
+        self.builder = ProgramBuilder(input_size)
+        self.values: dict[Node, Value] = {}
+        self.places: dict[Node, Place] = {}
+
+    def operand(self, node: Node, position: int = 0) -> tuple[Node, Value]:
+        """An argument of a node, and what its integers stand for."""
+        source = node.args[position]
+        if not isinstance(source, Node) or source not in self.values:
+            raise RefusedError("it reads a tensor that does not come from the image")
+        return source, self.values[source]
+
+    def slot(self, node: Node) -> int:
+        """The slot that holds a node's value, and nothing else."""
+        place = self.places[node]
+        if isinstance(place.index, Tensor):
+            source = self.builder.slots[place.slot]
+            settings = strided_copy(node, place.index, source.numel)
+            output = slot_of(place.index.shape, source.dtype == "uint8")
+            number = place.slot
+            if output != source or settings["sizes"] != (source.numel,):
+                number = self.builder.emit("move", name_of(node), [number], output, settings)
+            place = self.places[node] = Place(number)
+        elif place.index is not None:
+            raise RefusedError("it reads several tensors as one")
+        return place.slot
+
+    def put(self, node: Node, place: Place, value: Value) -> None:
+        """A node's value lies there, and stands for this."""
+        self.places[node], self.values[node] = place, value
+
+    def put_shaped(self, node: Node, slot: int, value: Value) -> None:
+        """A node's value is what a slot holds, whatever shape that has."""
+        shape, wanted = self.builder.slots[slot].shape, node.meta["shape"]
+        same = shape == tuple(wanted[1:])
+        self.put(node, Place(slot, None if same else indices((2, *shape)).view(wanted)), value)
+
+    def pass_on(self, node: Node) -> None:
+        """A node is its operand."""
+        source, value = self.operand(node)
+        self.put(node, self.places[source], value)
+
+    def move(self, node: Node, source: Node, step: Callable[[Any], Any] | None = None) -> None:
+        """A node has a source's values in another order: that of its own operation, or a step's.
+
+        Moves that follow each other are one where strides express it.
+        """
+        place = self.places[source]
+        if place.index is not None:
+            try:
+                return self._move_from(node, source, place, place.index, step)
+            except RefusedError:
+                place = Place(self.slot(source))
+        index = indices((2, *self.builder.slots[place.slot].shape))
+        self._move_from(node, source, place, index, step)
+
+    def _move_from(
+        self,
+        node: Node,
+        source: Node,
+        place: Place,
+        index: Any,
+        step: Callable[[Any], Any] | None,
+    ) -> None:
+        index = step(index) if step else moved(node, source, index)
+        for part in (index,) if isinstance(index, Tensor) else index:
+            strided_copy(node, part, self.builder.slots[place.slot].numel)
+        self.put(node, Place(place.slot, index), self.values[source])
+
+    def widened(self, node: Node, slot: int) -> int:
+        """A slot of bytes as one of 32 bits."""
+        source = self.builder.slots[slot]
+        if source.dtype == "int32":
+            return slot
+        wide = replace(source, dtype="int32")
+        limits: dict[str, Setting] = {"low": 0, "high": 255}
+        return self.builder.emit("clamp", name_of(node), [slot], wide, limits)
+
+    def emit(
+        self,
+        node: Node,
+        kind: str,
+        inputs: Sequence[int],
+        value: Value,
+        settings: Mapping[str, Setting],
+        fitted: Fitted | None = None,
+        shape: Sequence[int] = (),
+    ) -> None:
+        """An instruction that computes a node's value.
+
+        Args:
+            fitted: more settings, and the tensors.
+            shape: of the result, batch included; by default the node's.
+        """
+        output = slot_of(shape or node.meta["shape"], value.is_bytes)
+        given = {**settings, **(fitted.settings if fitted else {})}
+        tensors = fitted.tensors if fitted else {}
+        slot = self.builder.emit(kind, name_of(node), inputs, output, given, tensors)
+        if fitted:
+            self.builder.note(len(fitted.tensors["shifts"]), fitted.worst_error)
+        self.put_shaped(node, slot, value)
+
+    def wanted(self, node: Node) -> float | None:
+        """The scale of the bytes that a node's value becomes, if it does."""
+        for user in node.users:
+            if user.target is quantize_bytes:
+                return cast(float, user.args[1])
+            if clamp_bounds(user) is not None or operation(user) in MOVES:
+                wanted = self.wanted(user)
+                if wanted is not None:
+                    return wanted
+        return None
+
+    def free(self, node: Node, real: float) -> Value:
+        """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
+        them, where any do."""
+        unit = real / 2**VALUE_BITS or 1.0
+        wanted = self.wanted(node)
+        if wanted:
+            unit = wanted * 2.0 ** math.ceil(math.log2(unit / wanted))
+        return Value(number(unit), number(0.0), Bounds.of(-(2**VALUE_BITS), 2**VALUE_BITS))
+
+    def rescaled(
+        self,
+        node: Node,
+        source: Node,
+        result: Value,
+        gain: Tensor | float = 1.0,
+        offset: Tensor | float = 0.0,
+        added: Node | None = None,
+    ) -> int:
+        """A slot with ``gain * source + offset + added`` in the integers of `result`.
+
+        It is named after `node`, and has the shape of `source`.
+        """
+        inputs = [self.slot(source)]
+        drop, value = self.values[source].narrowed(OPERAND_BITS)
+        other, other_drop = None, 0
+        if added is not None:
+            inputs.append(self.slot(added))
+            other_drop, second = self.values[added].narrowed(OPERAND_BITS)
+            other = (float(second.scale / result.scale), float(second.zero), second.bounds)
+        scale = (gain * value.scale / result.scale).reshape(-1)
+        fitted = fit_epilogue(
+            scale, (offset / result.scale - scale * value.zero).reshape(-1), value.bounds,
+            terms=self.terms, low=int(result.bounds.low), high=int(result.bounds.high),
+            zero=int(result.zero), other=other,
+        )  # fmt: skip
+        settings = {"drop": drop, "other_drop": other_drop, **fitted.settings}
+        slot = slot_of(source.meta["shape"], result.is_bytes)
+        number = self.builder.emit("rescale", name_of(node), inputs, slot, settings, fitted.tensors)
+        self.builder.note(self.terms, fitted.worst_error)
+        return number
+
+
+def name_of(node: Node) -> str:
+    """The name of the module that a node calls, else its own."""
+    return str(node.target) if node.op == "call_module" else node.name

@@ -1,0 +1,119 @@
+"""Pooling on integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from adderize.integer.fixed_point import Bounds, dropped
+from adderize.integer.lowered_values import LoweredValues
+from adderize.integer.program import Setting
+from adderize.integer.refusal import RefusedError
+from adderize.integer.value import Value, nearest_integer
+from adderize.ops.bytes import max_pool2d_bytes
+from adderize.ops.geometry import as_pair
+from adderize.quantize.calls import module_of, operation
+
+
+def lower_mean(values: LoweredValues, node: Node) -> None:
+    """A sum; the count goes into the scale of what it stands for."""
+    source, value = values.operand(node)
+    window = _mean_window(node, source.meta["shape"])
+    if value.scale.dim():
+        raise RefusedError("it averages the image")
+    pad = nearest_integer(float(value.zero)) if any(window["padding"]) else 0
+    settings, bounds = sum_pool_settings(value.bounds, window["kernel"], pad)
+    count, unit = math.prod(window["kernel"]), 2.0 ** settings["drop"]
+    result = Value(value.scale * unit / count, value.zero / unit * count, bounds)
+    shape = node.meta["shape"]
+    given: dict[str, Setting] = {**window, **settings}
+    image = shape if len(shape) == 4 else (*shape, 1, 1)
+    values.emit(node, "sum_pool", [values.slot(source)], result, given, shape=image)
+
+
+def sum_pool_settings(
+    bounds: Bounds, kernel: tuple[int, int], pad: int
+) -> tuple[dict[str, int], Bounds]:
+    """`pad` and `drop` of sums over windows, and the bounds of the sums."""
+    count, largest = math.prod(kernel), max(int(bounds.largest.max()), abs(pad))
+    drop = max((largest * count).bit_length() - 30, 0)
+    largest = ((largest >> drop) + 1) * count
+    pad = int(dropped(torch.tensor(pad, device="cpu"), drop))
+    return {"pad": pad, "drop": drop}, Bounds.of(-largest, largest)
+
+
+def lower_max_pool(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    values.emit(node, "max_pool", [values.slot(source)], value, _max_window(node))
+
+
+def _mean_window(node: Node, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Kernel, stride and padding of a mean over a tensor of this shape, batch included.
+
+    Raises:
+        RefusedError: windows of several sizes, divisors of their own, other dimensions.
+    """
+    module, name = module_of(node), operation(node)
+    height, width = shape[-2:]
+    if name == "mean":
+        dims = node.kwargs.get("dim", (*node.args[1:2], None)[0])
+        wanted = sorted(d % len(shape) for d in dims) if isinstance(dims, (list, tuple)) else None
+        if len(shape) != 4 or wanted != [2, 3]:
+            raise RefusedError("it averages over other dimensions than height and width")
+        return _window((height, width), (1, 1), (0, 0))
+    if name in ("AdaptiveAvgPool2d", "adaptive_avg_pool2d"):
+        size: Any = module.output_size if module is not None else node.args[1]
+        rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
+        rows, columns = rows or height, columns or width
+        if height % rows or width % columns:
+            raise RefusedError("its windows have several sizes")
+        window = (height // rows, width // columns)
+        return _window(window, window, (0, 0))
+    pool: Any = module if module is not None else nn.AvgPool2d(*_args(node), **_kwargs(node))
+    padding = as_pair(pool.padding, "padding")
+    if pool.ceil_mode or pool.divisor_override or (any(padding) and not pool.count_include_pad):
+        raise RefusedError("its windows have several sizes, or a divisor of their own")
+    kernel, stride = as_pair(pool.kernel_size, "kernel_size"), as_pair(pool.stride, "stride")
+    return _window(kernel, stride, padding)
+
+
+def _window(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> dict[str, tuple[int, int]]:
+    return {"kernel": kernel, "stride": stride, "padding": padding}
+
+
+def _max_window(node: Node) -> dict[str, Setting]:
+    """The settings of a max pooling of floats or bytes.
+
+    Raises:
+        RefusedError: it gives indices.
+    """
+    module: Any = module_of(node)
+    if node.target is max_pool2d_bytes:
+        kernel_size, stride, padding, dilation, ceil_mode = _args(node)
+        pool = nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+    else:
+        pool = module or nn.MaxPool2d(*_args(node), **_kwargs(node))
+    if pool.return_indices:
+        raise RefusedError("it gives indices")
+    names = ("kernel_size", "stride", "padding", "dilation")
+    kernel, stride, padding, dilation = (as_pair(getattr(pool, name), name) for name in names)
+    return {
+        **_window(kernel, stride, padding),
+        "dilation": dilation,
+        "ceil_mode": int(pool.ceil_mode),
+    }
+
+
+def _args(node: Node) -> tuple[Any, ...]:
+    return node.args[1:]
+
+
+def _kwargs(node: Node) -> dict[str, Any]:
+    return {key: value for key, value in node.kwargs.items() if key != "input"}

@@ -1,0 +1,111 @@
+"""Sums, ranges, surroundings and joints of tensors of integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from adderize.integer.fixed_point import Bounds
+from adderize.integer.lowered_values import LoweredValues
+from adderize.integer.refusal import RefusedError
+from adderize.integer.value import nearest_integer
+from adderize.quantize.calls import clamp_bounds
+
+
+def lower_add(values: LoweredValues, node: Node) -> None:
+    if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
+        raise RefusedError("it scales what it adds")
+    if not all(isinstance(operand, Node) for operand in node.args):
+        return _add_number(values, node)
+    (first, a), (second, b) = values.operand(node), values.operand(node, 1)
+    if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
+        raise RefusedError("it adds tensors of two shapes, or to the image")
+    result = values.free(node, a.real + b.real)
+    values.put_shaped(node, values.rescaled(node, first, result, added=second), result)
+
+
+def _add_number(values: LoweredValues, node: Node) -> None:
+    """The same integers with another zero."""
+    addend = next(operand for operand in node.args if not isinstance(operand, Node))
+    (source,) = node.all_input_nodes
+    value = values.values[source]
+    if not isinstance(addend, (int, float)) or value.scale.dim():
+        raise RefusedError("it adds something else than a number")
+    values.put(node, values.places[source], replace(value, zero=value.zero - addend / value.scale))
+
+
+def lower_move(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    if any(other in values.values for other in node.all_input_nodes if other is not source):
+        raise RefusedError("it moves values to places that the image decides")
+    if value.scale.dim():
+        raise RefusedError("it moves channels of the image that have several scales")
+    values.move(node, source)
+
+
+def lower_clamp(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    ends = clamp_bounds(node)
+    assert ends is not None
+    if value.scale.dim():
+        raise RefusedError("it clamps the image")
+    scale, zero = float(value.scale), float(value.zero)
+    low, high = (nearest_integer(end / scale + zero) for end in ends)
+    low = max(low, int(value.bounds.low))
+    high = max(low, min(high, int(value.bounds.high)))
+    is_bytes = value.is_bytes and high <= 255
+    result = replace(value, bounds=Bounds.of(low, high), is_bytes=is_bytes)
+    values.emit(node, "clamp", [values.slot(source)], result, {"low": low, "high": high})
+
+
+def lower_pad(values: LoweredValues, node: Node) -> None:
+    source, value = values.operand(node)
+    mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
+    number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
+    if mode != "constant" or value.scale.dim() or not isinstance(number, (int, float)):
+        raise RefusedError("it pads with something else than a number")
+    pads = cast(Any, node.args[1])
+    rank = len(source.meta["shape"])
+    if len(pads) > 2 * (rank - 1):
+        raise RefusedError("it pads the batch")
+    integer = nearest_integer(number / float(value.scale) + float(value.zero))
+    low, high = int(value.bounds.low), int(value.bounds.high)
+    bounds = Bounds.of(min(low, integer), max(high, integer))
+    result = replace(value, bounds=bounds, is_bytes=value.is_bytes and 0 <= integer <= 255)
+    if any(pad < 0 for pad in pads):  # what is cut off comes first
+        values.move(node, source, lambda index: F.pad(index, [min(pad, 0) for pad in pads]))
+        source = node
+    inside = values.slot(source)
+    padding = tuple(max(pad, 0) for pad in pads) + (0,) * (2 * (rank - 1) - len(pads))
+    values.emit(node, "pad", [inside], result, {"padding": padding, "value": integer})
+
+
+def lower_join(values: LoweredValues, node: Node) -> None:
+    tensors: Any = node.args[0]
+    if any(tensor not in values.values for tensor in tensors):
+        raise RefusedError("it joins a tensor that does not come from the image")
+    parts = [values.values[tensor] for tensor in tensors]
+    if any(value.scale.dim() for value in parts):
+        raise RefusedError("it joins the image")
+    dim = cast(int, node.kwargs.get("dim", (*node.args[1:2], 0)[0])) % len(node.meta["shape"])
+    if dim == 0:
+        raise RefusedError("it joins the images of a batch")
+    first = parts[0]
+    if any((value.scale, value.zero) != (first.scale, first.zero) for value in parts):
+        first = values.free(node, max(value.real for value in parts))
+        slots, parts = [values.rescaled(node, tensor, first) for tensor in tensors], [first]
+    else:
+        slots = [values.slot(tensor) for tensor in tensors]
+        if any(value.is_bytes != first.is_bytes for value in parts):
+            slots = [values.widened(node, slot) for slot in slots]
+    bounds = Bounds(
+        torch.stack([value.bounds.low for value in parts]).min(),
+        torch.stack([value.bounds.high for value in parts]).max(),
+    )
+    is_bytes = all(value.is_bytes for value in parts)
+    result = replace(first, bounds=bounds, is_bytes=is_bytes)
+    values.emit(node, "concat", slots, result, {"dim": dim - 1})
