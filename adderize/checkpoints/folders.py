@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from adderize.arguments import check_module
 from adderize.checkpoints.manifest import Manifest
+from adderize.checkpoints.programs import described, program_from
 from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
 from adderize.checkpoints.values import decoded, encoded
@@ -49,7 +50,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
             ``adderize.json`` (converted layers, their kind, gradient and own norm, strides and
             other settings of all layers, shared tensors, library versions; for a quantized model
-            the scales, zero points and bits of its tensors).
+            the scales, zero points and bits of its tensors; of an integer network its program).
 
     Raises:
         AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
@@ -57,9 +58,12 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             plain batch norm, or a folder that cannot be written.
     """
     _check_model(model)
+    if isinstance(model, IntegerNetwork):
+        program, tensors = described(model.program)
+        return _write(Path(folder), unshared(tensors), Manifest({}, {}, program=program))
     state = model.state_dict()
     aliases = aliases_of(model)
-    tensors: dict[str, Tensor] = {}
+    tensors = dict[str, Tensor]()
     values: dict[str, Any] = {}
 
     def store(name: str, tensor: Tensor) -> None:
@@ -86,11 +90,6 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 
 def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The entries of converted layers; in a network made from the float one, those of that one."""
-    if isinstance(model, IntegerNetwork):
-        raise AdderizeError(
-            "an integer network has no folder of its own: save the quantized network, and lower it "
-            "with to_integer() after loading"
-        )
     record = quantization_of(model) or shifts_of_network(model)
     return converted_entries(model) if record is None else record.layers()
 
@@ -113,20 +112,27 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
+@overload
+def load_model(model: str | Path) -> IntegerNetwork: ...
+@overload
+def load_model(model: nn.Module, folder: str | Path) -> nn.Module: ...
+def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) -> nn.Module:
     """Convert a fresh model as the saved one was, then load the saved weights.
+
+    An integer network needs no model: ``load_model(folder)``.
 
     While the network of a quantized folder is traced, torch.fx patches ``nn.Module`` for the whole
     process: let no other thread call or trace any model meanwhile.
 
     Args:
         model: built as the saved one was before its conversion, or converted in the same way; on
-            any device, the meta device too (its parameters become the loaded tensors).
+            any device, the meta device too (its parameters become the loaded tensors). Of an
+            integer network, the folder.
         folder: what :func:`save_model` wrote.
 
     Returns:
         the model itself; a new one, in evaluation mode, where the saved one was quantized or
-        without multiplications.
+        without multiplications; the :class:`~adderize.integer.IntegerNetwork`.
 
     Raises:
         AdderizeError: files missing, damaged or not of one save, a wrapped model, buffers on the
@@ -134,10 +140,17 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
             also one whose layers have other strides, paddings, eps or activations: the message
             names the layers, and the model is left as it was.
     """
+    if isinstance(model, (str, Path)) and folder is None:
+        return _load_integers(Path(model))
     _check_model(model)
+    assert isinstance(model, nn.Module)
     _check_buffers(model)
+    if folder is None:
+        raise AdderizeError("load_model() got no folder; only integer networks need no model")
     folder = Path(folder)
     manifest, state = _read(folder)
+    if manifest.program is not None:
+        raise AdderizeError(f"{folder} holds an integer network: load_model(folder) takes no model")
     if manifest.quantized is not None or manifest.shifts is not None:
         return _load_made(copy.deepcopy(model), manifest, state, folder)
     saved = manifest.layers
@@ -168,6 +181,27 @@ def load_model(model: nn.Module, folder: str | Path) -> nn.Module:
         guard_fusion(model)
         raise
     return model
+
+
+def holds_integers(folder: Path) -> bool:
+    """Whether a folder is that of an integer network; False where it is no saved model's at all."""
+    try:
+        return Manifest.from_json((folder / MANIFEST).read_text()).program is not None
+    except (AdderizeError, OSError, UnicodeDecodeError):
+        return False
+
+
+def _load_integers(folder: Path) -> IntegerNetwork:
+    manifest, state = _read(folder)
+    if manifest.program is None:
+        raise AdderizeError(
+            f"{folder} holds no integer network: load_model(model, folder) takes the model that "
+            "the weights belong to"
+        )
+    try:
+        return IntegerNetwork(program_from(manifest.program, state))
+    except AdderizeError as error:
+        raise AdderizeError(f"{folder} holds an unsound integer network: {error}") from error
 
 
 def _load_made(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) -> nn.Module:
@@ -205,8 +239,9 @@ def _load(model: nn.Module, manifest: Manifest, state: StateDict, folder: Path) 
     load_weights(model, state, folder)
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: object) -> None:
     check_module(model)
+    assert isinstance(model, nn.Module)
     found = type(model).__name__
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         raise AdderizeError(f"the model is wrapped ({found}): pass what it wraps, model.module")

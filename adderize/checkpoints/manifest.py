@@ -30,18 +30,20 @@ class Manifest:
         shared: names of tensors that are another one, and that one's name.
         quantized: what :mod:`adderize.quantize` records of a quantized network.
         shifts: the report of a network without multiplications, see :mod:`adderize.integer`.
+        program: an integer network, all but its tensors.
         values: entries of the state dict that are not tensors, as JSON.
         versions: of modules' state dicts, where it is not torch's 1.
         settings: what the layers compute with beside tensors: strides, paddings, eps.
         weights: the SHA-256 of the file with the tensors.
 
-    Folders of earlier versions lack the last five: None.
+    Folders of earlier versions lack those after `shared`: None.
     """
 
     layers: dict[str, dict[str, Any]]
     shared: dict[str, str]
     quantized: Any = None
     shifts: Any = None
+    program: Any = None
     values: dict[str, Any] | None = None
     versions: dict[str, int] | None = None
     settings: dict[str, dict[str, Any]] | None = None

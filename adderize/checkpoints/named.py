@@ -15,13 +15,14 @@ from adderize.checkpoints.authors import (
     load_authors_weights,
 )
 from adderize.checkpoints.files import Stored, read_file
-from adderize.checkpoints.folders import MANIFEST, load_model
+from adderize.checkpoints.folders import MANIFEST, holds_integers, load_model
 from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.models import by_name
 from adderize.surgery import Decision, adderize, binarize, plan
 
 PUBLISHED = "published"
+INTEGERS = "integer network"
 _SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
 
 
@@ -43,7 +44,8 @@ def load(
     """Build a network, make its adders and load its weights.
 
     Args:
-        target: a folder that ``save_model`` wrote, or a recipe's run; a file: a checkpoint of the
+        target: a folder that ``save_model`` wrote (that of an integer network names no
+            architecture), or a recipe's run; a file: a checkpoint of the
             AdderNet authors' code, of Lightning (its ``hyper_parameters`` may name ``arch``,
             ``arch_options``, ``num_classes``, ``conversion`` and ``binarization``, as the recipes'
             do), or a state dict (PyTorch's or safetensors); or an architecture, as
@@ -59,6 +61,8 @@ def load(
             belong to it.
     """
     path, more = Path(target), dict(arch_options or {})
+    if holds_integers(_saved_in(path)):
+        return Loaded(load_model(_saved_in(path)), INTEGERS)
     if path.is_dir():
         arch = _named(arch, path)
         return Loaded(load_model(by_name.build(arch, **more), _saved_in(path)), arch)
@@ -87,6 +91,8 @@ def blank(target: str, arch: str | None = None) -> nn.Module:
     folder = Path(target)
     if not folder.is_dir():
         return by_name.blank(target)
+    if holds_integers(_saved_in(folder)):
+        return load_model(_saved_in(folder))
     arch, folder = _named(arch, folder), _saved_in(folder)
     try:
         return load_model(by_name.blank(arch), folder)

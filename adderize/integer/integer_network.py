@@ -10,6 +10,7 @@ from adderize.integer.fixed_point import checking
 from adderize.integer.integer_layers import layer_of
 from adderize.integer.layer_shifts import ShiftReport
 from adderize.integer.program import Program
+from adderize.integer.program_checks import check_program
 
 
 class IntegerNetwork(nn.Module):
@@ -17,16 +18,23 @@ class IntegerNetwork(nn.Module):
 
     Made by :func:`to_integer`, or from a program. It is made for one size of image.
 
+    Args:
+        program: what to compute.
+
     Attributes:
         program: what it computes, instruction by instruction.
         layers: the instructions as modules, in the same order.
 
     Shape:
         (N, C, H, W), uint8, the image's raw bytes -> (N, classes), int32.
+
+    Raises:
+        AdderizeError: a program that is not sound, or whose sums might leave 32 bits.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
+        check_program(program)
         self.program = program
         self.layers = nn.ModuleList(
             layer_of(instruction, program.slots[instruction.output])

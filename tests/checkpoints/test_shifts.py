@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from adderize import AdderizeError, adderize, load_model, recalibrate, save_model
-from adderize.integer import multiplication_free, shift_report, to_integer
+from adderize.integer import multiplication_free, shift_report
 from adderize.models import lenet5_bn, resnet20
-from adderize.quantize import quantize
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -58,17 +56,3 @@ def test_networks_that_compute_otherwise_are_refused(tmp_path: Path) -> None:
     other.conv2.padding = (1, 1)
     with pytest.raises(AdderizeError, match="conv2"):
         load_model(other, tmp_path)
-
-
-def test_integer_networks_say_how_they_are_kept(tmp_path: Path) -> None:
-    model, x = adderize(lenet5_bn(), linear=True), torch.randn(4, 1, 32, 32)
-    quantized = quantize(recalibrate(model, [x]).eval(), [x])
-    integer: nn.Module = to_integer(quantized, mean=(0.1,), std=(0.3,), input_size=(1, 32, 32))
-    with pytest.raises(AdderizeError, match=r"save the quantized network.*to_integer"):
-        save_model(integer, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    save_model(quantized, tmp_path)
-    loaded = load_model(lenet5_bn(), tmp_path)
-    again = to_integer(loaded, mean=(0.1,), std=(0.3,), input_size=(1, 32, 32))
-    raw = torch.randint(0, 256, (4, 1, 32, 32)).byte()
-    assert torch.equal(again(raw), integer(raw))
