@@ -32,7 +32,7 @@ from adderize.integer.multiplication_free import (
 from adderize.layers.settings import differences, settings_of
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
-from adderize.surgery.entries import convert_like, converted_entries
+from adderize.surgery.entries import convert_like, converted_entries, filter_deviations
 from adderize.surgery.fusion_guard import guard_fusion
 
 WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
@@ -48,9 +48,10 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             ``get_extra_state`` gives may be None, tensors, numbers, strings, and lists, tuples and
             dicts of them.
         folder: created where absent; gets ``model.safetensors`` (the state dict) and
-            ``adderize.json`` (converted layers, their kind, gradient and own norm, strides and
-            other settings of all layers, shared tensors, library versions; for a quantized model
-            the scales, zero points and bits of its tensors; of an integer network its program).
+            ``adderize.json`` (converted layers, their kind, gradient, own norm and the deviation of
+            their filters, strides and other settings of all layers, shared tensors, library
+            versions; for a quantized model the scales, zero points and bits of its tensors; of an
+            integer network its program).
 
     Raises:
         AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
@@ -76,6 +77,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             values[name] = encoded(name, entry, store)
     quantization, shifts = quantization_of(model), shifts_of_network(model)
     metadata = getattr(state, "_metadata", {})
+    plain = (quantization or shifts) is None
     manifest = Manifest(
         layers=_entries(model),
         shared=aliases,
@@ -83,7 +85,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         shifts=shifts and shifts.to_dict(),
         values=values,
         versions={n: v for n, m in metadata.items() if (v := m.get("version", 1)) != 1},
-        settings=settings_of(model) if (quantization or shifts) is None else None,
+        settings=settings_of(model) if plain else None,
+        deviations=filter_deviations(model) if plain else None,
     )
     _write(Path(folder), unshared(tensors), manifest)
 

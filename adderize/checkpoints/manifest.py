@@ -18,6 +18,7 @@ from adderize.errors import AdderizeError
 from adderize.surgery.entries import entry_problem
 
 _FORMAT = 1
+_OPTIONAL = ("values", "versions", "settings", "deviations")
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")
 
 
@@ -34,6 +35,8 @@ class Manifest:
         values: entries of the state dict that are not tensors, as JSON.
         versions: of modules' state dicts, where it is not torch's 1.
         settings: what the layers compute with beside tensors: strides, paddings, eps.
+        deviations: the standard deviation of each converted layer's filters, for readers: trained
+            adders have 5 to 10, those that a transfer matched about their inputs'.
         weights: the SHA-256 of the file with the tensors.
 
     Folders of earlier versions lack those after `shared`: None.
@@ -47,6 +50,7 @@ class Manifest:
     values: dict[str, Any] | None = None
     versions: dict[str, int] | None = None
     settings: dict[str, dict[str, Any]] | None = None
+    deviations: dict[str, float | None] | None = None
     weights: str | None = None
 
     def to_json(self) -> str:
@@ -76,8 +80,8 @@ class Manifest:
 
 
 def _problem(content: dict[str, Any]) -> str | None:
-    for key in ("layers", "shared", "values", "versions", "settings"):
-        value = content.get(key, {} if key in ("values", "versions", "settings") else None)
+    for key in ("layers", "shared", *_OPTIONAL):
+        value = content.get(key, {} if key in _OPTIONAL else None)
         if not isinstance(value, dict):
             return f"{key} is {value!r}; expected names and what they stand for"
     problems = (entry_problem(name, entry) for name, entry in content["layers"].items())

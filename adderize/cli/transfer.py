@@ -126,8 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_counts(arguments: argparse.Namespace) -> None:
-    least = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
-    for name, count in least.items():
+    minimum = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
+    for name, count in minimum.items():
         if getattr(arguments, name) < count:
             flag = "--" + name.replace("_", "-")
             raise AdderizeError(f"{flag} is {getattr(arguments, name)}; expected {count} or more")

@@ -5,6 +5,7 @@ An entry is ``{"kind": class name, "gradient": mode or None, "norm": options or 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,19 @@ def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
         for name, module in model.named_modules()
         if isinstance(module, Converted)
     }
+
+
+def filter_deviations(model: nn.Module) -> dict[str, float | None]:
+    """The standard deviation of the filters of every converted layer, to four digits.
+
+    None where it is not finite.
+    """
+    found = {
+        name: float(module.weight.detach().double().std(correction=0))
+        for name, module in model.named_modules()
+        if isinstance(module, Converted)
+    }
+    return {name: float(f"{x:.4g}") if math.isfinite(x) else None for name, x in found.items()}
 
 
 def _norm_options(name: str, norm: nn.Module) -> dict[str, Any]:

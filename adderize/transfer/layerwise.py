@@ -93,7 +93,7 @@ def _carry_over(bench: Bench, pair: Pair, fit: Fit | None, bar: Any) -> LayerTra
         limit=mean_of(limit.tolist()),
         before=mean_of(before.tolist()),
         after=mean_of(after.tolist()),
-        least=min((x for x in after.tolist() if x == x), default=0.0),
+        minimum=min((x for x in after.tolist() if x == x), default=0.0),
     )
 
 

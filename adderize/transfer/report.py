@@ -26,7 +26,7 @@ class LayerTransfer:
             earlier layers have lost.
         before: with the filters as they were.
         after: with the filters as they are.
-        least: of the channel that correlates least, after.
+        minimum: over the channels, after.
     """
 
     name: str
@@ -35,7 +35,7 @@ class LayerTransfer:
     limit: float
     before: float
     after: float
-    least: float
+    minimum: float
 
     @property
     def remark(self) -> str:
@@ -99,11 +99,11 @@ class TransferReport(Report):
         return "\n".join([self._table().text(), "", *self._sentences()])
 
     def _table(self) -> Table:
-        header = ["layer", "kind", "shape", "remark", "limit", "before", "after", "least"]
+        header = ["layer", "kind", "shape", "remark", "limit", "before", "after", "minimum"]
         rows = [
             [
                 layer.name or "(root)", layer.kind, shape_text(layer.shape), layer.remark,
-                *(f"{x:.3f}" for x in (layer.limit, layer.before, layer.after, layer.least)),
+                *(f"{x:.3f}" for x in (layer.limit, layer.before, layer.after, layer.minimum)),
             ]
             for layer in self.layers
         ]  # fmt: skip
@@ -133,6 +133,6 @@ def row_from(content: Mapping[str, Any]) -> LayerTransfer:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Of the channels that vary; 0 where none does."""
+    """The mean over the channels that vary; 0 where none does."""
     found = [value for value in values if value == value]
     return sum(found) / len(found) if found else 0.0

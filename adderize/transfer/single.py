@@ -60,9 +60,10 @@ def match_filters(
 
 
 def correlations_of(layer: Callable[[Tensor], Tensor], features: Sequence[Features]) -> Tensor:
-    """Of each output channel with its target: (Cout,) float64, the mean over calls and sizes.
+    """The correlation of each output channel with its target, the mean over calls and sizes.
 
-    NaN for channels that are constant.
+    Returns:
+        (Cout,) float64, NaN for channels that are constant.
     """
     found = [
         _correlations(torch.cat([layer(part) for part in f.inputs.split(_AT_ONCE)]), f.targets)

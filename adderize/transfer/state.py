@@ -65,7 +65,7 @@ class StateFile:
 
 
 def fingerprint(content: Any) -> str:
-    """Of a module's state, or of nested tensors."""
+    """The SHA-256 of a module's state, or of nested tensors."""
     if isinstance(content, nn.Module):
         content = dict(content.state_dict())
     digest = hashlib.sha256()

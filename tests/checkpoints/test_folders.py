@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -55,6 +56,22 @@ def test_the_manifest_says_what_was_converted(tmp_path):
     assert manifest["layers"]["1.0"] == {"kind": "AdderConv2d", "gradient": "full", "norm": None}
     assert manifest["layers"]["2.0"] == {"kind": "AdderConv2d", "gradient": "full", "norm": norm}
     assert "torch" in manifest["libraries"]
+
+
+@pytest.mark.parametrize("scale", [8.0, 1.0])
+def test_the_manifest_tells_the_scale_of_the_filters(tmp_path, scale):
+    save_model(adderize(small_cnn(), scale=scale), tmp_path)
+    manifest = json.loads((tmp_path / "adderize.json").read_text())
+    assert manifest["deviations"].keys() == manifest["layers"].keys()
+    assert set(manifest["deviations"].values()) == {scale}
+
+
+def test_the_manifest_of_filters_that_are_not_finite(tmp_path):
+    model = adderize(small_cnn())
+    with torch.no_grad():
+        model.get_submodule("1.0").weight.fill_(math.nan)
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "adderize.json").read_text())["deviations"]["1.0"] is None
 
 
 def test_a_loaded_model_is_saved_as_it_was(tmp_path):
