@@ -73,12 +73,15 @@ KINDS = tuple(field.name for field in fields(Operations))
 FREE = Operations()
 MULTIPLICATION = Operations(multiplications=1)
 ADDITION = Operations(additions=1)
+SHIFT = Operations(shifts=1)
 COMPARISON = Operations(comparisons=1)
 OTHER = Operations(other=1)
 
 CONVOLUTION_PAIR = MULTIPLICATION + ADDITION
 ADDER_PAIR = 2 * ADDITION
 XNOR_PAIR = Operations(xnors=1, additions=1)
+# Low bits dropped, ties rounded up.
+ROUNDED_SHIFT = ADDITION + SHIFT
 
 
 def convolution_pairs(input: Shape, weight: Shape, output: Shape, transposed: bool = False) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from torch import nn
+
 from adderize.checkpoints import named
 from adderize.cli.shared_options import (
     add_conversion_options,
@@ -13,9 +15,12 @@ from adderize.cli.shared_options import (
     note,
 )
 from adderize.data.image_sources import SOURCES
+from adderize.errors import AdderizeError
 from adderize.inspection import inspect
+from adderize.integer import IntegerNetwork, integer_report, shift_report
+from adderize.integer.multiplication_free import shifts_of_network
 from adderize.models.by_name import FORMS
-from adderize.tables import FORMATS
+from adderize.tables import FORMATS, Report
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 
@@ -40,6 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = named.load(arguments.model, arguments.arch, **conversion_options(arguments))
     if loaded.note:
         note(loaded.note)
+    if isinstance(loaded.model, IntegerNetwork) or shifts_of_network(loaded.model) is not None:
+        if arguments.data:
+            raise AdderizeError("a network of shifts has nothing to measure: leave out --data")
+        print(_report_of_shifts(loaded.model).render(arguments.format))
+        return 0
     batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
     print(inspect(loaded.model, batch, name=arguments.model).render(arguments.format))
     return 0
+
+
+def _report_of_shifts(model: nn.Module) -> Report:
+    return integer_report(model) if isinstance(model, IntegerNetwork) else shift_report(model)

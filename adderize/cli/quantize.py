@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
-from adderize.cli.shared_options import add_image_options, images, note
+from adderize.cli.shared_options import (
+    add_image_options,
+    image_statistics,
+    images,
+    labelled_images,
+    note,
+)
 from adderize.data.image_sources import SOURCES
-from adderize.models.by_name import FORMS
+from adderize.integer import IntegerNetwork, integer_report, to_integer
+from adderize.models.by_name import FORMS, input_size
 from adderize.quantize import quantize, quantize_report
+from adderize.tables import json_text
+from adderize.transfer.stages import Stages
 
-HELP = "put a trained adder network into 8-bit integers"
+HELP = "put a trained adder network into 8-bit integers, or into integers alone"
 _BATCH = 32
 
 
@@ -37,6 +49,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", type=int, choices=range(2, 9), default=8, help="of inputs and filters (8)"
     )
+    parser.add_argument(
+        "--integer", action="store_true",
+        help="save the network in integers alone, without a multiplication, and compare it on "
+        "test images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--terms", type=int, nargs=2, default=(3, 3), metavar=("SCALE", "WEIGHT"),
+        help="of --integer: powers of two for a scale, and for a weight of kept layers (3 3)",
+    )  # fmt: skip
     add_image_options(parser, limit=1024)
     parser.add_argument("--format", choices=("table", "json"), default="table")
 
@@ -46,11 +67,59 @@ def run(arguments: argparse.Namespace) -> int:
     if loaded.note:
         note(loaded.note)
     batches = images(arguments, loaded.arch, loaded.model, split="train").split(_BATCH)
-    quantized = quantize(
-        loaded.model, batches, method=arguments.method, bits=arguments.bits, inplace=True
-    )
+    if arguments.integer:
+        return _into_integers(arguments, loaded, batches)
+    quantized = _quantized(arguments, loaded.model, batches)
     save_model(quantized, arguments.output)
     report = quantize_report(quantized)
-    print(json.dumps(report.to_dict(), indent=2) if arguments.format == "json" else report)
+    print(json_text(report.to_dict()) if arguments.format == "json" else report)
     note(f"saved in {arguments.output}")
     return 0
+
+
+def _quantized(
+    arguments: argparse.Namespace, model: nn.Module, batches: Sequence[Tensor]
+) -> nn.Module:
+    return quantize(model, batches, method=arguments.method, bits=arguments.bits, inplace=True)
+
+
+def _into_integers(
+    arguments: argparse.Namespace, loaded: named.Loaded, batches: Sequence[Tensor]
+) -> int:
+    size = arguments.input or input_size(loaded.arch, loaded.model)
+    statistics = image_statistics(arguments, loaded.model, size)
+    test = labelled_images(arguments, loaded.arch, loaded.model, "test")
+    stages = Stages(loaded.model, *test)
+    quantized = _quantized(arguments, loaded.model, batches)
+    stages.add(f"{arguments.bits} bits", quantized)
+    terms, filter_terms = arguments.terms
+    network = to_integer(
+        quantized, mean=statistics.mean, std=statistics.std, input_size=size, terms=terms,
+        filter_terms=filter_terms,
+    )  # fmt: skip
+    stages.add("integers", _OnNormalised(network))
+    save_model(network, arguments.output)
+    report = integer_report(network)
+    if arguments.format == "json":
+        print(json_text({**report.to_dict(), **stages.to_dict()}))
+    else:
+        print(f"{report}\n\n{stages}")
+    note(f"saved in {arguments.output}")
+    return 0
+
+
+class _OnNormalised(nn.Module):
+    """An integer network on the images that its float network takes: their bytes come back."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        program = self.network.program
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+            for values in (program.mean, program.std)
+        )
+        raw = (255 * (images * std + mean)).round_().clamp_(0, 255)
+        return self.network.logits(raw.byte())

@@ -74,14 +74,24 @@ def labelled_images(
 ) -> tuple[Tensor, Tensor | None]:
     """The images of `--data`, and their labels where they have some; `--limit` of them at most."""
     shape = arguments.input or input_size(arch, model)
+    statistics = image_statistics(arguments, model, shape)
+    if None in (arguments.mean, arguments.std):
+        mean, std = map(_listed, statistics)
+        note(f"images normalised with mean {mean} and deviation {std}")
+    return load_labelled(
+        arguments.data, shape, statistics, limit=limit or arguments.limit, split=split
+    )
+
+
+def image_statistics(
+    arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...]
+) -> Statistics:
+    """What images (C, H, W) are normalised with: `--mean` and `--std`, else what is usual."""
     mean, std = arguments.mean, arguments.std
     if mean is None or std is None:
         usual = usual_statistics(model, shape)
         mean, std = mean or usual.mean, std or usual.std
-        note(f"images normalised with mean {_listed(mean)} and deviation {_listed(std)}")
-    return load_labelled(
-        arguments.data, shape, Statistics(mean, std), limit=limit or arguments.limit, split=split
-    )
+    return Statistics(*(values * (shape[0] // len(values)) for values in (mean, std)))
 
 
 def _listed(values: tuple[float, ...]) -> str:

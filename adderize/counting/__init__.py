@@ -16,11 +16,13 @@ from adderize.counting import fvcore
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
 from adderize.counting.fvcore import FlopCountAnalysis
+from adderize.counting.programs import count_integers
 from adderize.counting.rows import Layer, Uncounted, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, Reading, adder_twin
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE
+from adderize.integer import IntegerNetwork
 from adderize.layers import (
     BinaryConv2d,
     ShiftAddConv2d,
@@ -65,11 +67,11 @@ def count(
         model: converted or not. "before" is the network with convolutions in the place of adders
             and binary layers, without the norms that those own; "after" is what
             ``adderize(model, **options)`` gives. A model that holds adders or binary layers
-            already is taken as it is unless options are given.
+            already is taken as it is unless options are given; an integer network always is.
         input_size: of one example without the batch, such as (3, 224, 224); by default the model's
             own, from `input_size`, Lightning's `example_input_array` or timm's `default_cfg`.
         energy: a table in joule: a name of ``adderize.counting.costs.ENERGY``, a JSON file or a
-            table; float32 by default.
+            table; by default float32, of integer networks int32.
         latency: a table in cycles: a JSON file or a table; the paper's VIA Nano 2000 by default.
         counter: "meta" traces PyTorch's dispatcher on tensors without storage; "fvcore" traces
             TorchScript with zeros, by :class:`FlopCountAnalysis`: slower, and as large as the
@@ -86,7 +88,13 @@ def count(
     check_module(model)
     if counter not in _TRACERS:
         raise AdderizeError(f"counter is {counter!r}; expected one of {', '.join(COUNTERS)}")
+    if isinstance(model, IntegerNetwork) and energy is None:
+        energy = "int32"
     tables = energy_table(energy), latency_table(latency)
+    if isinstance(model, IntegerNetwork):
+        if options or counter != "meta":
+            raise AdderizeError("an integer network is counted as it is: leave out the options")
+        return count_integers(model, input_size, *tables)
     size = _input_size(model, input_size)
     twin = adder_twin(model, size, **options)
     reading = Reading(twin)

@@ -55,8 +55,8 @@ class Reading:
     def __init__(self, model: nn.Module) -> None:
         if any(isinstance(module, IntegerNetwork) for module in model.modules()):
             raise AdderizeError(
-                "the operations of an IntegerNetwork are not counted, for PyTorch computes it with "
-                "others: count multiplication_free(model) or the quantized network"
+                "PyTorch's operations are not those of an IntegerNetwork: count(network) reads its "
+                "program, where it is not part of another network"
             )
         self._added = own_norms(model)
         modules = dict(model.named_modules())

@@ -12,6 +12,8 @@ from adderize.inspection.findings import findings_of
 from adderize.inspection.measurement import LAYERS, Measured, measure
 from adderize.inspection.norm_states import find_norm_states, staleness
 from adderize.inspection.result import Finding, Inspection, Layer, NormState, Range
+from adderize.integer import IntegerNetwork
+from adderize.integer.multiplication_free import shifts_of_network
 
 __all__ = ["Finding", "Inspection", "Layer", "NormState", "Range", "inspect"]
 
@@ -34,6 +36,11 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
         AdderizeError: a model without such layers, or one that fails on the images.
     """
     check_module(model)
+    if any(isinstance(m, IntegerNetwork) for m in model.modules()) or shifts_of_network(model):
+        raise AdderizeError(
+            "the network is one of shifts, which does not train: shift_report() and "
+            "integer_report() of adderize.integer tell about its layers"
+        )
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         raise AdderizeError(f"{type(model).__name__} holds no convolution, linear or adder layer")

@@ -185,3 +185,17 @@ class Program:
                 last[slot] = position
         last[self.output] = len(self.instructions)
         return last
+
+    def activation_bytes(self) -> int:
+        """The most that slots need at a time; what is an alias needs nothing of its own."""
+        place, last = list(range(len(self.slots))), self.last_readers()
+        for step in self.instructions:
+            if step.is_alias:
+                place[step.output] = place[step.inputs[0]]
+        until = {slot: max(last[i] for i, p in enumerate(place) if p == slot) for slot in place}
+        held, most = {self.input}, self.slots[self.input].nbytes
+        for position, step in enumerate(self.instructions):
+            held.add(place[step.output])
+            most = max(most, sum(self.slots[slot].nbytes for slot in held))
+            held = {slot for slot in held if until[slot] > position}
+        return most

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from adderize import adderize, save_model
+from adderize import adderize, recalibrate, save_model
 from adderize.cli import main
+from adderize.integer import multiplication_free
 from adderize.models import lenet5_bn
 
 ARCH = "adderize.models:lenet5_bn"
@@ -106,3 +108,12 @@ def test_the_authors_resnet20(
         assert layer["inputs"]["min"] == 0 and 1.6 < layer["inputs"]["max"] < 6.6
         assert 0.53 < layer["outside"] < 0.75
     assert [finding["kind"] for finding in content["findings"]] == ["dead filters"]
+
+
+def test_a_network_without_multiplications(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = recalibrate(adderize(lenet5_bn()), [torch.randn(2, 1, 32, 32)])
+    save_model(multiplication_free(model.eval()), tmp_path)
+    assert main(["inspect", str(tmp_path), "--arch", ARCH]) == 0
+    assert "layers of shifts and additions" in capsys.readouterr().out

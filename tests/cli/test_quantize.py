@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adderize import adderize, load_model, recalibrate, save_model
 from adderize.cli import main
@@ -62,3 +63,38 @@ def test_wrong_inputs(
         assert main([*command, str(saved / data), str(saved / "float")]) == 0
     assert main([*command, str(saved / data), str(saved / model)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quantize", str(saved / "float"), "--arch", ARCH, "--data"]
+    command += [str(saved / "images.npy"), "-o", str(saved / "integers"), "--limit", "20"]
+    assert main([*command, "--integer"]) == 0
+    out = capsys.readouterr().out
+    assert "0 multiplications" in out
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["trained", "8", "integers"]
+    network = load_model(saved / "integers")
+    assert network.program.mean == MNIST.mean and network.program.std == MNIST.std
+    given = ["--integer", "--mean", "0.5", "--std", "0.25", "--terms", "2", "1"]
+    assert main([*command, *given, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 20 and [s["name"] for s in report["stages"]][-1] == "integers"
+    network = load_model(saved / "integers")
+    assert (network.program.mean, network.program.std) == ((0.5,), (0.25,))
+    assert (network.report.norm_terms, network.report.filter_terms) == (2, 1)
+    assert main(["inspect", str(saved / "integers")]) == 0
+    assert "bytes between the layers" in capsys.readouterr().out
+    assert main(["inspect", str(saved / "integers"), "--data", str(saved / "images.npy")]) == 1
+    assert "leave out --data" in capsys.readouterr().err
+    assert main(["count", str(saved / "integers"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"]["multiplications"] == 0
+
+
+def test_labels_give_top1(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.load(saved / "images.npy")
+    for index, image in enumerate(pixels[:8]):
+        folder = saved / "classes" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    command = ["quantize", str(saved / "float"), "--arch", ARCH, "--data", str(saved / "classes")]
+    assert main([*command, "-o", str(saved / "integers"), "--integer"]) == 0
+    assert "top-1, %" in capsys.readouterr().out

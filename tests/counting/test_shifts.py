@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, count
+from adderize import AdderConv2d, count
 from adderize.counting import COUNTERS, FlopCountAnalysis, OpBudget
 from adderize.counting.costs import ENERGY, LATENCY
 from adderize.formulas import Operations, convolution, matmul, scale_and_shift, shift_add
-from adderize.integer.integer_network import IntegerNetwork
 from adderize.layers import (
     ShiftAddAdaptiveAvgPool2d,
     ShiftAddAvgPool2d,
@@ -133,15 +132,6 @@ def test_networks_without_shifts_do_not_mention_them() -> None:
     plain = count(nn.Conv2d(1, 4, 3), (1, 8, 8))
     for text in (plain.table(), plain.to_markdown()):
         assert "shift" not in text.lower()
-
-
-def test_integer_networks_are_refused_instead_of_counted_wrong() -> None:
-    lowered = IntegerNetwork.__new__(IntegerNetwork)
-    nn.Module.__init__(lowered)
-    with pytest.raises(AdderizeError, match="IntegerNetwork are not counted"):
-        count(lowered, (1, 8, 8))
-    with pytest.raises(AdderizeError, match="IntegerNetwork are not counted"):
-        FlopCountAnalysis(lowered, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
 def test_prices_have_sources(budget: OpBudget) -> None:
