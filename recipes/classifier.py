@@ -36,7 +36,12 @@ def add_protocol(group: argparse._ArgumentGroup, epochs: int, falls: str) -> Non
     )
     group.add_argument("--lr", type=run.positive_float, default=0.1, help=falls)
     group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
-    group.add_argument("--gradient", choices=GRADIENTS, default="full", help="of the adder layers")
+    group.add_argument(
+        "--gradient",
+        choices=GRADIENTS,
+        help="of the adder layers (default: sign_input after --transfer match or reconstruct, "
+        "otherwise full)",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:
@@ -151,6 +156,7 @@ def train(
     Raises:
         AdderizeError: bad arguments or data, or a training that diverges.
     """
+    arguments.gradient = arguments.gradient or trained_start.fitting_gradient(arguments)
     device, backend = run.choose_device(arguments)
     data = load(arguments)
     seed_everything(arguments.seed, verbose=False)

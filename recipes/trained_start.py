@@ -24,9 +24,15 @@ def add_argument(group: argparse._ArgumentGroup) -> None:
         choices=TRANSFERS,
         help="how the adders start from the convolutions of --pretrained: their filters scaled, "
         "which trains with --gradient full; or matched to them or reconstructed layer by layer on "
-        "2,048 training images, which trains with --gradient sign at a low rate (see the preset "
-        "cifar-transfer)",
+        "2,048 training images, which trains with --gradient sign_input at a low rate (see the "
+        "preset cifar-transfer)",
     )
+
+
+def fitting_gradient(arguments: argparse.Namespace) -> str:
+    """The gradient mode that fits the filters that a run starts with."""
+    inside = getattr(arguments, "transfer", None) in ("match", "reconstruct")
+    return "sign_input" if inside else "full"
 
 
 def conversion_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -47,8 +53,7 @@ def conversion_of(arguments: argparse.Namespace) -> dict[str, Any]:
         raise AdderizeError(
             f"--transfer {arguments.transfer} needs a trained network: --pretrained"
         )
-    trained_with = "full" if arguments.transfer == "rescale" else "sign"
-    return {"init": "rescale", "gradient": trained_with}
+    return {"init": "rescale", "gradient": arguments.gradient}
 
 
 def carry_over(
@@ -57,19 +62,20 @@ def carry_over(
     """What --transfer does to the fresh network; None where there is nothing to do."""
     if arguments.transfer in (None, "rescale") or arguments.resume:
         return None
-    options = {"num_classes": data.num_classes, **options_from(arguments.arch_options)}
+    builder = {"num_classes": data.num_classes, **options_from(arguments.arch_options)}
     batches = -(-_IMAGES // data.batch_size)
 
     def start(model: nn.Module) -> None:
-        teacher = start_from(build(arguments.arch, **options), arguments.arch, arguments.pretrained)
+        teacher = start_from(build(arguments.arch, **builder), arguments.arch, arguments.pretrained)
         model.to(device)
         images = data.recalibration_images(batches, next(model.parameters()).device)
+        options: dict[str, Any] = {"images": _IMAGES, "gradient": None}
         if arguments.transfer == "match":
-            print(match(model, teacher.to(device), images, images=_IMAGES), flush=True)
+            report = match(model, teacher.to(device), images, **options)
         else:
-            seed = arguments.seed
-            report = reconstruct(model, teacher.to(device), images, images=_IMAGES, seed=seed)
-            print(report, flush=True)
+            options["seed"] = arguments.seed
+            report = reconstruct(model, teacher.to(device), images, **options)
+        print(report, flush=True)
         model.cpu()
 
     return start

@@ -160,10 +160,11 @@ class Inspection(Report):
     @property
     def gradient(self) -> str | None:
         """The gradient that fits: ``"full"`` where most filter values lie outside their inputs,
-        ``"sign"`` where most lie inside, as after ``adderize.transfer``; None as for `outside`."""
+        ``"sign_input"`` where most lie inside, as after ``adderize.transfer``; None as for
+        `outside`."""
         if self.outside is None:
             return None
-        return "full" if self.outside >= _MOST else "sign"
+        return "full" if self.outside >= _MOST else "sign_input"
 
     def to_csv(self) -> str:
         rows = [_flat(layer) for layer in self.layers]

@@ -5,8 +5,8 @@ filter values lie among the inputs: one beyond all of them counts fully, plus or
 between less. :func:`match` puts the values where they count as in the teacher; :func:`reconstruct`
 then fits each layer to the teacher's outputs. Neither needs labels.
 
-Both leave filters inside the range of the inputs, for which only the true subgradients are right:
-the layers then train with ``gradient="sign"``.
+Both leave filters inside the range of the inputs, where the clipped gradient of the inputs is
+wrong: the layers then train with ``gradient="sign_input"``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def match(
     *,
     images: int = 2048,
     memory: int = _MEMORY,
-    gradient: str | None = "sign",
+    gradient: str | None = "sign_input",
     state: str | Path | None = None,
     progress: bool = True,
 ) -> TransferReport:
@@ -86,7 +86,7 @@ def reconstruct(
     batch_size: int = 32,
     seed: int = 0,
     memory: int = _MEMORY,
-    gradient: str | None = "sign",
+    gradient: str | None = "sign_input",
     state: str | Path | None = None,
     progress: bool = True,
 ) -> TransferReport:

@@ -19,7 +19,7 @@ from adderize.training.adaptive_rate import scale_adder_gradients_
 class Tuning:
     """How a network is trained whose filters lie inside the range of their inputs.
 
-    The rates are for layers with the gradient ``"sign"``: with ``"full"``, which is right for
+    The rates are for layers with the gradient ``"sign_input"``: with ``"full"``, which is right for
     filters outside that range only, the first steps destroy what was transferred.
 
     Attributes:

@@ -264,13 +264,13 @@ def test_refusals(images: Tensor) -> None:
         inspect(network(), images[:, :1])
 
 
-@pytest.mark.parametrize(("deviation", "gradient"), [(50.0, "full"), (0.1, "sign")])
+@pytest.mark.parametrize(("deviation", "gradient"), [(50.0, "full"), (0.1, "sign_input")])
 def test_the_gradient_that_fits_the_filters(
     deviation: float, gradient: str, healthy: nn.Sequential, images: Tensor
 ) -> None:
     for index in (3, 8):
         nn.init.normal_(healthy[index].weight, std=deviation)
-        if gradient == "sign":
+        if gradient == "sign_input":
             healthy[index].weight.data += 0.5
     found = inspect(healthy, images)
     sizes = {"3": 8 * 6 * 9, "8": 5 * 32}

@@ -305,7 +305,7 @@ def test_a_trained_cnn_carried_over(
     assert reported == (transfer != "rescale")
     module = ImageClassifier.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     adders = [m for m in module.modules() if isinstance(m, AdderConv2d)]
-    expected = "full" if transfer == "rescale" else "sign"
+    expected = "full" if transfer == "rescale" else "sign_input"
     assert adders and all(layer.gradient == expected for layer in adders)
     filters = load_model(build(BATCH_NORMS), cnn / "model")[3].weight
     start = 8 * filters / filters.std(correction=0)
