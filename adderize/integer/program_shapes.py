@@ -23,8 +23,9 @@ def _filters(step: Instruction, x: Slot, weight: Shape) -> Shape:
     _expect("its filters", weight, (None, None, None, None))
     channels, height, width = x.shape
     left, right, top, bottom = settings["padding"]
-    most = min(height, width) - (settings["padding_mode"] == "reflect")
-    if settings["padding_mode"] != "constant" and max(settings["padding"]) > most:
+    most = int(settings["padding_mode"] == "reflect")
+    fits = max(left, right) <= width - most and max(top, bottom) <= height - most
+    if settings["padding_mode"] != "constant" and not fits:
         raise AdderizeError(f"its padding {settings['padding']} is larger than the image")
     geometry = Geometry(settings["stride"], (0, 0), settings["dilation"], settings["groups"])
     image = (1, channels, height + top + bottom, width + left + right)

@@ -1,0 +1,111 @@
+"""An integer network as a folder of C."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+from adderize.export.c.examples import makefile, test_program
+from adderize.export.c.network import Network
+from adderize.export.c.report import CReport
+from adderize.export.c.source import constants, header, source
+from adderize.export.c.tools import LAYERS, SOURCES
+from adderize.integer import IntegerNetwork
+
+_KEYWORDS = frozenset({
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
+    "extern", "float", "for", "goto", "if", "inline", "int", "long", "main", "register", "restrict",
+    "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union",
+    "unsigned", "void", "volatile", "while",
+})  # fmt: skip
+
+
+def export_c(
+    integer_network: IntegerNetwork,
+    folder: str | os.PathLike[str],
+    *,
+    name: str = "network",
+    examples: Tensor | None = None,
+) -> CReport:
+    """Write an integer network as C99 for processors that cannot multiply.
+
+    The folder gets NAME.h with ``void NAME_run(const uint8_t *image, int32_t *logits)``, NAME.c
+    (one call a layer), NAME_filters.h and .c (the constants), adderize_layers.h and .c (the
+    functions of layers, the same for every network), and NAME_report.txt and .json; with examples
+    also NAME_test.c, which compares the logits, and NAME.mk, which builds and runs it. The same
+    network gives the same bytes.
+
+    The C computes bit for bit what the network does in PyTorch. It multiplies and divides nothing,
+    not even for indices, and needs no C library, no heap and no floats.
+
+    Args:
+        integer_network: from :func:`adderize.integer.to_integer`.
+        folder: is made where it is missing. Files of the same names are replaced.
+        name: of the network: files and functions begin with it.
+        examples: images for NAME_test.c, uint8 (N, C, H, W).
+
+    Returns:
+        what an inference costs.
+
+    Raises:
+        AdderizeError: not an integer network; a name that C does not take; examples that are not
+            images of the network; an instruction without a form in C, which is named. Nothing has
+            been written then.
+    """
+    check_network(integer_network, name)
+    files = _examples(integer_network, name, examples)
+    network = Network.of(integer_network.program)
+    report = CReport.of(network, name)
+    files |= {
+        f"{name}.h": header(network, name),
+        f"{name}.c": source(network, name),
+        **constants(network, name),
+        **{file: (SOURCES / file).read_text() for file in LAYERS},
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        (folder / file).write_text(text)
+    write_report(report, folder)
+    return report
+
+
+def write_report(report: CReport, folder: Path) -> None:
+    (folder / f"{report.name}_report.txt").write_text(f"{report}\n")
+    (folder / f"{report.name}_report.json").write_text(f"{report.to_json()}\n")
+
+
+def check_network(integer_network: IntegerNetwork, name: str) -> None:
+    """
+    Raises:
+        AdderizeError: not an integer network, or a name that C does not take.
+    """
+    if not isinstance(integer_network, IntegerNetwork):
+        raise AdderizeError(
+            f"got a {type(integer_network).__name__}; expected an integer network: lower a "
+            "quantized one with adderize.integer.to_integer()"
+        )
+    taken = name in _KEYWORDS or name.startswith("adderize_")
+    if taken or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+        raise AdderizeError(
+            f"the name is {name!r}; expected letters, digits and underscores, a letter first, not "
+            "a word of C nor one that begins with adderize_"
+        )
+
+
+def _examples(network: IntegerNetwork, name: str, examples: Tensor | None) -> dict[str, str]:
+    if examples is None:
+        return {}
+    if not isinstance(examples, Tensor) or examples.dim() != 4 or not len(examples):
+        found = tuple(examples.shape) if isinstance(examples, Tensor) else type(examples).__name__
+        raise AdderizeError(f"the examples are {found}; expected images, uint8 (N, C, H, W)")
+    logits = network(examples.cpu()).flatten(1).to(torch.int32)
+    return {
+        f"{name}_test.c": test_program(name, examples.cpu(), logits),
+        f"{name}.mk": makefile(name),
+    }

@@ -1,0 +1,105 @@
+"""Folders of C: what they hold, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adderize import AdderizeError
+from adderize.export import export_c
+from adderize.export.c.check import compare_on_host
+from tests.export.c.random_networks import random_network
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    network, images = random_network(1)
+    for folder in ("first", "second"):
+        export_c(network, tmp_path / folder, name="net", examples=images)
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == [
+        "adderize_layers.c", "adderize_layers.h", "net.c", "net.h", "net.mk", "net_filters.c",
+        "net_filters.h", "net_report.json", "net_report.txt", "net_test.c",
+    ]  # fmt: skip
+    for name in names:
+        first, second = (tmp_path / folder / name for folder in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_the_makefile_builds_and_runs_the_examples(name: str, tmp_path: Path) -> None:
+    if shutil.which(name) is None or shutil.which("make") is None:
+        pytest.skip(f"no {name} or no make")
+    network, images = random_network(2)
+    export_c(network, tmp_path, name="net", examples=images[:2])
+    make = ["make", "--silent", "-f", "net.mk", f"CC={name} -Werror"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert "2 of 2 examples as expected" in done.stdout
+    test = tmp_path / "net_test.c"
+    expected = test.read_text().rindex("expected[")
+    first = re.compile(r"(-?\d+),")
+    changed = first.sub(lambda match: f"{int(match[1]) + 1},", test.read_text()[expected:], count=1)
+    test.write_text(test.read_text()[:expected] + changed)
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "1 of 2 examples as expected" in done.stdout
+
+
+def test_the_report_names_what_an_inference_costs(tmp_path: Path) -> None:
+    network, _ = random_network(0)
+    report = export_c(network, tmp_path, name="net")
+    written = json.loads((tmp_path / "net_report.json").read_text())
+    assert written == report.to_dict() | {"cores": []}
+    assert written["multiplications"] == 0 and written["additions"] > 0
+    assert str(report) == (tmp_path / "net_report.txt").read_text().rstrip("\n")
+    assert f"#define net_arena_size {report.arena}\n" in (tmp_path / "net.h").read_text()
+
+
+def test_what_has_no_form_is_named_before_a_file_is_written(tmp_path: Path) -> None:
+    network, _ = random_network(0)
+    first, *others = network.program.instructions
+    odd = replace(first, kind="softmax", layer="attention")
+    network.program = replace(network.program, instructions=(odd, *others))
+    with pytest.raises(AdderizeError, match="attention: softmax has no form in C"):
+        export_c(network, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "2net"}, "the name is '2net'; expected letters"),
+        ({"name": "while"}, "the name is 'while'"),
+        ({"name": "a b"}, "the name is 'a b'"),
+        ({"name": "adderize_net"}, "nor one that begins with adderize_"),
+        ({"examples": torch.zeros(3)}, r"the examples are \(3,\)"),
+        ({"examples": torch.zeros(0, 1, 5, 5)}, r"expected images, uint8 \(N, C, H, W\)"),
+        ({"examples": torch.zeros(1, 2, 5, 5)}, "expected the raw bytes"),
+        ({"examples": [1]}, "the examples are list"),
+    ],
+)
+def test_wrong_arguments_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    network, _ = random_network(0)
+    with pytest.raises(AdderizeError, match=message):
+        export_c(network, tmp_path / "new", **change)
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdderizeError, match=r"got a Linear; expected an integer network"):
+        export_c(torch.nn.Linear(1, 1), tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network, images = random_network(0)
+    export_c(network, tmp_path, name="net")
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(AdderizeError, match=r"false .* failed \(1\)"):
+        compare_on_host(network, tmp_path, "net", images)
