@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     *("lightning", "timm", "torchvision", "fvcore", "triton", "onnx", "onnxscript", "onnxruntime"),
-    *("matplotlib", "mlxtend", "pyarrow", "scipy", "PIL", "threadpoolctl"),
+    *("matplotlib", "mlxtend", "pyarrow", "scipy", "PIL", "threadpoolctl", "jinja2"),
+    *("argcomplete", "huggingface_hub"),
     *("torch", "torch.distributed.tensor"),
 )
 FILES = sorted((ROOT / "adderize").rglob("*.py"))

@@ -78,6 +78,12 @@ def load(
     return Loaded(_converted(by_name.build(target, **more), options), target)
 
 
+def has_weights(target: str, arch: str | None = None) -> bool:
+    """Whether :func:`load` takes the target for weights, and not for an architecture by name."""
+    path = Path(target)
+    return arch is not None or path.exists() or path.suffix in _SUFFIXES
+
+
 def blank(target: str, arch: str | None = None) -> nn.Module:
     """A model without storage, on the meta device where its builder allows it.
 

@@ -1,7 +1,8 @@
 """The command line: `adderize COMMAND ...`. Each command is a module of this folder.
 
-A command module has `HELP` (one line), `configure(parser)` and `run(arguments) -> exit code`.
-Results go to stdout, everything else to stderr.
+A command module has `HELP` (one line), `EXAMPLES` (commands as a user types them),
+`configure(parser)` and `run(arguments) -> exit code`. Results go to stdout, everything else to
+stderr: progress, which only a terminal sees, notes, and errors of one line each.
 """
 
 from __future__ import annotations
@@ -13,38 +14,106 @@ import sys
 from collections.abc import Sequence
 
 from adderize import __version__
+from adderize.cli.messages import failed, one_line_warnings
 from adderize.errors import AdderizeError
+from adderize.progress import showing
 
 _DESCRIPTION = "Adder networks: what is converted, what it costs, how fast it runs."
-COMMANDS = ("plan", "count", "inspect", "transfer", "quantize", "doctor", "bench")
+_COMPLETION = (
+    "shell completion: pip install 'adderize[completion]', then in the shell's start file\n"
+    '  eval "$(register-python-argcomplete adderize)"'
+)
+COMMANDS = ("plan", "count", "inspect", "report", "transfer", "quantize", "doctor", "bench")
+_WRONG, _UNEXPECTED, _INTERRUPTED = 1, 70, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 on a user's mistake, 2 on wrong usage."""
+    """Run one command.
+
+    Returns:
+        0 on success, 1 on a user's mistake, 2 on wrong usage, 70 on an error of the program itself,
+        130 where the user interrupts it.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _complete()
     arguments = _parser(argv).parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        with one_line_warnings(), showing():
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
     except AdderizeError as error:
-        print(f"adderize: {error}", file=sys.stderr)
-        return 1
+        return failed(error, _WRONG, debug=arguments.debug)
     except BrokenPipeError:
         # The reader (`| head`) closed early; keep the interpreter from failing at its final flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        return failed(error, _UNEXPECTED, debug=arguments.debug)
+    except KeyboardInterrupt as stop:
+        return failed(stop, _INTERRUPTED, debug=arguments.debug)
     return code
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adderize", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="adderize", description=_DESCRIPTION, epilog=_COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"adderize {__version__}")
+    parser.add_argument("--debug", action="store_true", help=_DEBUG)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     # Only the command at hand is imported in full, so that each one starts fast.
     named = [word for word in argv if word in COMMANDS][:1]
     for name in named or COMMANDS:
         module = importlib.import_module(f"adderize.cli.{name}")
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        command = commands.add_parser(
+            name, help=module.HELP, description=module.HELP, epilog=_examples(module.EXAMPLES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         module.configure(command)
         command.set_defaults(run=module.run)
+        _add_debug(command)
+    return parser
+
+
+_DEBUG = "show the traceback of an error"
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """The option behind the command's name too, and behind those of its parts."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                _add_debug(part)
+
+
+def _examples(lines: Sequence[str]) -> str:
+    return "\n  ".join(["examples:", *lines])
+
+
+def _complete() -> None:
+    """Answer a shell that asks how a line could go on, and exit; do nothing otherwise."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "-1"))]
+    words = line.split()
+    if not line[-1:].isspace():
+        del words[-1:]
+    named = [word for word in words[1:] if word in COMMANDS]
+    argcomplete.autocomplete(_parser(words) if named else _names_only())
+
+
+def _names_only() -> argparse.ArgumentParser:
+    """What there is to complete before a command is named, without importing any."""
+    parser = argparse.ArgumentParser(prog="adderize")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--debug", action="store_true", help=_DEBUG)
+    commands = parser.add_subparsers()
+    for name in COMMANDS:
+        commands.add_parser(name)
     return parser

@@ -19,6 +19,11 @@ from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
 
 HELP = "speed and memory beside the convolution, side by side in one process"
+EXAMPLES = (
+    'adderize bench layers --only "3x3, 64"',
+    "adderize bench step --arch resnet18 resnet50 --batch 8",
+    "adderize bench inference --int8 --data photographs --threads 1 --json figures.json",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

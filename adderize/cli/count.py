@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from adderize.checkpoints import named
+from adderize.cli.messages import note
 from adderize.cli.shared_options import add_conversion_options, conversion_options, size
 from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
@@ -20,6 +20,12 @@ from adderize.surgery import adderize, binarize
 from adderize.tables import FORMATS
 
 HELP = "multiplications against additions, before and after a conversion"
+EXAMPLES = (
+    "adderize count resnet18",
+    "adderize count resnet50 --depth 1 --energy int8",
+    "adderize count timm:efficientnet_b0 --sort energy_joule --only adder",
+    "adderize count --paper --format md",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output.write_text(text + "\n")
     except OSError as error:
         raise AdderizeError(f"cannot write {arguments.output}: {error.strerror}") from error
-    print(f"wrote {arguments.output}", file=sys.stderr)
+    note(f"wrote {arguments.output}")
     return 0
 
 
@@ -98,19 +104,18 @@ def _budget(arguments: argparse.Namespace) -> str:
     budget = count(model, input_size, counter=arguments.counter, **tables, **options)
     budget = dataclasses.replace(budget, model=arguments.model)
     if not any(layer.kind in ("adder", "binary") for layer in budget.layers):
-        _note("no layer becomes an adder: before and after are the same; `adderize plan` says why")
+        note("no layer becomes an adder: before and after are the same; `adderize plan` says why")
     if budget.uncounted:
         operators = sorted({item.operator for item in budget.uncounted})
-        _note(f"not counted: {', '.join(operators)}; see `uncounted` in the result")
+        note(f"not counted: {', '.join(operators)}; see `uncounted` in the result")
     if arguments.plot:
         budget.plot(arguments.plot)
-        _note(f"wrote {arguments.plot}")
+        note(f"wrote {arguments.plot}")
     budget = budget.select(only=arguments.only, depth=arguments.depth, sort=arguments.sort)
     return budget.render(arguments.format)
 
 
 def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) -> nn.Module:
-
     if arguments.layers == "bnn":
         raise AdderizeError("binary layers scale by products: leave out --multiplication-free")
     if Path(arguments.model).is_dir():
@@ -118,7 +123,3 @@ def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) ->
     else:
         loaded = adderize(by_name.build(arguments.model), **options)
     return multiplication_free(loaded.eval())
-
-
-def _note(text: str) -> None:
-    print(f"adderize: {text}", file=sys.stderr)

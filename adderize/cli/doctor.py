@@ -15,6 +15,10 @@ from adderize.ops import native
 from adderize.ops.choice import choose
 
 HELP = "which backend serves which device, and why"
+EXAMPLES = (
+    "adderize doctor",
+    "adderize doctor --json",
+)
 _NATIVE = {
     "path": "library",
     "abi_version": "ABI version",

@@ -7,12 +7,12 @@ import argparse
 from torch import nn
 
 from adderize.checkpoints import named
+from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     conversion_options,
     images,
-    note,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
@@ -23,6 +23,11 @@ from adderize.models.by_name import FORMS
 from adderize.tables import FORMATS, Report
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
+EXAMPLES = (
+    "adderize inspect resnet18 --stem",
+    "adderize inspect runs/cifar/version_0 --arch resnet20 --data data/cifar10",
+    "adderize inspect resnet20.pth --arch resnet20 --data photographs --limit 64 --format json",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,11 @@ from adderize.surgery import plan
 from adderize.tables import FORMATS
 
 HELP = "which layers of a model would become adders or binary, and why"
+EXAMPLES = (
+    "adderize plan resnet18",
+    'adderize plan timm:mobilenetv2_100 --exclude "*.conv_dw" --format csv',
+    "adderize plan resnet18 --layers bnn",
+)
 _TARGETS = {"adder": "adder", "bnn": "binary"}
 
 

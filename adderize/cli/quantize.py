@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
+from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_image_options,
     image_statistics,
     images,
     labelled_images,
-    note,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.integer import IntegerNetwork, integer_report, to_integer
@@ -25,6 +25,11 @@ from adderize.tables import json_text
 from adderize.transfer.stages import Stages
 
 HELP = "put a trained adder network into 8-bit integers, or into integers alone"
+EXAMPLES = (
+    "adderize quantize runs/cifar/version_0 --arch resnet20 --data data/cifar10 -o resnet20-int8",
+    "adderize quantize model --arch resnet18 --data photographs -o int8 --method mse --bits 6",
+    "adderize quantize model --arch resnet18 --data photographs -o integers --integer",
+)
 _BATCH = 32
 
 

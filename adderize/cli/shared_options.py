@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from torch import Tensor, nn
 
+from adderize.cli.messages import note
 from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.models.by_name import input_size
@@ -96,10 +96,6 @@ def image_statistics(
 
 def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-def note(text: str) -> None:
-    print(f"adderize: {text}", file=sys.stderr)
 
 
 def size(text: str) -> tuple[int, ...]:

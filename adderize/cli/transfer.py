@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
+from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     conversion_options,
     labelled_images,
-    note,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from adderize.transfer.stages import Stages
 
 HELP = "turn a trained network into an adder network that keeps what it knows"
+EXAMPLES = (
+    "adderize transfer resnet18 --weights published --data imagenet --labels -o resnet18-adder",
+    "adderize transfer resnet20 --weights cnn.pth --data cifar10 -o out --arch-options shortcut=A",
+)
 STATE, REPORT, BYTES = "transfer-state.pt", "transfer.json", "int8"
 _BATCH = 128
 

@@ -136,12 +136,12 @@ class OpBudget(Report):
     def to_markdown(self) -> str:
         title = f"**{self.model}**, {self._measure()}"
         tables = self._summary().markdown(), self._layers().markdown()
-        return "\n\n".join([title, *tables, bullets(self._notes())])
+        return "\n\n".join([title, *tables, bullets(self.notes())])
 
     def table(self) -> str:
         title = f"{self.model}, {self._measure()}"
         tables = self._layers().text(), self._summary().text()
-        return "\n\n".join([title, *tables, "\n".join(self._notes())])
+        return "\n\n".join([title, *tables, "\n".join(self.notes())])
 
     def __str__(self) -> str:
         return self.table()
@@ -183,7 +183,8 @@ class OpBudget(Report):
             rows.append([key.split("_")[0], show(before[key]), show(after[key]), ratio])
         return Table(["", "before", "after", "after / before"], rows, texts=1)
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """Where the costs come from, what they leave out, and what no table shows."""
         notes = []
         hidden = sum(not layer.arithmetic for layer in self.layers)
         if hidden:

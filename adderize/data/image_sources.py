@@ -17,6 +17,7 @@ from adderize.data.parquet import column_names, count_rows, parquet_files, read_
 from adderize.data.photographs import VALIDATION, Photographs, from_files, open_row
 from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
+from adderize.progress import steps
 
 SOURCES = (
     "an image file, a folder of images (searched through), a Hugging Face parquet file or a folder "
@@ -87,7 +88,9 @@ def load_labelled(
     found = _reader(path)(path, size[0], limit, split)
     if not found.images:
         raise AdderizeError(f"{path} holds no images; expected {SOURCES}")
-    stacked = torch.stack([_fitted(image, size, path) for image in found.images])
+    stacked = torch.stack(
+        [_fitted(image, size, path) for image in steps(found.images, "resizing images")]
+    )
     images = stacked.float() if stacked.is_floating_point() else normalised(stacked, *statistics)
     return images, torch.tensor(found.labels, dtype=torch.int64) if found.labels else None
 
@@ -199,7 +202,8 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 
 def _pixels(photographs: Photographs, channels: int) -> list[Tensor]:
     mode = "L" if channels == 1 else "RGB"
-    return [photographs.pixels(index, mode) for index in range(len(photographs.items))]
+    indices = steps(range(len(photographs.items)), "reading images")
+    return [photographs.pixels(index, mode) for index in indices]
 
 
 def _fitted(image: Tensor, size: Sequence[int], path: Path) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.layers import AdderConv2d, AdderLinear, pads_with_zeros
+from adderize.progress import steps
 
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
 _BATCH = 64
@@ -106,7 +107,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
             _watch_outputs(module, module, found, handles)
     try:
         model.eval()
-        for batch in batches_of(model, images):
+        for batch in steps(batches_of(model, images), "measuring"):
             model(batch)
     finally:
         for handle in handles:

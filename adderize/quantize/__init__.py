@@ -23,6 +23,7 @@ from adderize.arguments import check_module, check_switch
 from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
 from adderize.layers.settings import settings_of
+from adderize.progress import steps
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import Adder, why_float
 from adderize.quantize.float_tracer import hook_owner
@@ -107,7 +108,7 @@ def quantize(
     with restored(model):
         expected = network.outputs(few)
     with restored(model):
-        observers = network.observe(itertools.chain([first], batches))
+        observers = network.observe(steps(itertools.chain([first], batches), "calibration"))
     qparams = {
         group.name: Observer.union(observers[tensor] for tensor in group.read).qparams(
             method, bits if group.inputs else 8, with_zero=group.with_zero

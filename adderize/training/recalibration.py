@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from adderize.arguments import check_module
 from adderize.errors import AdderizeError
+from adderize.progress import steps
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def estimate_statistics(
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None
-        for batch in batches:
+        for batch in steps(batches, "statistics of norms"):
             run(batch)
         uncalled = [norm.num_batches_tracked == 0 for norm in norms]
         if all(uncalled):

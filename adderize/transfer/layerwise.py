@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
+from adderize.progress import counter
 from adderize.transfer.features import Bench, Features
 from adderize.transfer.fitting import fit_filters
 from adderize.transfer.pairs import Pair
@@ -36,8 +36,7 @@ def transfer(
     """Give every adder its filters, in place; one row a pair."""
     rows = []
     steps = fit.steps if fit else 1
-    quiet = None if progress else True  # None: where stderr is no terminal
-    with tqdm(total=len(pairs) * steps, desc="transfer", disable=quiet) as bar:
+    with counter(len(pairs) * steps, "transfer", show=progress) as bar:
         for pair, following in zip(pairs, [*pairs[1:], None], strict=True):
             bar.set_postfix_str(pair.name, refresh=False)
             done = state.done.get(pair.name)

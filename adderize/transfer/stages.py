@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
+from adderize.progress import steps
 from adderize.tables import Report, Table, csv_text
 from adderize.transfer.pairs import evaluation
 
@@ -63,7 +64,7 @@ class Stages(Report):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         found = []
         with evaluation(model):
-            for batch in self.images.split(_BATCH):
+            for batch in steps(self.images.split(_BATCH), "comparing"):
                 logits = model(batch.to(device))
                 if not isinstance(logits, Tensor) or logits.ndim != 2:
                     shape = f" of {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""

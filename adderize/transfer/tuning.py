@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from adderize.data.augmentation import crop_and_flip, draw_crops
 from adderize.errors import AdderizeError
+from adderize.progress import counter
 from adderize.training.adaptive_rate import scale_adder_gradients_
 
 
@@ -71,7 +71,7 @@ def fine_tune(
     steps = tuning.epochs * batches
     model.train()
     teacher.eval()
-    with tqdm(total=steps, desc="fine-tuning", disable=None if progress else True) as bar:
+    with counter(steps, "fine-tuning", show=progress) as bar:
         for step in range(steps):
             if step % batches == 0:
                 order = torch.randperm(len(images), generator=generator)

@@ -1,0 +1,81 @@
+"""`adderize report`: one page about a network, to read and to send on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from adderize.checkpoints import named
+from adderize.cli.messages import note
+from adderize.cli.shared_options import (
+    add_conversion_options,
+    add_image_options,
+    conversion_options,
+    images,
+)
+from adderize.data.image_sources import SOURCES
+from adderize.models import by_name
+from adderize.models.by_name import FORMS
+from adderize.reporting import report
+
+HELP = "one page about a network: plan, operations, energy, layers, 8 bits, what to mend"
+EXAMPLES = (
+    "adderize report resnet18 -o report.html",
+    "adderize report runs/cifar/version_0 --arch resnet20 --data data/cifar10 -o report.html",
+    "adderize report timm:mobilenetv2_100 --data photographs --limit 64 -o report.html",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="CHECKPOINT|ARCH",
+        help="a folder that save_model wrote, a checkpoint of Lightning or of the AdderNet "
+        "authors' code, a state dict, or an architecture with fresh weights",
+    )  # fmt: skip
+    parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, required=True,
+        help="the page, in HTML; it needs no other file and no network",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help=f"images to measure on: {SOURCES}; without it inputs, outputs, saturation and the "
+        "errors in 8 bits are left out",
+    )  # fmt: skip
+    add_image_options(parser, limit=128)
+    parser.add_argument(
+        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
+    )
+    parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
+    add_conversion_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    options = conversion_options(arguments)
+    if named.has_weights(arguments.model, arguments.arch):
+        loaded = named.load(arguments.model, arguments.arch, **options)
+        options = {}
+    else:
+        loaded = named.Loaded(by_name.build(arguments.model), arguments.model)
+    if loaded.note:
+        note(loaded.note)
+    batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
+    found = report(
+        loaded.model,
+        batch,
+        name=_title(arguments.model, loaded.arch),
+        input_size=arguments.input or by_name.input_size(loaded.arch, loaded.model),
+        energy=arguments.energy,
+        latency=arguments.latency,
+        **options,
+    )
+    for part, reason in found.absent.items():
+        note(f"without {part}: {reason}")
+    found.save(arguments.output)
+    note(f"wrote {arguments.output}")
+    return 0
+
+
+def _title(target: str, arch: str) -> str:
+    """Without the folders on the way, which are nobody's business where the page is sent."""
+    return target if target == arch else f"{Path(target).resolve().name} ({arch})"

@@ -1,0 +1,79 @@
+"""All that a report tells, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from adderize.counting import OpBudget
+from adderize.inspection import Inspection
+from adderize.inspection.histograms import Histogram
+from adderize.quantize import QuantizationReport
+from adderize.reporting.notices import Notice, has_new_statistics, notices_of
+from adderize.surgery import Plan
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network holds.
+
+    Attributes:
+        parameters: numbers that train, or would.
+        bytes: of parameters and buffers, as they are in memory.
+        of_layers: parameters by the qualified name of the layer that holds them.
+    """
+
+    parameters: int
+    bytes: int
+    of_layers: Mapping[str, int]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Size:
+        tensors = [*network.parameters(), *network.buffers()]
+        of_layers = {
+            name: sum(p.numel() for p in module.parameters(recurse=False))
+            for name, module in network.named_modules()
+        }
+        return cls(
+            sum(p.numel() for p in network.parameters()),
+            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            {name: number for name, number in of_layers.items() if number},
+        )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What there is to know about a network.
+
+    Attributes:
+        name: of the model.
+        size: parameters and memory of the adder network.
+        plan: which layers become adders, or are; None for a quantized network.
+        budget: operations, energy and latency, before and after.
+        inspection: of the adder network, with its findings.
+        filters, inputs: histograms by layer.
+        quantization: what 8 bits change.
+        absent: why a part is None: ``plan``, ``layers`` or ``quantization``, and the reason.
+    """
+
+    name: str
+    size: Size
+    plan: Plan | None
+    budget: OpBudget
+    inspection: Inspection | None
+    filters: Mapping[str, Histogram]
+    inputs: Mapping[str, Histogram]
+    quantization: QuantizationReport | None
+    absent: Mapping[str, str]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no norm has the statistics of a new one, behind which no range means much."""
+        return not has_new_statistics(self.inspection)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What to act on, the gravest first."""
+        return notices_of(self.plan, self.budget, self.inspection, self.quantization)

@@ -1,0 +1,35 @@
+"""A report that can be shown and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adderize.errors import AdderizeError
+from adderize.reporting.contents import Contents
+from adderize.reporting.page import page
+
+
+@dataclass(frozen=True)
+class ModelReport(Contents):
+    """What there is to know about a network, and the page that shows it."""
+
+    def to_html(self) -> str:
+        """One page that needs nothing else, for screens, phones and paper.
+
+        Raises:
+            AdderizeError: jinja2 or matplotlib is not installed.
+        """
+        return page(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the page.
+
+        Raises:
+            AdderizeError: as :meth:`to_html`; a path that cannot be written.
+        """
+        text = self.to_html()
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise AdderizeError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,173 @@
+"""A report as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import torch
+
+from adderize import __version__
+from adderize.counting.quantities import joule, quantity
+from adderize.errors import AdderizeError
+from adderize.progress import steps
+from adderize.reporting import charts, page_tables
+from adderize.reporting.contents import Contents
+from adderize.reporting.notices import LARGE_ERROR
+from adderize.reporting.svg import drawing
+from adderize.surgery import Decision
+from adderize.tables import shape_text
+
+_TEMPLATE = "page.html"
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+class Fact(NamedTuple):
+    """One figure of the summary, and what there is to add."""
+
+    title: str
+    text: str
+    more: str = ""
+
+
+def page(report: Contents) -> str:
+    """
+    Raises:
+        AdderizeError: jinja2 or matplotlib is not installed.
+    """
+    template = _template()
+    with drawing():
+        content = _content(report)
+    text = template.render(report=report, facts=facts(report), written=_written(), **content)
+    return f"{text.strip()}\n"
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise AdderizeError(
+            "the report's page needs jinja2: install it with pip install 'adderize[report]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_packaged),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE)
+
+
+def _packaged(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _content(report: Contents) -> dict[str, Any]:
+    """Tables and figures by the names that the template has for them."""
+    parameters, inspection = report.size.of_layers, report.inspection
+    return {
+        "totals": page_tables.totals(report.budget),
+        "operations": page_tables.operations(report.budget, parameters),
+        "input_shape": shape_text(report.budget.input_size),
+        "operations_chart": charts.operations(report.budget),
+        "energy_chart": charts.energy(report.budget),
+        "notes": report.budget.notes(),
+        "planned": report.plan and page_tables.planned(report.plan),
+        "layers": inspection and page_tables.layers(inspection, parameters),
+        "norms": inspection and page_tables.norms(inspection),
+        "saturation_chart": _saturation(report),
+        "histograms": _histograms(report),
+        "quantized": report.quantization and page_tables.quantized(report.quantization),
+        "errors_chart": _error_chart(report),
+        "style": _packaged("page.css"),
+        "script": _packaged("page.js"),
+    }
+
+
+def _saturation(report: Contents) -> str | None:
+    rows = report.inspection.layers if report.inspection and report.is_settled else ()
+    outside = {row.name: row.outside for row in rows if row.outside is not None}
+    title = "Share of the filter values outside the range of the inputs"
+    return charts.shares(outside, page_tables.SATURATED, title, whole=True) if outside else None
+
+
+def _error_chart(report: Contents) -> str | None:
+    rows = () if report.quantization is None else report.quantization.layers
+    errors = {row.layer: row.error for row in rows if row.error is not None}
+    return charts.shares(errors, LARGE_ERROR, "Error in 8 bits") if errors else None
+
+
+def _histograms(report: Contents) -> Sequence[tuple[str, str, str]]:
+    """Name, figure and a line of text for each layer."""
+    found = []
+    rows = () if report.inspection is None else report.inspection.layers
+    for row in steps(rows, "figures"):
+        filters = report.filters.get(row.name)
+        if filters is not None:
+            inputs = report.inputs.get(row.name)
+            chart = charts.histogram(row.name, filters, inputs, row.inputs if inputs else None)
+            text = row.kind if row.outside is None else f"{row.outside:.1%} outside"
+            found.append((row.name or "(model)", chart, text))
+    return found
+
+
+def facts(report: Contents) -> list[Fact]:
+    """The figures at the top."""
+    budget, inspection = report.budget, report.inspection
+    before, after = budget.before, budget.after
+    found = [
+        _change("multiplications", before.multiplications, after.multiplications),
+        _change("additions", before.additions, after.additions),
+    ]
+    if after.shifts:
+        found.append(Fact("shifts", quantity(after.shifts)))
+    energies = [budget.energy.cost(view) for view in (before, after)]
+    latencies = [budget.latency.cost(view) for view in (before, after)]
+    found += [
+        Fact("energy", f"{joule(energies[0])} → {joule(energies[1])}", budget.energy.name),
+        Fact(
+            "latency",
+            f"{quantity(latencies[0])} → {quantity(latencies[1])}",
+            f"cycles, {budget.latency.name}",
+        ),
+        Fact("parameters", quantity(report.size.parameters), _bytes(report.size.bytes)),
+    ]
+    if report.plan is not None:
+        kept = sum(row.decision is Decision.KEEP for row in report.plan.rows)
+        converted = len(report.plan.rows) - kept
+        found.append(Fact("layers", f"{converted} adders, {kept} kept"))
+    if inspection is not None and inspection.outside is not None and report.is_settled:
+        found.append(
+            Fact("filters outside inputs", f"{inspection.outside:.0%}", f"trains with gradient="
+                 f"{inspection.gradient!r}")
+        )  # fmt: skip
+    errors = [] if report.quantization is None else _errors(report)
+    if errors:
+        bits = report.quantization.bits if report.quantization else 8
+        found.append(Fact(f"error in {bits} bits", f"{max(errors):.2%}", "of the worst layer"))
+    return found
+
+
+def _errors(report: Contents) -> list[float]:
+    rows = () if report.quantization is None else report.quantization.layers
+    return [row.error for row in rows if row.error is not None]
+
+
+def _change(what: str, before: float, after: float) -> Fact:
+    ratio = f"{after / before:.3g} times" if before else ""
+    return Fact(what, f"{quantity(before)} → {quantity(after)}", ratio)
+
+
+def _bytes(number: int) -> str:
+    for size, unit in _UNITS:
+        if number >= size:
+            return f"{number / size:.4g} {unit} with buffers"
+    return f"{number} bytes with buffers"
+
+
+def _written() -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"adderize {__version__}, torch {torch.__version__}, {now}"
