@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adderize.dataflow import Flow, Node
 from adderize.inspection.measurement import Measured
-from adderize.inspection.norm_states import SHIFT_NORMS, NormStates
+from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
 from adderize.layers import AdderConv2d, AdderLinear
 
@@ -82,8 +82,8 @@ def _not_finite(model: nn.Module) -> Iterator[Finding]:
 
 def _norm_findings(norms: NormStates, new: bool) -> Iterator[Finding]:
     after_adders = {state.name for state in norms.after.values()}
-    for norm, state in norms.by_norm.items():
-        if state.frozen and state.name in after_adders and not isinstance(norm, SHIFT_NORMS):
+    for state in norms.by_norm.values():
+        if state.frozen and state.name in after_adders:
             yield _finding("frozen norm", state.name)
         if state.running and not state.updated:
             yield _finding("untrained statistics", state.name)

@@ -13,14 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.dataflow import NORMS, Flow
 from adderize.inspection.measurement import batches_of
 from adderize.inspection.result import NormState
-from adderize.layers import AdderConv2d, AdderLinear, ShiftAddNorm1d, ShiftAddNorm2d
+from adderize.layers import AdderConv2d, AdderLinear
 from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
 from adderize.training.recalibration import estimate_statistics
 
 # Fewer images give no statistics worth comparing with.
 _LEAST_IMAGES = 16
-# Those of networks without multiplications, which are not trained.
-SHIFT_NORMS = (ShiftAddNorm1d, ShiftAddNorm2d)
 
 
 class NormStates(NamedTuple):
@@ -50,8 +48,7 @@ def find_norm_states(
 
 
 def is_norm(module: nn.Module) -> bool:
-    known = isinstance(module, (*NORMS, *SHIFT_NORMS))
-    return known or type(module).__name__.startswith("FrozenBatchNorm")
+    return isinstance(module, NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
 
 
 def _norm_after(layer: nn.Module, model: nn.Module, flows: Sequence[Flow]) -> nn.Module | None:

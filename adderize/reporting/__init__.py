@@ -14,12 +14,15 @@ from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.inspection import Inspection, inspect
 from adderize.inspection.histograms import filter_histograms, input_histograms
+from adderize.integer import IntegerNetwork, integer_report, shift_report
+from adderize.integer.multiplication_free import shifts_of_network
 from adderize.quantize import QuantizationReport, quantize, quantize_report
 from adderize.quantize.record import quantization_of
 from adderize.reporting.contents import Size
 from adderize.reporting.model_report import ModelReport
 from adderize.reporting.notices import has_new_statistics
 from adderize.surgery import Decision, Plan, adderize, plan
+from adderize.tables import Report
 
 __all__ = ["ModelReport", "report"]
 
@@ -61,15 +64,15 @@ def report(
     budget = count(model, size, energy=energy, latency=latency, **options)
     example = torch.empty((1, *budget.input_size), dtype=floating_dtype(model), device="meta")
     absent: dict[str, str] = {}
-    quantized = quantization_of(model) is not None
-    planned, network = None, model
-    if quantized:
-        absent["plan"] = "the network is quantized: the float network it came from has the plan"
+    shifts, planned, network = _shifts(model), None, model
+    made = shifts is not None or quantization_of(model) is not None
+    if made:
+        absent["plan"] = "the network was made from an adder network, which has the plan"
     else:
         planned = plan(model, example_input=example, **options)
         if _is_to_convert(planned, options):
             network = adderize(model, inplace=False, example_input=example, **options)
-    inspection = _inspection(network, images, name, absent, quantized)
+    inspection = _inspection(network, images, name, absent, made)
     layers = () if inspection is None else inspection.layers
     return ModelReport(
         name=name or type(model).__name__,
@@ -79,9 +82,17 @@ def report(
         inspection=inspection,
         filters=filter_histograms(network, layers),
         inputs={} if images is None or not layers else input_histograms(network, images, layers),
-        quantization=_quantization(network, images, inspection, absent, quantized),
+        quantization=_quantization(network, images, inspection, absent, shifts),
+        shifts=shifts,
         absent=absent,
     )
+
+
+def _shifts(model: nn.Module) -> Report | None:
+    """On a network without multiplications."""
+    if isinstance(model, IntegerNetwork):
+        return integer_report(model)
+    return shift_report(model) if shifts_of_network(model) is not None else None
 
 
 def _is_to_convert(planned: Plan, options: dict[str, Any]) -> bool:
@@ -96,14 +107,14 @@ def _inspection(
     images: Tensor | None,
     name: str,
     absent: dict[str, str],
-    quantized: bool,
+    made: bool,
 ) -> Inspection | None:
     try:
         return inspect(network, images, name=name)
     except AdderizeError as error:
-        if not quantized:
+        if not made:
             raise
-        absent["layers"] = f"of the quantized network: {error}"
+        absent["layers"] = str(error)
         return None
 
 
@@ -112,10 +123,13 @@ def _quantization(
     images: Tensor | None,
     inspection: Inspection | None,
     absent: dict[str, str],
-    quantized: bool,
+    shifts: Report | None,
 ) -> QuantizationReport | None:
-    if quantized:
+    if quantization_of(network) is not None:
         return quantize_report(network)
+    if shifts is not None:
+        absent["quantization"] = "the network is one of shifts"
+        return None
     if images is None:
         absent["quantization"] = "errors in 8 bits are measured on images, and none were given"
     elif has_new_statistics(inspection):

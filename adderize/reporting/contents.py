@@ -13,6 +13,7 @@ from adderize.inspection.histograms import Histogram
 from adderize.quantize import QuantizationReport
 from adderize.reporting.notices import Notice, has_new_statistics, notices_of
 from adderize.surgery import Plan
+from adderize.tables import Report
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Contents:
     Attributes:
         name: of the model.
         size: parameters and memory of the adder network.
-        plan: which layers become adders, or are; None for a quantized network.
+        plan: which layers become adders, or are; None for what was made of an adder network.
         budget: operations, energy and latency, before and after.
         inspection: of the adder network, with its findings.
         filters, inputs: histograms by layer.
         quantization: what 8 bits change.
+        shifts: of a network without multiplications; None for others.
         absent: why a part is None: ``plan``, ``layers`` or ``quantization``, and the reason.
     """
 
@@ -66,6 +68,7 @@ class Contents:
     filters: Mapping[str, Histogram]
     inputs: Mapping[str, Histogram]
     quantization: QuantizationReport | None
+    shifts: Report | None
     absent: Mapping[str, str]
 
     @property

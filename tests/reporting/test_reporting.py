@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 from adderize import AdderizeError, adderize, count, plan
+from adderize.data.normalisation import MNIST
 from adderize.inspection import inspect
-from adderize.integer import multiplication_free
+from adderize.integer import multiplication_free, shift_report, to_integer
 from adderize.models import lenet5_bn
 from adderize.quantize import quantize, quantize_report
 from adderize.reporting import report
@@ -202,14 +204,19 @@ def test_a_quantized_network(model: nn.Module) -> None:
     assert found.quantization == quantize_report(eight_bit)
     assert set(found.absent) == {"plan", "layers"} and found.inspection is None
     assert found.size.bytes < report(model, input_size=(1, 32, 32)).size.bytes / 2
-    assert "the float network it came from" in found.to_html()
+    assert "which has the plan" in found.to_html()
 
 
-def test_a_network_without_multiplications(model: nn.Module) -> None:
-    found = report(multiplication_free(model), images())
+def test_networks_of_shifts(model: nn.Module) -> None:
+    free = multiplication_free(model)
+    found = report(free, images())
     assert found.budget.after.multiplications == 0 < found.budget.after.shifts
-    assert not {"frozen norm", "missing norm"} & {notice.title for notice in found.notices}
-    assert "shift after" in found.to_html()
+    assert set(found.absent) == {"plan", "layers", "quantization"} and found.notices == ()
+    text = found.to_html()
+    assert "shift after" in text and html.escape(str(shift_report(free)).splitlines()[0]) in text
+    integers = to_integer(quantize(model, [images()]), mean=MNIST.mean, std=MNIST.std)
+    found = report(integers, input_size=(1, 32, 32))
+    assert found.budget.after.multiplications == 0 and "Shifts" in found.to_html()
 
 
 def test_the_model_is_left_alone() -> None:
