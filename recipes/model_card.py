@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
+from adderize.checkpoints.model_card import ModelCard
+from adderize.checkpoints.named import hub_name
 from adderize.counting.budget import OpBudget
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
@@ -18,8 +21,8 @@ def model_card(
     module: ImageClassifier,
     budget: OpBudget,
     data: ImageData,
-) -> str:
-    """Markdown, with the metadata block that the Hugging Face Hub reads."""
+) -> ModelCard:
+    """What it says, for :func:`adderize.save_model`."""
     options = {"num_classes": data.num_classes, **(module.hparams["arch_options"] or {})}
     build = ", ".join(
         [f'"{module.hparams["arch"]}"', *(f"{key}={value!r}" for key, value in options.items())]
@@ -28,14 +31,8 @@ def model_card(
     top5 = f"| test top-5, % | {metrics['test.top5']:.2f} |\n" if "test.top5" in metrics else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
     size = "x".join(map(str, data.input_size))
-    return f"""---
-library_name: adderize
-pipeline_tag: image-classification
----
-
-# {budget.model} as {kind}
-
-Trained on {data.train_size:,} and tested on {data.test_size:,} images of {data.name}.
+    text = f"""Trained on {data.train_size:,} and tested on {data.test_size:,} images of
+{data.name}.
 Inputs are {size}, pixels in [0, 1] normalised with mean {mean} and deviation {std}.
 
 | | |
@@ -66,3 +63,14 @@ model = load_model(build({build}), "model").eval()
 $ {arguments.command}
 ```
 """
+    accuracies = {"accuracy": round(metrics["test.top1"] / 100, 6)}
+    if "test.top5" in metrics:
+        accuracies["top-5-accuracy"] = round(metrics["test.top5"] / 100, 6)
+    pretrained = getattr(arguments, "pretrained", None)
+    return ModelCard(
+        title=f"{budget.model} as {kind}",
+        base_model=hub_name(module.hparams["arch"], pretrained) if pretrained else "",
+        dataset=(re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-"), data.name),
+        metrics=accuracies,
+        text=text,
+    )

@@ -75,9 +75,8 @@ def finish(
         }
         for view, operations in (("before", budget.before), ("after", budget.after))
     }
-    save_model(network, folder / "model")
     card = model_card(arguments, metrics, module, budget, data)
-    (folder / "model" / "README.md").write_text(card)
+    save_model(network, folder / "model", card=card)
     write_json(folder / METRICS, metrics)
     print(_summary(metrics, data, folder), flush=True)
     return metrics

@@ -2,5 +2,6 @@
 
 from adderize.checkpoints.authors import load_authors_checkpoint
 from adderize.checkpoints.folders import load_model, save_model
+from adderize.checkpoints.model_card import ModelCard
 
-__all__ = ["load_authors_checkpoint", "load_model", "save_model"]
+__all__ = ["ModelCard", "load_authors_checkpoint", "load_model", "save_model"]

@@ -17,7 +17,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from adderize.arguments import check_module
-from adderize.checkpoints.manifest import Manifest
+from adderize.checkpoints.hub import local_folder
+from adderize.checkpoints.manifest import CARD, MANIFEST, WEIGHTS, Manifest
+from adderize.checkpoints.model_card import MARK, ModelCard
 from adderize.checkpoints.programs import described, program_from
 from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
@@ -35,10 +37,8 @@ from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries, filter_deviations
 from adderize.surgery.fusion_guard import guard_fusion
 
-WEIGHTS, MANIFEST = "model.safetensors", "adderize.json"
 
-
-def save_model(model: nn.Module, folder: str | Path) -> None:
+def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None = None) -> None:
     """Write a model's weights and what was converted in it.
 
     A folder that holds a saved model already gets the new one whole, or stays as it is.
@@ -51,7 +51,10 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             ``adderize.json`` (converted layers, their kind, gradient, own norm and the deviation of
             their filters, strides and other settings of all layers, shared tensors, library
             versions; for a quantized model the scales, zero points and bits of its tensors; of an
-            integer network its program).
+            integer network its program), and a model card, ``README.md``, with the metadata of the
+            Hugging Face Hub, so that uploading the folder is all. A ``README.md`` that somebody
+            else wrote stays, unless a card is given.
+        card: what to say there: the network that the weights come from, metrics, a text.
 
     Raises:
         AdderizeError: a wrapped model, tensors on the meta device or of a kind that safetensors
@@ -61,7 +64,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     _check_model(model)
     if isinstance(model, IntegerNetwork):
         program, tensors = described(model.program)
-        return _write(Path(folder), unshared(tensors), Manifest({}, {}, program=program))
+        manifest = Manifest({}, {}, program=program)
+        return _write(Path(folder), unshared(tensors), manifest, _card(model, folder, card))
     state = model.state_dict()
     aliases = aliases_of(model)
     tensors = dict[str, Tensor]()
@@ -88,7 +92,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
         settings=settings_of(model) if plain else None,
         deviations=filter_deviations(model) if plain else None,
     )
-    _write(Path(folder), unshared(tensors), manifest)
+    _write(Path(folder), unshared(tensors), manifest, _card(model, folder, card))
 
 
 def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -97,15 +101,31 @@ def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     return converted_entries(model) if record is None else record.layers()
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -> None:
+def _card(model: nn.Module, folder: str | Path, card: ModelCard | None) -> str | None:
+    """The text of the card; None where somebody's own stays."""
+    present = Path(folder) / CARD
+    try:
+        if card is None and present.is_file() and MARK not in present.read_text():
+            return None
+    except (OSError, UnicodeDecodeError):
+        return None
+    return (card or ModelCard()).to_markdown(model)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], manifest: Manifest, card: str | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
             weights, description = Path(unfinished) / WEIGHTS, Path(unfinished) / MANIFEST
+            readme = Path(unfinished) / CARD
+            if card is not None:
+                readme.write_text(card, encoding="utf-8")
             save_file(tensors, weights, metadata={"format": "pt"})
             description.write_text(replace(manifest, weights=_digest(weights)).to_json())
             weights.replace(folder / WEIGHTS)
             description.replace(folder / MANIFEST)
+            if card is not None:
+                readme.replace(folder / CARD)
     except (OSError, SafetensorError) as error:
         raise AdderizeError(f"cannot write to {folder}: {error}") from error
 
@@ -131,7 +151,8 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
         model: built as the saved one was before its conversion, or converted in the same way; on
             any device, the meta device too (its parameters become the loaded tensors). Of an
             integer network, the folder.
-        folder: what :func:`save_model` wrote.
+        folder: what :func:`save_model` wrote; ``hf://owner/name`` or ``hf://owner/name@revision``
+            for one on the Hugging Face Hub, which is downloaded once.
 
     Returns:
         the model itself; a new one, in evaluation mode, where the saved one was quantized or
@@ -141,16 +162,17 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
         AdderizeError: files missing, damaged or not of one save, a wrapped model, buffers on the
             meta device that no weights are saved for, or a model that the weights do not belong to,
             also one whose layers have other strides, paddings, eps or activations: the message
-            names the layers, and the model is left as it was.
+            names the layers, and the model is left as it was. No such folder on the Hub, or no
+            way there.
     """
     if isinstance(model, (str, Path)) and folder is None:
-        return _load_integers(Path(model))
+        return _load_integers(local_folder(model))
     _check_model(model)
     assert isinstance(model, nn.Module)
     _check_buffers(model)
     if folder is None:
         raise AdderizeError("load_model() got no folder; only integer networks need no model")
-    folder = Path(folder)
+    folder = local_folder(folder)
     manifest, state = _read(folder)
     if manifest.program is not None:
         raise AdderizeError(f"{folder} holds an integer network: load_model(folder) takes no model")

@@ -17,6 +17,7 @@ from adderize import __version__
 from adderize.errors import AdderizeError
 from adderize.surgery.entries import entry_problem
 
+WEIGHTS, MANIFEST, CARD = "model.safetensors", "adderize.json", "README.md"
 _FORMAT = 1
 _OPTIONAL = ("values", "versions", "settings", "deviations")
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning")

@@ -15,7 +15,9 @@ from adderize.checkpoints.authors import (
     load_authors_weights,
 )
 from adderize.checkpoints.files import Stored, read_file
-from adderize.checkpoints.folders import MANIFEST, holds_integers, load_model
+from adderize.checkpoints.folders import holds_integers, load_model
+from adderize.checkpoints.hub import is_on_hub, local_folder, repository_of
+from adderize.checkpoints.manifest import MANIFEST
 from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
 from adderize.models import by_name
@@ -45,7 +47,8 @@ def load(
 
     Args:
         target: a folder that ``save_model`` wrote (that of an integer network names no
-            architecture), or a recipe's run; a file: a checkpoint of the
+            architecture), ``hf://owner/name`` for one on the Hugging Face Hub, or a recipe's run;
+            a file: a checkpoint of the
             AdderNet authors' code, of Lightning (its ``hyper_parameters`` may name ``arch``,
             ``arch_options``, ``num_classes``, ``conversion`` and ``binarization``, as the recipes'
             do), or a state dict (PyTorch's or safetensors); or an architecture, as
@@ -60,7 +63,7 @@ def load(
         AdderizeError: nothing there, damaged files, an unknown architecture, or weights that do not
             belong to it.
     """
-    path, more = Path(target), dict(arch_options or {})
+    path, more = local_folder(target), dict(arch_options or {})
     if holds_integers(_saved_in(path)):
         return Loaded(load_model(_saved_in(path)), INTEGERS)
     if path.is_dir():
@@ -81,7 +84,8 @@ def load(
 def has_weights(target: str, arch: str | None = None) -> bool:
     """Whether :func:`load` takes the target for weights, and not for an architecture by name."""
     path = Path(target)
-    return arch is not None or path.exists() or path.suffix in _SUFFIXES
+    known = path.exists() or is_on_hub(target) or path.suffix in _SUFFIXES
+    return known or arch is not None
 
 
 def blank(target: str, arch: str | None = None) -> nn.Module:
@@ -94,7 +98,7 @@ def blank(target: str, arch: str | None = None) -> nn.Module:
     Raises:
         AdderizeError: an unknown name; a folder without an architecture, or of another one.
     """
-    folder = Path(target)
+    folder = local_folder(target)
     if not folder.is_dir():
         return by_name.blank(target)
     if holds_integers(_saved_in(folder)):
@@ -114,17 +118,30 @@ def start_from(model: nn.Module, arch: str, source: str) -> nn.Module:
         model: gets the weights, and the adders of a folder or checkpoint that has some.
         arch: its name.
         source: ``"published"`` for the weights of torchvision or timm (downloaded); the folder of a
-            recipe's run or of :func:`adderize.save_model`; or a file, as for :func:`load`.
+            recipe's run or of :func:`adderize.save_model`; ``hf://owner/name``; or a file, as for
+            :func:`load`.
 
     Raises:
         AdderizeError: no such weights, or weights of another architecture.
     """
     if source == PUBLISHED:
         return _start_from_published(model, arch)
-    path = Path(source)
+    path = local_folder(source)
     if path.is_dir():
         return load_model(model, _saved_in(path))
     return _with_weights(model, read_file(path), path, arch, {"exclude": "*"})[0]
+
+
+def hub_name(arch: str, source: str) -> str:
+    """``owner/name`` of the weights that :func:`start_from` takes; empty where they have none."""
+    if is_on_hub(source):
+        return repository_of(source)
+    if source != PUBLISHED or not arch.startswith("timm:"):
+        return ""
+    import timm
+
+    found = timm.get_pretrained_cfg(arch.removeprefix("timm:"))
+    return str(getattr(found, "hf_hub_id", None) or "")
 
 
 def _start_from_published(model: nn.Module, arch: str) -> nn.Module:

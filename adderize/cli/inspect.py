@@ -33,8 +33,9 @@ EXAMPLES = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="CHECKPOINT|ARCH",
-        help="a folder that save_model wrote, a checkpoint of Lightning or of the AdderNet "
-        "authors' code, a state dict, or an architecture with fresh weights",
+        help="a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a "
+        "checkpoint of Lightning or of the AdderNet authors' code, a state dict, or an "
+        "architecture with fresh weights",
     )  # fmt: skip
     parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
     parser.add_argument(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
+from adderize.checkpoints.hub import is_on_hub, repository_of
+from adderize.checkpoints.model_card import ModelCard
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_image_options,
@@ -36,8 +38,8 @@ _BATCH = 32
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="CHECKPOINT",
-        help="a folder that save_model wrote, a checkpoint of Lightning or of the AdderNet "
-        "authors' code, or a state dict",
+        help="a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a "
+        "checkpoint of Lightning or of the AdderNet authors' code, or a state dict",
     )  # fmt: skip
     parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
     parser.add_argument(
@@ -75,11 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.integer:
         return _into_integers(arguments, loaded, batches)
     quantized = _quantized(arguments, loaded.model, batches)
-    save_model(quantized, arguments.output)
+    save_model(quantized, arguments.output, card=_card(arguments))
     report = quantize_report(quantized)
     print(json_text(report.to_dict()) if arguments.format == "json" else report)
     note(f"saved in {arguments.output}")
     return 0
+
+
+def _card(arguments: argparse.Namespace) -> ModelCard:
+    title = f"{arguments.arch or 'An adder network'} in {arguments.bits} bits"
+    base = repository_of(arguments.model) if is_on_hub(arguments.model) else ""
+    return ModelCard(title=title, base_model=base)
 
 
 def _quantized(
@@ -103,7 +111,7 @@ def _into_integers(
         filter_terms=filter_terms,
     )  # fmt: skip
     stages.add("integers", _OnNormalised(network))
-    save_model(network, arguments.output)
+    save_model(network, arguments.output, card=_card(arguments))
     report = integer_report(network)
     if arguments.format == "json":
         print(json_text({**report.to_dict(), **stages.to_dict()}))

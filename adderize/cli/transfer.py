@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
+from adderize.checkpoints.model_card import ModelCard
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
@@ -28,7 +29,7 @@ from adderize.surgery import adderize
 from adderize.tables import json_text
 from adderize.training.recalibration import recalibrate
 from adderize.transfer import match, reconstruct
-from adderize.transfer.stages import Stages
+from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", required=True, metavar="PATH|published",
         help="the trained network's: a PyTorch or safetensors file, a folder that save_model "
-        "wrote, or those that torchvision or timm publish",
+        "wrote, hf://owner/name, or those that torchvision or timm publish",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", required=True,
@@ -116,17 +117,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.epochs:
         _fine_tuned(arguments, model, teacher, images, labels, few)
         stages.add("fine-tuned", model)
-    save_model(model.cpu(), folder)
+    save_model(model.cpu(), folder, card=_card(arguments, stages.rows[-1]))
     # The kernels on bytes are the CPU's.
     eight_bit = quantize(model, few.split(_BATCH))
-    stages.add("8 bits", eight_bit)
-    save_model(eight_bit, folder / BYTES)
+    last = stages.add("8 bits", eight_bit)
+    save_model(eight_bit, folder / BYTES, card=_card(arguments, last))
     result = {**stages.to_dict(), "transfer": report.to_dict()}
     (folder / REPORT).write_text(json_text(result) + "\n")
     (folder / STATE).unlink(missing_ok=True)
     print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
     note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
     return 0
+
+
+def _card(arguments: argparse.Namespace, stage: Stage) -> ModelCard:
+    data = Path(arguments.data).resolve().name
+    return ModelCard(
+        title=f"{arguments.arch} as an adder network",
+        base_model=named.hub_name(arguments.arch, arguments.weights),
+        dataset=(data, data),
+        metrics={} if stage.top1 is None else {"accuracy": round(stage.top1 / 100, 6)},
+    )
 
 
 def _check_counts(arguments: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ def test_an_integer_network_is_saved_and_loaded(
     for file in ("adderize.json", "model.safetensors"):
         assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {
-        "adderize.json", "model.safetensors", "again",
+        "README.md", "adderize.json", "model.safetensors", "again",
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 
 from adderize import load_model
 from adderize.cli import main
@@ -78,7 +79,10 @@ def test_from_a_trained_network_to_a_saved_one(
     assert stages["trained network"]["agreement"] == 100
     assert [row["name"] for row in result["transfer"]["layers"]] == ["conv1", "conv2", "fc1", "fc2"]
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"model.safetensors", "adderize.json", "transfer.json", "int8"}
+    assert left == {"README.md", "model.safetensors", "adderize.json", "transfer.json", "int8"}
+    for folder, stage in (("out", "fine-tuned"), ("out/int8", "8 bits")):
+        (measured,) = ModelCard.load(tmp_path / folder / "README.md").data.eval_results or ()
+        assert measured.metric_value == pytest.approx(top1[stage] / 100)
     x = load_images(trained, (1, 32, 32), MNIST, limit=400)
     labels = torch.from_numpy(
         np.fromfile(trained / "MNIST/raw/t10k-labels-idx1-ubyte", np.uint8)[8:]

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, BinaryConv2d, load_model
@@ -56,6 +57,10 @@ def test_what_a_run_leaves_scores_what_it_says(layers: str, kind: type, tmp_path
     card = (folder / "model" / "README.md").read_text()
     assert f"| test top-1, % | {metrics['test.top1']:.2f} |" in card
     assert "--data fake --arch" in card
+    data = ModelCard(card).data
+    (result,) = [r for r in data.eval_results or () if r.metric_type == "accuracy"]
+    assert result.metric_value == pytest.approx(metrics["test.top1"] / 100)
+    assert data.library_name == "adderize" and data.base_model is None
     assert "| multiplications |" in card
 
 
@@ -109,6 +114,7 @@ def _same_runs(first: Path, one: dict[str, Any], second: Path, other: dict[str, 
 
 _DIES = """
 import os, signal, sys
+from huggingface_hub import ModelCard
 from lightning.pytorch import Callback
 from recipes import cifar, trained_start
 from recipes.run import trainer
