@@ -23,7 +23,9 @@ _COMPLETION = (
     "shell completion: pip install 'adderize[completion]', then in the shell's start file\n"
     '  eval "$(register-python-argcomplete adderize)"'
 )
-COMMANDS = ("plan", "count", "inspect", "report", "transfer", "quantize", "doctor", "bench")
+COMMANDS = (
+    "plan", "count", "inspect", "report", "transfer", "quantize", "export", "doctor", "bench",
+)  # fmt: skip
 _WRONG, _UNEXPECTED, _INTERRUPTED = 1, 70, 130
 
 

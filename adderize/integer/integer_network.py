@@ -53,8 +53,17 @@ class IntegerNetwork(nn.Module):
         """Terms and errors of the layers' scales."""
         return self.program.report
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        return self._run(images, keep=False)[self.program.output].to(torch.int32)
+
+    def values(self, images: Tensor) -> list[Tensor]:
+        """What each slot of the program holds, (N, ...)."""
+        values = self._run(images, keep=True)
+        return [values[slot] for slot in range(len(self.program.slots))]
+
+    @torch.no_grad()
+    def _run(self, images: Tensor, keep: bool) -> dict[int, Tensor]:
+        """Slots by number: all of them, or those that nothing reads any more."""
         if images.dtype != torch.uint8 or images.shape[1:] != self.input_size:
             raise AdderizeError(
                 f"the images have shape {tuple(images.shape)} and {images.dtype}; expected the raw "
@@ -65,10 +74,10 @@ class IntegerNetwork(nn.Module):
         for position, (instruction, layer) in enumerate(steps):
             result = layer(*(values[slot] for slot in instruction.inputs))
             values[instruction.output] = result
-            for slot in instruction.inputs:
+            for slot in () if keep else instruction.inputs:
                 if self._last_readers[slot] == position:
                     values.pop(slot, None)
-        return values[self.program.output].to(torch.int32)
+        return values
 
     def reference(self, images: Tensor) -> Tensor:
         """The same in int64, every shift made, and every partial sum looked at.

@@ -99,12 +99,18 @@ def compile_object(core: Core, source: Path, target: Path) -> Path:
 
 
 def build_for_riscv(
-    program: Program, folder: Path, name: str, executable: Path, core: Core = RV32I
+    program: Program,
+    folder: Path,
+    name: str,
+    executable: Path,
+    core: Core = RV32I,
+    libraries: Sequence[str] = (),
 ) -> Path:
-    """A program that runs an exported network on images of a stream, without any library."""
+    """A program that runs an exported network on images of a stream, by default without any
+    library."""
     with resources.as_file(SOURCES) as sources:
         stream = [sources / "stream_riscv.c", sources / "stream_riscv.S"]
-        options = stream_options(program, name)
+        options = [*stream_options(program, name), *libraries]
         return compile_for(core, [*network_sources(folder, name), *stream], executable, options)
 
 

@@ -1,0 +1,134 @@
+"""`adderize export`: networks as C, as files for hardware simulators, as ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adderize.checkpoints import named
+from adderize.cli.messages import note
+from adderize.cli.shared_options import size
+from adderize.data.image_sources import SOURCES, load_labelled
+from adderize.data.normalisation import Statistics
+from adderize.errors import AdderizeError
+from adderize.export import export_c, export_hex, export_onnx
+from adderize.export.c.check import compare_on_host, measured
+from adderize.export.c.report import CReport
+from adderize.export.c.riscv import missing_tools
+from adderize.export.c.writing import write_report
+from adderize.integer import IntegerNetwork
+from adderize.models.by_name import FORMS, input_size
+
+HELP = "write a network as C for processors that cannot multiply, as hex files, or as ONNX"
+EXAMPLES = (
+    "adderize export integers -o network --data data --check",
+    "adderize export integers -o network --format hex --examples 2",
+    "adderize export runs/cifar/version_0 --arch resnet20 --format onnx -o network",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="CHECKPOINT",
+        help="for c and hex the folder of an integer network (adderize quantize --integer); for "
+        "onnx a float network, as adderize quantize takes it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("c", "hex", "onnx"), default="c",
+        help="C99, $readmemh files, or ONNX (c)",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="for the files")
+    parser.add_argument("--name", help="of the network in C and of the ONNX file (CHECKPOINT's)")
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help=f"images for the examples: {SOURCES}; without it they are noise",
+    )  # fmt: skip
+    parser.add_argument(
+        "--examples", type=int, default=4, metavar="N", help="images that are written along (4)"
+    )
+    parser.add_argument(
+        "--check", action="store_true",
+        help="compile the C and compare its logits with PyTorch's, on RISC-V cores too where "
+        "their compiler and emulator are installed",
+    )  # fmt: skip
+    parser.add_argument("--arch", metavar="ARCH", help=f"of onnx, of the weights: {FORMS}")
+    parser.add_argument("--input", type=size, metavar="C,H,W", help="of onnx (the model's own)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.examples < 1:
+        raise AdderizeError(f"--examples is {arguments.examples}; expected at least 1")
+    loaded = named.load(arguments.model, arguments.arch)
+    if loaded.note:
+        note(loaded.note)
+    stem = re.sub(r"\W", "_", Path(arguments.model).resolve().stem, flags=re.ASCII)
+    name = arguments.name or stem
+    if arguments.format == "onnx":
+        return _to_onnx(arguments, loaded, name)
+    network = loaded.model
+    if not isinstance(network, IntegerNetwork):
+        raise AdderizeError(
+            f"{arguments.model} is no integer network; expected a folder that adderize quantize "
+            "--integer wrote"
+        )
+    examples = _examples(arguments, network)
+    if arguments.format == "hex":
+        contents = export_hex(network, arguments.output, examples=examples)
+        print(f"{len(contents['instructions'])} instructions, {len(contents['slots'])} tensors")
+    else:
+        report = export_c(network, arguments.output, name=name, examples=examples)
+        print(
+            _checked(report, network, Path(arguments.output), examples)
+            if arguments.check
+            else report
+        )
+    note(f"written to {arguments.output}")
+    return 0
+
+
+def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> int:
+    shape = arguments.input or input_size(loaded.arch, loaded.model)
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.onnx"
+    export_onnx(loaded.model, torch.zeros(1, *shape), path)
+    note(f"written to {path}")
+    return 0
+
+
+def _examples(arguments: argparse.Namespace, network: IntegerNetwork) -> Tensor:
+    """Raw bytes (N, C, H, W)."""
+    shape = network.input_size
+    if arguments.data is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(
+            0, 256, (arguments.examples, *shape), dtype=torch.uint8, generator=generator
+        )
+    raw = Statistics((0.0,) * shape[0], (1.0,) * shape[0])
+    pixels, _ = load_labelled(arguments.data, shape, raw, limit=arguments.examples, split="test")
+    return (255 * pixels).round_().byte()
+
+
+def _checked(report: CReport, network: IntegerNetwork, folder: Path, examples: Tensor) -> CReport:
+    """The report with what was measured.
+
+    Raises:
+        AdderizeError: there is no compiler, or C does not compute what PyTorch computes.
+    """
+    comparisons = [compare_on_host(network, folder, report.name, examples)]
+    missing = missing_tools()
+    if missing:
+        note(f"not run on RISC-V: no {', '.join(missing)}")
+    else:
+        report, on_cores = measured(report, network, folder, examples)
+        comparisons += on_cores
+        write_report(report, folder)
+    for comparison in comparisons:
+        note(str(comparison))
+    if any(comparison.equal != comparison.images for comparison in comparisons):
+        raise AdderizeError("C does not compute what PyTorch computes: please report it")
+    return report

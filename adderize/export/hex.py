@@ -1,0 +1,106 @@
+"""Integer networks as ``$readmemh`` files: what a hardware designer's testbench reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adderize.errors import AdderizeError
+from adderize.integer import Instruction, IntegerNetwork
+
+CONTENTS = "contents.json"
+_DTYPES = {"uint8": np.uint8, "int8": np.int8, "int32": np.int32}
+
+
+def export_hex(
+    integer_network: IntegerNetwork, folder: str | os.PathLike[str], *, examples: Tensor
+) -> dict[str, Any]:
+    """Write an integer network's constants, and what each of its tensors holds for some images.
+
+    A file has a value a line, in C order of its shape, in two's complement: two hexadecimal digits
+    for 8 bits, eight for 32. ``contents.json`` lists the instructions in order of execution with
+    their settings, as :mod:`adderize.integer.program` describes them, and the file, shape and
+    dtype of every array.
+
+    Args:
+        integer_network: from :func:`adderize.integer.to_integer`.
+        folder: is made where it is missing. Files of the same names are replaced.
+        examples: images, uint8 (N, C, H, W). The files of a slot hold all of them, one behind the
+            other.
+
+    Returns:
+        the contents.
+
+    Raises:
+        AdderizeError: not an integer network, or not images of it.
+    """
+    if not isinstance(integer_network, IntegerNetwork):
+        raise AdderizeError(
+            f"got a {type(integer_network).__name__}; expected an integer network: lower a "
+            "quantized one with adderize.integer.to_integer()"
+        )
+    program = integer_network.program
+    values = integer_network.values(examples)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    slots = [_written(folder, f"slot_{number:03}", values[number]) for number in range(len(values))]
+    contents = {
+        "input": program.input,
+        "output": program.output,
+        "examples": len(examples),
+        "logit_scale": program.logit_scale,
+        "logit_zero": program.logit_zero,
+        "slots": slots,
+        "instructions": [
+            _instruction(folder, number, instruction)
+            for number, instruction in enumerate(program.instructions)
+        ],
+    }
+    (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+    return contents
+
+
+def _instruction(folder: Path, number: int, instruction: Instruction) -> dict[str, Any]:
+    return {
+        "kind": instruction.kind,
+        "layer": instruction.layer,
+        "inputs": instruction.inputs,
+        "output": instruction.output,
+        "settings": dict(instruction.settings),
+        "tensors": {
+            name: _written(folder, f"layer_{number:03}_{name}", tensor)
+            for name, tensor in instruction.tensors.items()
+        },
+    }
+
+
+def _written(folder: Path, name: str, tensor: Tensor) -> dict[str, Any]:
+    array = tensor.numpy()
+    digits = 2 * array.itemsize
+    mask = 16**digits - 1
+    lines = (f"{value & mask:0{digits}x}\n" for value in array.reshape(-1).tolist())
+    (folder / f"{name}.hex").write_text("".join(lines))
+    return {"file": f"{name}.hex", "shape": list(array.shape), "dtype": array.dtype.name}
+
+
+def read_hex(folder: str | os.PathLike[str], entry: Mapping[str, Any]) -> Tensor:
+    """The array of an entry of the contents, as it was written.
+
+    Raises:
+        AdderizeError: the file is missing or damaged.
+    """
+    path = Path(folder) / entry["file"]
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    try:
+        words = [int(line, 16) for line in path.read_text().split()]
+        values = np.array(words, f"<u{dtype.itemsize}").view(dtype)
+        return torch.from_numpy(values.reshape(entry["shape"]))
+    except (OSError, ValueError, OverflowError) as error:
+        raise AdderizeError(f"{path} is missing or damaged: {error}") from error

@@ -1,0 +1,62 @@
+"""`adderize export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adderize import save_model
+from adderize.cli import main
+from adderize.export.c.tools import host_compiler
+from tests.export.c.random_networks import random_network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(random_network(0)[0], tmp_path / "small-net")
+    return tmp_path / "small-net"
+
+
+def test_c_is_written_and_compared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if host_compiler() is None:
+        pytest.skip("no C compiler")
+    size = random_network(0)[0].input_size
+    images = torch.randint(0, 256, (5, *size), dtype=torch.uint8)
+    torch.save(images, tmp_path / "images.pt")
+    options = ["--data", str(tmp_path / "images.pt"), "--examples", "3", "--check"]
+    assert main(["export", str(folder), "-o", str(tmp_path / "c"), *options]) == 0
+    captured = capsys.readouterr()
+    assert "3 of 3 images have the logits of PyTorch" in captured.err
+    assert "multiplications" in captured.out
+    header = (tmp_path / "c" / "small_net.h").read_text()
+    assert "void small_net_run(const uint8_t *image, int32_t *logits);" in header
+
+
+def test_hex_is_written(folder: Path, tmp_path: Path) -> None:
+    arguments = [str(folder), "--format", "hex", "-o", str(tmp_path / "hex"), "--examples", "2"]
+    assert main(["export", *arguments]) == 0
+    assert json.loads((tmp_path / "hex" / "contents.json").read_text())["examples"] == 2
+
+
+def test_onnx_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    arguments = ["lenet5_bn", "--format", "onnx", "-o", str(tmp_path), "--name", "lenet"]
+    assert main(["export", *arguments]) == 0
+    assert (tmp_path / "lenet.onnx").is_file()
+
+
+def test_wrong_usage_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "lenet5_bn", "-o", str(tmp_path / "c")]) == 1
+    assert "lenet5_bn is no integer network" in capsys.readouterr().err
+    assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--examples", "0"]) == 1
+    assert "--examples is 0" in capsys.readouterr().err
+    assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--name", "a-b"]) == 1
+    assert "the name is 'a-b'" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
