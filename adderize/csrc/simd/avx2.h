@@ -12,7 +12,7 @@ constexpr int V = 8;
 namespace adderize { namespace {
 
 constexpr bool has_spare_multipliers = true, clip_is_one_instruction = false;
-constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 6, most_blocks = 1;
+constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 6, most_blocks = 1, sign_registers = 6;
 
 ADDERIZE_INLINE vec maximum(vec a, vec b) { return _mm256_max_ps(a, b); }
 ADDERIZE_INLINE vec minimum(vec a, vec b) { return _mm256_min_ps(a, b); }
@@ -22,6 +22,10 @@ ADDERIZE_INLINE vec fused_remainder(vec a, vec b, vec c) { return _mm256_fnmadd_
 ADDERIZE_INLINE void hide(vec &v) { asm volatile("" : "+v"(v)); }
 ADDERIZE_INLINE vec clip(vec d, vec one) { return maximum(minimum(d, one), -one); }
 ADDERIZE_INLINE vec nearest_integers(vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// The integer negation of the bits of 2 gives those of -2.
+constexpr QuickSign quick_signs = {1, 2, 0, __builtin_inff()};
+ADDERIZE_INLINE vec quick_sign(vec d, vec) { return (vec)_mm256_sign_epi32((__m256i)all(2.0f), (__m256i)d); }
 
 // An integer load: the float broadcast takes a slot of the floating-point units on some cores.
 ADDERIZE_INLINE vec broadcast(const float *p) { return _mm256_castsi256_ps(_mm256_set1_epi32(read<int32_t>(p))); }

@@ -12,8 +12,9 @@ constexpr int V = 16;
 namespace adderize { namespace {
 
 constexpr bool has_spare_multipliers = true, clip_is_one_instruction = true;
-// Positions of the largest tiles that fit the registers: sums of 1 and of 2 vectors, clips, distances of bytes.
-constexpr int sum_registers[2] = {16, 13}, clip_registers = 14, byte_registers = 12, most_blocks = 2;
+// Positions of the largest tiles that fit the registers: sums of 1 and of 2 vectors, clips, distances of bytes; filter
+// elements whose signs are summed.
+constexpr int sum_registers[2] = {16, 13}, clip_registers = 14, byte_registers = 12, most_blocks = 2, sign_registers = 8;
 
 ADDERIZE_INLINE vec load(const float *p, int64_t count) { return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p); }
 ADDERIZE_INLINE void store(float *p, vec v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v); }
@@ -24,16 +25,18 @@ ADDERIZE_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); 
 ADDERIZE_INLINE vec fused_difference(vec a, vec b, vec c) { return _mm512_fmsub_ps(a, b, c); }
 ADDERIZE_INLINE vec fused_remainder(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 ADDERIZE_INLINE void hide(vec &v) { asm volatile("" : "+v"(v)); }
-// A NaN counts as 0, as it does for torch.sign.
-ADDERIZE_INLINE vec sign(vec d) {
-  const vec positive = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(d, vec{}, _CMP_GT_OQ), all(1.0f));
-  return _mm512_mask_mov_ps(positive, _mm512_cmp_ps_mask(d, vec{}, _CMP_LT_OQ), all(-1.0f));
-}
+// A NaN counts as 0, as it does for torch.sign. What becomes of each kind of number, from right to left: two of NaN, 0 and 1, the
+// infinities, negative and positive ones; 8 stands for 0, 9 for -1, a for 1.
+ADDERIZE_INLINE vec sign(vec d) { return _mm512_fixupimm_ps(d, d, _mm512_set1_epi32(int(0xa9a9a888)), 0); }
 // The smaller magnitude with the sign of the first.
 ADDERIZE_INLINE vec clip(vec d, vec one) { return _mm512_range_ps(d, one, 2); }
 ADDERIZE_INLINE float total(vec v) { return _mm512_reduce_add_ps(v); }
 ADDERIZE_INLINE float lowest(vec v) { return _mm512_reduce_min_ps(v); }
 ADDERIZE_INLINE vec nearest_integers(vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+// Scaled like this, numbers that differ do so by 1 or more: the clip of their difference is its sign.
+constexpr QuickSign quick_signs = {0x1p112f, 1, 0x1p-88f, 0x1p15f};
+ADDERIZE_INLINE vec quick_sign(vec d, vec one) { return clip(d, one); }
 
 // An integer load: the float broadcast takes a slot of the floating-point units on some cores.
 ADDERIZE_INLINE vec broadcast(const float *p) { return _mm512_castsi512_ps(_mm512_set1_epi32(read<int32_t>(p))); }

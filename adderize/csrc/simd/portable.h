@@ -10,7 +10,7 @@ constexpr int V = 4;
 namespace adderize { namespace {
 
 constexpr bool has_spare_multipliers = false, clip_is_one_instruction = false;
-constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 2, most_blocks = 1;
+constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 2, most_blocks = 1, sign_registers = 4;
 
 ADDERIZE_INLINE vec maximum(vec a, vec b) { return a > b ? a : b; }
 ADDERIZE_INLINE vec minimum(vec a, vec b) { return a < b ? a : b; }
@@ -23,6 +23,9 @@ ADDERIZE_INLINE vec nearest_integers(vec v) {
   for (int i = 0; i < V; ++i) v[i] = __builtin_rintf(v[i]);
   return v;
 }
+
+constexpr QuickSign quick_signs = {1, 1, 0, __builtin_inff()};
+ADDERIZE_INLINE vec quick_sign(vec d, vec) { return sign(d); }
 
 ADDERIZE_INLINE vec broadcast(const float *p) { return all(*p); }
 ADDERIZE_INLINE vec maximum(vec a, const float *b) { return maximum(a, broadcast(b)); }

@@ -26,6 +26,12 @@ ADDERIZE_INLINE vec all(float x) { return vec{} + x; }
 ADDERIZE_INLINE vec load(const float *p) { return read<vec>(p); }
 ADDERIZE_INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
+// Signs of differences in an instruction less: quick_sign(scale * a - scale * b, one) is unit * sgn(a - b) for numbers that are 0
+// or whose magnitude lies in [least, most), a zero b being -0.
+struct QuickSign {
+  float scale, unit, least, most;
+};
+
 // body(Constant<0>{}), ..., body(Constant<P - 1>{}): an array indexed by constants alone stays in registers.
 template <int K>
 struct Constant {
