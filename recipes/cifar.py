@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from adderize.data.augmentation import CROP_AND_FLIP
 from adderize.data.cifar import CLASSES, load_cifar
 from recipes import classifier, run
 from recipes.batches import InMemoryImages
@@ -39,7 +40,7 @@ def _load(arguments: argparse.Namespace) -> InMemoryImages:
         load_cifar(arguments.dataset, arguments.data),
         arguments.batch_size,
         arguments.seed,
-        augment=arguments.augment,
+        augment=CROP_AND_FLIP if arguments.augment else None,
         channels_last=arguments.channels_last,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adderize import AdderizeError
 from adderize.checkpoints import named
-from adderize.models.by_name import build, options_from
+from adderize.models.by_name import build, options_from, own_input_size
 from recipes import run
 from recipes.batches import ImageData
 
@@ -53,8 +53,12 @@ class Distillation:
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        """The teacher's logits for images normalised as the student's."""
-        logits: Tensor = self.teacher(images * self._scale + self._shift)
+        """The teacher's logits for images normalised as the student's, resized to its own size."""
+        images = images * self._scale + self._shift
+        size = own_input_size(self.teacher)
+        if size and tuple(size[1:]) != images.shape[2:]:
+            images = F.interpolate(images, size[1:], mode="bilinear", antialias=True)
+        logits: Tensor = self.teacher(images)
         return logits
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
@@ -84,20 +88,26 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kd-mean",
         type=float,
-        nargs=3,
+        nargs="+",
         help="of the pixels as the teacher was trained (default: as the student)",
     )
-    group.add_argument("--kd-std", type=run.positive_float, nargs=3)
+    group.add_argument("--kd-std", type=run.positive_float, nargs="+")
 
 
 def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillation | None:
     """What the options of :func:`add_arguments` ask for.
 
     Raises:
-        AdderizeError: a teacher that cannot be loaded.
+        AdderizeError: a teacher that cannot be loaded, or statistics of other channels.
     """
     if arguments.kd_teacher is None:
         return None
+    for values in (arguments.kd_mean, arguments.kd_std):
+        if values and len(values) != len(data.mean):
+            raise AdderizeError(
+                f"--kd-mean and --kd-std have {len(values)} values; expected one a channel, "
+                f"{len(data.mean)}"
+            )
     return Distillation(
         _teacher(arguments, data.num_classes),
         temperature=arguments.kd_temperature,

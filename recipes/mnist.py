@@ -13,6 +13,7 @@ from typing import Any
 
 from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.data import load_mnist
+from adderize.data.distortion import DISTORTION
 from recipes import classifier, run
 from recipes.batches import ImageData, InMemoryImages
 from recipes.image_classifier import ImageClassifier
@@ -43,6 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
         "download into ./data)",
     )
+    parser.add_argument(
+        "--distort",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="rotate, scale, shear, shift and bend training images a little (not in the paper)",
+    )
     protocol = parser.add_argument_group("protocol")
     classifier.add_protocol(protocol, epochs=50, falls="falls to 0 along a half cosine")
     protocol.add_argument(
@@ -68,7 +75,8 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 def _load(arguments: argparse.Namespace) -> InMemoryImages:
     dataset = load_mnist(arguments.data, ARCHITECTURES[arguments.arch])
-    return InMemoryImages(dataset, arguments.batch_size, arguments.seed)
+    augment = DISTORTION if arguments.distort else None
+    return InMemoryImages(dataset, arguments.batch_size, arguments.seed, augment=augment)
 
 
 def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> classifier.Trainee:

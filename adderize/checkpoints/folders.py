@@ -32,6 +32,7 @@ from adderize.integer.multiplication_free import (
     shifts_of_network,
 )
 from adderize.layers.settings import differences, settings_of
+from adderize.quantize.fake_layers import check_no_fakes
 from adderize.quantize.record import Quantization, quantization_of, rebuild
 from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries, filter_deviations
@@ -97,6 +98,7 @@ def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None =
 
 def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The entries of converted layers; in a network made from the float one, those of that one."""
+    check_no_fakes(model, "quantize() it and save that, or save its state_dict()")
     record = quantization_of(model) or shifts_of_network(model)
     return converted_entries(model) if record is None else record.layers()
 

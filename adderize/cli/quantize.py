@@ -57,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bits", type=int, choices=range(2, 9), default=8, help="of inputs and filters (8)"
     )
     parser.add_argument(
+        "--filter-bits",
+        type=int,
+        choices=range(1, 9),
+        metavar="N",
+        help="of filters, where fewer than --bits",
+    )
+    parser.add_argument(
         "--integer", action="store_true",
         help="save the network in integers alone, without a multiplication, and compare it on "
         "test images",
@@ -93,7 +100,14 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
 def _quantized(
     arguments: argparse.Namespace, model: nn.Module, batches: Sequence[Tensor]
 ) -> nn.Module:
-    return quantize(model, batches, method=arguments.method, bits=arguments.bits, inplace=True)
+    return quantize(
+        model,
+        batches,
+        method=arguments.method,
+        bits=arguments.bits,
+        filter_bits=arguments.filter_bits,
+        inplace=True,
+    )
 
 
 def _into_integers(

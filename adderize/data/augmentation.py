@@ -1,12 +1,27 @@
-"""CIFAR's augmentation on whole batches: every image gets a crop and a flip of its own."""
+"""Augmentation of whole batches, and CIFAR's: every image gets a crop and a flip of its own."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PADDING = 4
+
+
+class Augmentation(NamedTuple):
+    """What is drawn at random for each image, and what it does to the image.
+
+    Attributes:
+        draw: from a count and a generator, one row for each image.
+        apply: from images (N, C, H, W) uint8 and N rows, images of the same shape and dtype.
+    """
+
+    draw: Callable[[int, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_crops(count: int, generator: torch.Generator) -> Tensor:
@@ -34,3 +49,6 @@ def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
     line = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1)
     cropped = padded.flatten(2).gather(2, line.expand(-1, channels, -1))
     return cropped.view(count, channels, height, width)
+
+
+CROP_AND_FLIP = Augmentation(draw_crops, crop_and_flip)

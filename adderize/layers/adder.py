@@ -109,9 +109,12 @@ class AdderConv2d(_AdderLayer, ConvLayer):
             if self.norm is not None:
                 output = self.norm(as_batch(output)).view_as(output)
             return output
+        return self._with_filters(input, self.weight, self.bias)
+
+    def _with_filters(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._padded(input)
         geometry = (self.stride, padding, self.dilation, self.groups)
-        output = adder_conv2d(input, self.weight, self.bias, *geometry, gradient=self.gradient)
+        output = adder_conv2d(input, weight, bias, *geometry, gradient=self.gradient)
         if self.norm is None:
             return output
         return normed(self, self.norm, as_batch(output)).view_as(output)
@@ -162,7 +165,10 @@ class AdderLinear(_AdderLayer):
             if self.norm is not None:
                 output = self.norm(output.reshape(-1, self.out_features)).view_as(output)
             return output
-        output = adder_linear(input, self.weight, self.bias, gradient=self.gradient)
+        return self._with_filters(input, self.weight, self.bias)
+
+    def _with_filters(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = adder_linear(input, weight, bias, gradient=self.gradient)
         if self.norm is None:
             return output
         return normed(self, self.norm, output.reshape(-1, self.out_features)).view_as(output)

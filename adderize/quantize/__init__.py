@@ -11,40 +11,35 @@ becomes part of it), :mod:`observe` (ranges on calibration data, and the qparams
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adderize.arguments import check_module, check_switch
 from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
-from adderize.layers.settings import settings_of
-from adderize.progress import steps
+from adderize.quantize.aware import (
+    check_same_ranges,
+    preparation_of,
+    prepare_qat,
+    prepared_network,
+)
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import Adder, why_float
-from adderize.quantize.float_tracer import hook_owner
-from adderize.quantize.fuse import Fusion
-from adderize.quantize.observe import METHODS, Observer, calibration_inputs
-from adderize.quantize.prepare import prepare
 from adderize.quantize.quantization_report import LayerReport, QuantizationReport, layer_report
 from adderize.quantize.record import Quantization, finished, quantization_of
-from adderize.surgery.checks import check_model
-from adderize.surgery.entries import converted_entries
+from adderize.quantize.start import Ranges, observed
 
 __all__ = [
     "LayerReport",
     "QuantAdderConv2d",
     "QuantAdderLinear",
     "QuantizationReport",
+    "prepare_qat",
     "quantize",
     "quantize_report",
 ]
-
-_COMPARED_IMAGES = 4
 
 
 @torch.no_grad()
@@ -54,6 +49,7 @@ def quantize(
     *,
     method: str = "minmax",
     bits: int = 8,
+    filter_bits: int | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Put the adder layers of a trained network into integers.
@@ -73,7 +69,8 @@ def quantize(
 
     Args:
         model: a float32 network with adders; what ``model(inputs)`` computes in evaluation mode
-            is what counts, forward hooks included. It is left as it is.
+            is what counts, forward hooks included. It is left as it is. One from
+            :func:`prepare_qat` keeps the scales and the bits that it was trained with.
         calibration: batches as a DataLoader gives them: tensors, or tuples and lists whose first
             element is the input; or one tensor, a single batch. A few hundred images from the
             training set will do.
@@ -81,6 +78,8 @@ def quantize(
             largest; ``"percentile"``: without 0.01 % of the values at each end; ``"mse"``: with the
             ends cut where that rounds the values with a smaller mean squared error.
         bits: of inputs and filters, 2 to 8. Tensors that are only added stay at 8.
+        filter_bits: of the filters where they have fewer, 1 to `bits`: of the bytes only 2^n evenly
+            spread ones are used.
         inplace: use the model's own modules instead of copies; the model is then spent, and only
             the returned one is of use.
 
@@ -94,43 +93,28 @@ def quantize(
             already quantized model, or one that cannot be copied; calibration data that is empty,
             not finite or does not fit the model; unknown options.
     """
-    _check(model, method, bits)
     check_switch("inplace", inplace)
-    model = (model if inplace else _copy(model)).eval()
-    adders, entries, settings = _adders(model), _entries(model), settings_of(model)
-    batches = calibration_inputs(calibration, next(model.parameters()).device)
-    first = next(batches)
-    network = prepare(model, first)
-    with restored(model):
-        few = _few(model, first)
-
-    network.fuse()
-    with restored(model):
-        expected = network.outputs(few)
-    with restored(model):
-        observers = network.observe(steps(itertools.chain([first], batches), "calibration"))
-    qparams = {
-        group.name: Observer.union(observers[tensor] for tensor in group.read).qparams(
-            method, bits if group.inputs else 8, with_zero=group.with_zero
-        )
-        for group in network.groups
-    }
-    remarks = (*_remarks(adders, network.fusions), *network.remarks)
-    quantized = network.convert(qparams)
-
+    ranges = check_same_ranges(Ranges(method, bits, filter_bits), model)
+    if preparation_of(model) is None:
+        start = observed(model, calibration, ranges, inplace=inplace)
+    else:
+        start = prepared_network(model, calibration, inplace=inplace)
+    network = start.network
+    quantized = network.convert(start.qparams)
     with restored(quantized):
-        given = network.outputs(few)
+        given = network.outputs(start.few)
     layers = tuple(
-        layer_report(name, quantized.get_submodule(name), fusion, given, expected)
+        layer_report(name, quantized.get_submodule(name), fusion, given, start.expected)
         for fusion, name in network.layers().items()
     )
-    report = QuantizationReport(method, bits, layers, remarks)
+    report = QuantizationReport(ranges.method, ranges.bits, layers, start.remarks)
     return finished(
         quantized,
         Quantization(
-            report, qparams, network.absorbed, network.apart, entries, network.hooked, settings
+            report, start.qparams, network.absorbed, network.apart, start.entries, network.hooked,
+            start.settings,
         ),
-    )
+    )  # fmt: skip
 
 
 def quantize_report(model: nn.Module) -> QuantizationReport:
@@ -144,78 +128,3 @@ def quantize_report(model: nn.Module) -> QuantizationReport:
     if record is None:
         raise AdderizeError("the model is not quantized: pass what quantize() returned")
     return record.report
-
-
-def _check(model: nn.Module, method: str, bits: int) -> None:
-    if method not in METHODS:
-        raise AdderizeError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    if type(bits) is not int or not 2 <= bits <= 8:
-        raise AdderizeError(f"bits is {bits!r}; expected an integer from 2 to 8")
-    check_model(model)
-    if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
-        raise AdderizeError("the model is quantized already: quantize the float model")
-    if not _adders(model):
-        raise AdderizeError("the model has no adder layers: convert and train it first (adderize)")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise AdderizeError(f"{name} is on the meta device and has no values")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise AdderizeError(f"{name} has {tensor.dtype}; expected float32: use model.float()")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise AdderizeError(f"{name} holds NaN or infinity; expected finite weights")
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy with the model's very hooks: what they collect goes to where it went before."""
-    own = set(model.modules())
-    hooks = [
-        hook
-        for module in own
-        for table in (module._forward_hooks, module._forward_pre_hooks)
-        for hook in table.values()
-        if hook_owner(hook) not in own
-    ]
-    try:
-        return copy.deepcopy(model, {id(hook): hook for hook in hooks})
-    except Exception as error:
-        raise AdderizeError(
-            f"the model cannot be copied ({error}): remove what it keeps of earlier calls, or pass "
-            "inplace=True if it is not needed afterwards"
-        ) from error
-
-
-def _adders(model: nn.Module) -> dict[str, Adder]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adder)}
-
-
-def _entries(model: nn.Module) -> dict[str, dict[str, Any]] | None:
-    try:
-        return converted_entries(model)
-    except AdderizeError:
-        return None
-
-
-def _few(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Some images of a batch; all of it where the model takes no part, as of a single image."""
-    try:
-        model(inputs[:_COMPARED_IMAGES].clone())
-    except Exception:
-        return inputs
-    return inputs[:_COMPARED_IMAGES]
-
-
-def _remarks(adders: dict[str, Adder], fusions: Iterable[Fusion]) -> list[str]:
-    """Which adders stay float32, and why; AdderizeError where all do."""
-    called = {fusion.layer for fusion in fusions}
-    reasons = {name: why_float(layer) for name, layer in adders.items()}
-    remarks = [f"{name} stays float32: {why}" for name, why in reasons.items() if why]
-    if not called:
-        raise AdderizeError(
-            "none of the model's adders is called in its forward, or none has a form in "
-            f"integers: {'; '.join(remarks) or 'pass the model that calls them'}"
-        )
-    return remarks + [
-        f"{name} stays float32: it is not called, or not on what the model's input decides"
-        for name, layer in adders.items()
-        if reasons[name] is None and layer not in called
-    ]

@@ -29,6 +29,7 @@ class Epilogue:
         low, high: the activation.
         residual: the parameters of the bytes that are added, or None.
         output: those of the result, or None for float32.
+        filter_bits: of the layer's filters; None for those of its input.
     """
 
     gain: Tensor
@@ -37,6 +38,7 @@ class Epilogue:
     high: float = math.inf
     residual: QParams | None = None
     output: QParams | None = None
+    filter_bits: int | None = None
 
 
 class _QuantAdder(nn.Module):
@@ -50,7 +52,7 @@ class _QuantAdder(nn.Module):
         self, weight: Tensor, bias: Tensor | None, groups: int, qparams: QParams, epilogue: Epilogue
     ) -> None:
         super().__init__()
-        filters = quantize_filters(weight, qparams)
+        filters = quantize_filters(weight, qparams, epilogue.filter_bits)
         output = epilogue.output or QParams(1.0, 0, 8)
         offset = -filters.constant if bias is None else bias.detach().double() - filters.constant
         shift = (epilogue.gain * offset + epilogue.offset) / output.scale + output.zero_point

@@ -103,6 +103,10 @@ class ByteTensors:
             return all(moved)
         return any(moved) or any(self._reads_bytes(user, node) for user in node.users)
 
+    def byte_readers(self, node: Node) -> list[Node]:
+        """The users of a tensor that read its bytes."""
+        return [user for user in node.users if user in self.moving or self._reads_bytes(user, node)]
+
     def _reads_bytes(self, user: Node, node: Node) -> bool:
         fusion = self.inside.get(user)
         if fusion is None:

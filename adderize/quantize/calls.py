@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.nodes import function_name
 from adderize.dataflow.symbolic import is_query
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.layers import AdderConv2d, AdderLinear
+from adderize.quantize.fake_layers import FAKE_ADDERS
 
 Adder = AdderConv2d | AdderLinear
 _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -47,7 +48,7 @@ def adders_of(model: nn.Module) -> dict[str, Adder]:
 
 def why_float(layer: Adder) -> str | None:
     """Why an adder cannot be put into integers; None where it can."""
-    if type(layer) not in (AdderConv2d, AdderLinear, AdderConv2dSame):
+    if type(layer) not in (*FAKE_ADDERS, *FAKE_ADDERS.values()):
         return f"a class of its own, {type(layer).__name__}"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks, which integers would pass by"

@@ -37,7 +37,7 @@ def convert_layer(
 ) -> QuantAdderConv2d | QuantAdderLinear:
     """A fusion as a layer on bytes, from the parameters of the tensors around it."""
     gain, offset = norm_affine(fusion.layer, fusion.norms)
-    epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output)
+    epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output, fusion.filter_bits)
     return quantized_layer(fusion.layer, input, epilogue)
 
 

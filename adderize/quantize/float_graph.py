@@ -25,6 +25,7 @@ from adderize.dataflow.in_place import (
 from adderize.dataflow.nodes import function_name
 from adderize.errors import AdderizeError
 from adderize.quantize.calls import is_foldable, is_plain, module_of, operation
+from adderize.quantize.fake_layers import FakeQuantize
 from adderize.quantize.float_tracer import FloatTracer, Hooked
 
 # What a model says about its inputs.
@@ -33,7 +34,11 @@ _NOT_IN_PLACE = {"bernoulli", "normal", "requires_grad"}  # other functions than
 
 
 def float_graph(
-    model: nn.Module, inputs: Tensor | None = None, hooked: Hooked | None = None
+    model: nn.Module,
+    inputs: Tensor | None = None,
+    hooked: Hooked | None = None,
+    *,
+    trains: bool = False,
 ) -> tuple[fx.GraphModule, Hooked]:
     """The model in evaluation mode as a graph, and the forward hooks of blocks in it.
 
@@ -43,6 +48,7 @@ def float_graph(
     Args:
         inputs: a batch to look for changes in place on that the graph does not show.
         hooked: see :class:`FloatTracer`.
+        trains: keep the norms of convolutions, and dropout layers: :func:`settle` does the rest.
 
     Raises:
         Exception: whatever tracing the model raises.
@@ -52,10 +58,7 @@ def float_graph(
         graph = tracer.graph_of(model)
         with _attached(model, tracer.layers):
             traced = fx.GraphModule(model, graph)
-    for node in traced.graph.nodes:
-        if _is_identity(node):
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+    _leave_out_identities(traced, keep=_DropoutNd if trains else ())
     if inputs is not None:
         _ChangeChecker(traced).run(inputs.clone())
     _make_functional(traced)
@@ -63,12 +66,37 @@ def float_graph(
     for node in traced.graph.find_nodes(op="call_method", target="view"):
         is_cast = any(isinstance(argument, torch.dtype) for argument in node.args)
         node.target = "view" if is_cast else "reshape"
-    _fold_into_convolutions(traced)
+    if not trains:
+        _fold_into_convolutions(traced)
     traced.graph.lint()
     traced.recompile()
     for name in _STATEMENTS & vars(model).keys() | _STATEMENTS & vars(type(model)).keys():
         setattr(traced, name, getattr(model, name))
     return traced, tracer.hooked
+
+
+def settle(traced: fx.GraphModule) -> None:
+    """Give a graph that was made to train the form of one that was not, in place.
+
+    What was rounded is noted in ``meta["qparams"]`` of its node.
+    """
+    traced.eval()
+    for node in traced.graph.nodes:
+        if isinstance(grid := module_of(node), FakeQuantize):
+            node.args[0].meta["qparams"] = grid.qparams
+    _leave_out_identities(traced)
+    _fold_into_convolutions(traced)
+    traced.delete_all_unused_submodules()
+    traced.graph.lint()
+    traced.recompile()
+
+
+def _leave_out_identities(traced: fx.GraphModule, keep: type[nn.Module] | tuple[()] = ()) -> None:
+    for node in traced.graph.nodes:
+        if _is_identity(node) and not isinstance(module_of(node), keep):
+            node.args[0].meta.update({k: v for k, v in node.meta.items() if k == "qparams"})
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
 
 
 @contextlib.contextmanager
@@ -195,7 +223,7 @@ def _plain(node: Node) -> Any:
 def _is_identity(node: Node) -> bool:
     module = module_of(node)
     if module is not None:
-        return isinstance(module, (nn.Identity, _DropoutNd)) and is_plain(module)
+        return isinstance(module, (nn.Identity, _DropoutNd, FakeQuantize)) and is_plain(module)
     name = operation(node)
     if "dropout" in name or name == "stochastic_depth":
         return node.kwargs.get("training") is False or False in node.args[1:]
@@ -213,5 +241,6 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         once = len(source.users) == 1 and calls.count(convolution) == 1
         if type(convolution) is nn.Conv2d and once and is_plain(convolution):
             traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
+            source.meta.update({k: v for k, v in node.meta.items() if k == "qparams"})
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)

@@ -33,6 +33,7 @@ class Fusion:
         residual: the other operand of the addition.
         low, high: what the activations clamp to.
         fused: what the epilogue does, by the names of layers and functions.
+        filter_bits: of the filters; None for those of the input.
     """
 
     layer: Adder
@@ -43,8 +44,10 @@ class Fusion:
     low: float = -math.inf
     high: float = math.inf
     fused: list[str] = field(default_factory=list)
+    filter_bits: int | None = None
 
     def __post_init__(self) -> None:
+        self.filter_bits = getattr(self.layer, "filter_bits", None)
         if self.layer.norm is not None:
             self.norms.append(self.layer.norm)
             self.fused.append(type(self.layer.norm).__name__)

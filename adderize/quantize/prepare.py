@@ -17,12 +17,15 @@ from adderize.quantize.untraced import UntracedNetwork
 _REPEATED = 1e-5
 
 
-def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork:
+def prepare(
+    model: nn.Module, inputs: Tensor, *, trains: bool = False
+) -> TracedNetwork | UntracedNetwork:
     """The network as a graph that computes what the model does, or else layer by layer.
 
     Args:
         model: in evaluation mode; its modules are used, not copied.
         inputs: a batch to compare the two on.
+        trains: see :func:`adderize.quantize.float_graph.float_graph`.
     """
     with named_failures("the first calibration batch"), restored(model):
         expected = model(inputs.clone())  # a model may change its input in place
@@ -33,7 +36,7 @@ def prepare(model: nn.Module, inputs: Tensor) -> TracedNetwork | UntracedNetwork
         return UntracedNetwork(model, "a second call gives another result than the first")
     try:
         with restored(model) as state:
-            network = TracedNetwork(model, inputs)
+            network = TracedNetwork.of(model, inputs, trains=trains)
             if state.has_other_tensors():
                 return UntracedNetwork(model, "it changes tensors that it keeps")
             output = network.run(inputs)

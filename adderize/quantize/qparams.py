@@ -114,7 +114,7 @@ class ByteFilters(NamedTuple):
     clamped: float
 
 
-def quantize_filters(weight: Tensor, qparams: QParams) -> ByteFilters:
+def quantize_filters(weight: Tensor, qparams: QParams, bits: int | None = None) -> ByteFilters:
     """Clamp filters to a range, exactly, and round them.
 
     For every x in [low, high], ``|x - w| = (w - high) + |x - high|`` where w > high, and likewise
@@ -124,10 +124,14 @@ def quantize_filters(weight: Tensor, qparams: QParams) -> ByteFilters:
 
     Args:
         weight: (Cout, ...), finite floats.
+        bits: where fewer than those of the range: the filters are multiples of a power of two, and
+            clamped to the highest of 2^bits of them: exactly so for inputs that are below it, too.
     """
+    dropped = 0 if bits is None else max(qparams.bits - bits, 0)
+    step, levels = 1 << dropped, qparams.levels >> dropped
     w = weight.detach().double()
-    v = w.clamp(qparams.low, qparams.high)
-    q = (v / qparams.scale).round_().add_(qparams.zero_point).clamp_(0, qparams.levels)
+    v = w.clamp(qparams.low, (levels * step - qparams.zero_point) * qparams.scale)
+    q = (v / qparams.scale + qparams.zero_point).div_(step).round_().clamp_(0, levels).mul_(step)
     return ByteFilters(
         q.to(torch.uint8),
         (w - v).abs().flatten(1).sum(1),

@@ -121,7 +121,7 @@ def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
         network.fuse()
     else:
         try:
-            network = TracedNetwork(model.eval(), hooked=record.hooked)
+            network = TracedNetwork.of(model.eval(), hooked=record.hooked)
         except Exception as error:
             raise AdderizeError(
                 f"the model cannot be traced as the saved one was: {error}"

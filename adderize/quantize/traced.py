@@ -11,13 +11,16 @@ from torch.fx import Node
 
 from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, ByteTensors
+from adderize.quantize.calls import module_of
 from adderize.quantize.convert import GraphConversion
+from adderize.quantize.fake_layers import FakeQuantize
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion, fits_shapes, fuse
 from adderize.quantize.memory_formats import keep_formats
 from adderize.quantize.observe import Observer, named_failures
 from adderize.quantize.qparams import QParams
+from adderize.quantize.simulate import noted_qparams, simulate
 
 _UNLIKE = 8
 
@@ -25,23 +28,34 @@ _UNLIKE = 8
 class TracedNetwork:
     """The adders hand bytes to each other; what follows them becomes part of them.
 
-    Args:
-        model: in evaluation mode; its modules are used, not copied.
-        inputs, hooked: see :func:`float_graph`.
-
     Attributes:
         model: the graph, in floats until :meth:`convert`.
+        hooked: how many forward hooks blocks had.
         fusions: what becomes a layer.
         apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
-
-    Raises:
-        Exception: whatever tracing the model raises.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor | None = None, hooked: Hooked | None = None
-    ) -> None:
-        self.model, self.hooked = float_graph(model, inputs, hooked)
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Tensor | None = None,
+        hooked: Hooked | None = None,
+        *,
+        trains: bool = False,
+    ) -> TracedNetwork:
+        """
+        Args:
+            model: in evaluation mode; its modules are used, not copied.
+            inputs, hooked, trains: see :func:`float_graph`.
+
+        Raises:
+            Exception: whatever tracing the model raises.
+        """
+        return cls(*float_graph(model, inputs, hooked, trains=trains))
+
+    def __init__(self, model: fx.GraphModule, hooked: Hooked) -> None:
+        self.model, self.hooked = model, hooked
         self.fusions: list[Fusion] = []
         self.apart: tuple[str, ...] = ()
 
@@ -109,6 +123,15 @@ class TracedNetwork:
         if apart:
             self._describe(self.fusions, sorted(apart))
 
+    @property
+    def noted_qparams(self) -> dict[str, QParams]:
+        return noted_qparams(self._tensors)
+
+    def simulate(self, qparams: Mapping[str, QParams], filter_bits: int | None) -> fx.GraphModule:
+        """The network in floats that are rounded as those in integers will be, in place."""
+        simulate(self.model, self._tensors, self.fusions, qparams, filter_bits)
+        return self.model
+
     def convert(self, qparams: Mapping[str, QParams]) -> fx.GraphModule:
         """The network in integers, in place."""
         if {group.name for group in self.groups} != qparams.keys():
@@ -151,6 +174,20 @@ class _Watcher(fx.Interpreter):
         value = super().run_node(n)
         self._look(n, value)
         return value
+
+
+def values_of(network: fx.GraphModule, inputs: Tensor, names: Collection[str]) -> dict[str, Any]:
+    """The values of a network's nodes of these names; rounded where that comes next."""
+    found: dict[str, Any] = {}
+
+    def keep(node: Node, value: Any) -> None:
+        is_rounded = isinstance(module_of(node), FakeQuantize)
+        name = node.all_input_nodes[0].name if is_rounded else node.name
+        if name in names:
+            found[name] = value
+
+    _Watcher(network, keep).run(inputs)
+    return found
 
 
 def _note_shape(node: Node, value: Any) -> None:

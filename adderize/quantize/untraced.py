@@ -11,6 +11,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, pads_with_zeros
 from adderize.quantize.calls import adders_of
 from adderize.quantize.convert import convert_layer
+from adderize.quantize.fake_layers import FAKE_ADDERS, FakeQuantize, fake_quantized
 from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.observe import Observer, named_failures
@@ -41,6 +42,16 @@ class UntracedNetwork:
         self.fusions = [Fusion(layer, name) for name, layer in adders_of(self.model).items()]
         self._made: dict[nn.Module, Fusion] = {fusion.layer: fusion for fusion in self.fusions}
 
+    def fuse_prepared(self) -> None:
+        """The same for a network in quantization-aware training."""
+        self.fuse()
+        self.fusions = [f for f in self.fusions if type(f.layer) in FAKE_ADDERS.values()]
+
+    @property
+    def noted_qparams(self) -> dict[str, QParams]:
+        fakes: Any = self.fusions
+        return {fusion.name: fusion.layer.grid.qparams for fusion in fakes}
+
     @property
     def groups(self) -> list[ByteGroup]:
         return [
@@ -59,6 +70,16 @@ class UntracedNetwork:
         self.fusions = list(observers)
         return observers
 
+    def simulate(self, qparams: Mapping[str, QParams], filter_bits: int | None) -> nn.Module:
+        """The network in floats that are rounded as those in integers will be, in place."""
+        made: dict[nn.Module, nn.Module] = {}
+        for fusion in self.fusions:
+            grid = FakeQuantize(qparams[fusion.name])
+            bits = min(filter_bits or 8, grid.qparams.bits)
+            made[fusion.layer] = fake_quantized(fusion.layer, grid, bits, rounds_input=True)
+        self._replace(made)
+        return self.model
+
     def convert(self, qparams: Mapping[str, QParams]) -> nn.Module:
         """The network in integers, in place; of a single layer its new form."""
         fusions = {fusion.name: fusion for fusion in self.fusions}
@@ -67,13 +88,16 @@ class UntracedNetwork:
             if name not in fusions:
                 raise AdderizeError(f"the model has no adder {name} to put into integers")
             made[fusions[name].layer] = convert_layer(fusions[name], own)
-        for parent in list(self.model.modules()):
-            for name, child in list(parent._modules.items()):
-                if child in made:
-                    setattr(parent, name, made[child])
-        self.model = made.get(self.model, self.model)
+        self._replace(made)
         self._made = {made[fusions[name].layer]: fusions[name] for name in qparams}
         return self.model
+
+    def _replace(self, made: Mapping[nn.Module, nn.Module]) -> None:
+        for parent in list(self.model.modules()):
+            for name, child in list(parent._modules.items()):
+                if child is not None and child in made:
+                    setattr(parent, name, made[child])
+        self.model = made.get(self.model, self.model)
 
     def layers(self) -> dict[Fusion, str]:
         """The names of the layers that the fusions became."""

@@ -8,43 +8,45 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from adderize.data import Dataset, ImageSet
-from adderize.data.augmentation import crop_and_flip, draw_crops
+from adderize.data.augmentation import Augmentation
 from recipes.batches.image_data import ImageData
 from recipes.batches.sampling import Batch, EpochShuffle, InOrder, generator_of
 
 
 class _Images(TorchDataset[tuple[Tensor, ...]]):
-    """Whole batches of one tensor; with a seed also a crop an image, by seed and epoch."""
+    """Whole batches of one tensor; with an augmentation also what it draws, by seed and epoch."""
 
-    def __init__(self, images: ImageSet, crop_seed: int | None) -> None:
-        self.images, self.crop_seed = images, crop_seed
-        self._crops: tuple[int, Tensor] | None = None
+    def __init__(self, images: ImageSet, seed: int, augment: Augmentation | None) -> None:
+        self.images, self.seed, self.augment = images, seed, augment
+        self._drawn: tuple[int, Tensor] | None = None
 
     def __getitem__(self, batch: Batch) -> tuple[Tensor, ...]:
         epoch, indices = batch
-        drawn = self.images.images[indices], self.images.labels[indices]
-        return drawn if self.crop_seed is None else (*drawn, self._crops_of(epoch)[indices])
+        picked = self.images.images[indices], self.images.labels[indices]
+        if self.augment is None:
+            return picked
+        return (*picked, self._drawn_in(epoch, self.augment)[indices])
 
-    def _crops_of(self, epoch: int) -> Tensor:
-        if self._crops is None or self._crops[0] != epoch:
-            assert self.crop_seed is not None
+    def _drawn_in(self, epoch: int, augment: Augmentation) -> Tensor:
+        if self._drawn is None or self._drawn[0] != epoch:
             # The last number keeps these draws apart from those of the shuffle.
-            generator = generator_of(self.crop_seed, epoch, 1)
-            self._crops = epoch, draw_crops(len(self.images.labels), generator)
-        return self._crops[1]
+            generator = generator_of(self.seed, epoch, 1)
+            self._drawn = epoch, augment.draw(len(self.images.labels), generator)
+        return self._drawn[1]
 
 
 class InMemoryImages(ImageData):
     """A data set in memory: batches of (images, labels), sliced from one tensor.
 
-    Images reach the device as bytes, are cropped and normalised there: (N, C, H, W) float32. What
-    an image's crop is follows from the seed, the epoch and the image, in any number of processes.
+    Images reach the device as bytes, are augmented and normalised there: (N, C, H, W) float32. What
+    an image's augmentation draws follows from the seed, the epoch and the image, in any number of
+    processes.
 
     Args:
         dataset: the images; the test set also serves as validation set.
         batch_size: images a training step and process, at least 2.
         seed: of the training order and the augmentation.
-        augment: whether training images are cropped and flipped at random.
+        augment: what happens to training images at random.
         channels_last: the memory format of the batches.
     """
 
@@ -54,7 +56,7 @@ class InMemoryImages(ImageData):
         batch_size: int,
         seed: int,
         *,
-        augment: bool = False,
+        augment: Augmentation | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -69,20 +71,20 @@ class InMemoryImages(ImageData):
 
     def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[tuple[Tensor, ...]]:
         sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes)
-        return _loader(_Images(self.dataset.train, self.seed if self.augment else None), sampler)
+        return _loader(_Images(self.dataset.train, self.seed, self.augment), sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         sampler = InOrder(self.test_size, self.batch_size, *self._process())
-        return _loader(_Images(self.dataset.test, None), sampler)
+        return _loader(_Images(self.dataset.test, self.seed, None), sampler)
 
     test_dataloader = val_dataloader
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, ...], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        images, labels, *crops = batch
-        for crop in crops:
-            images = crop_and_flip(images, crop)
+        images, labels, *drawn = batch
+        if self.augment and drawn:
+            images = self.augment.apply(images, *drawn)
         return self.normalized(images), labels
 
 

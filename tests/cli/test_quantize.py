@@ -42,6 +42,7 @@ def test_a_saved_model_in_bytes(saved: Path, capsys: pytest.CaptureFixture[str])
     assert float(deviation.detach()) < 0.3
     with pytest.raises(SystemExit):
         main([*command, "--bits", "9"])
+    assert main([*command, "--bits", "4", "--filter-bits", "5"]) == 1
     assert main([*command, "--bits", "4", "--method", "mse", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bits"] == 4 and report["method"] == "mse" and len(report["layers"]) == 5

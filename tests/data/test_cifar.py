@@ -14,6 +14,7 @@ from PIL import Image
 
 from adderize import AdderizeError
 from adderize.data import load_cifar
+from adderize.data.augmentation import CROP_AND_FLIP
 from recipes import cifar
 from recipes.batches import InMemoryImages
 from recipes.batches.sampling import EpochShuffle, InOrder
@@ -107,7 +108,7 @@ def test_crops_follow_from_seed_epoch_and_image() -> None:
     data = load_cifar("cifar10", "fake")
 
     def images(seed: int, epoch: int, batch_size: int, rank: int = 0, of: int = 1) -> torch.Tensor:
-        module = InMemoryImages(data, batch_size, seed, augment=True)
+        module = InMemoryImages(data, batch_size, seed, augment=CROP_AND_FLIP)
         loader = module.training_loader(rank, of)
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         return module.on_after_batch_transfer(next(iter(loader)), 0)[0]

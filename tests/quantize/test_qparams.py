@@ -110,3 +110,20 @@ def test_calibration_as_loaders_give_it():
     for batches in ([x], [(x, 1)], [[x, 1]], iter([x]), x):
         (found,) = calibration_inputs(batches, torch.device("cpu"))
         assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("zero_point", [0, 100, -30])
+def test_filters_of_few_bits_are_multiples_and_keep_distances_below_the_highest(bits, zero_point):
+    grid = QParams(0.02, zero_point, 8)
+    weight = torch.randn(6, 40, dtype=torch.float64) * 4
+    filters = quantize_filters(weight, grid, bits)
+    step = 2 ** (8 - bits)
+    assert set(filters.weight.unique().tolist()) <= {step * q for q in range(2**bits)}
+    top = (255 // step * step - zero_point) * 0.02
+    inputs = grid.low + (top - grid.low) * torch.rand(5, 1, 40, dtype=torch.float64)
+    exact = (inputs - weight).abs().sum(-1)
+    clamped = (inputs - weight.clamp(grid.low, top)).abs().sum(-1) + filters.constant
+    assert torch.allclose(exact, clamped)
+    rounded = (grid.to_float(filters.weight).double() - weight.clamp(grid.low, top)).abs()
+    assert float(rounded.max()) <= 0.02 * step / 2 + 1e-6

@@ -1,0 +1,87 @@
+"""The recipe for microcontrollers on a tiny set: its stages, its teacher, its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adderize import load_model
+from adderize.models import micro_cnn
+from recipes import mcu, mnist
+
+STAGES = {"float", "rounded", "fine-tuned", "bytes", "integers"}
+
+
+def arguments(mnist_folder: Path, output: Path, *more: str) -> list[str]:
+    return ["--data", str(mnist_folder), "--output", str(output), "--batch-size", "32",
+            "--epochs", "1", "--tuning-epochs", "2", "--accelerator", "cpu", *more]  # fmt: skip
+
+
+def test_a_run_with_a_teacher(
+    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, folder = tmp_path / "teacher", tmp_path / "run"
+    more = ("--epochs", "1", "--layers", "cnn", "--distort", "--batch-size", "32")
+    mnist.train(["--data", str(mnist_folder), "--output", str(teacher), *more])
+    more = ("--kd-teacher", str(teacher), "--distort")
+    assert mcu.main(arguments(mnist_folder, folder, *more)) == 0
+    results = json.loads((folder / "mcu.json").read_text())
+    assert results.keys() >= STAGES and all(0 <= results[name] <= 100 for name in STAGES)
+    assert [row["steps"] for row in results["tuning"]] == [3, 3]
+    printed = capsys.readouterr().out
+    assert re.search(rf"on integers alone +{results['integers']:.2f}\n", printed)
+
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    integers: Any = load_model(folder / "integers")
+    quantized = load_model(micro_cnn(), folder / "quantized")
+    assert integers(images).dtype == torch.int32
+    close = integers.logits(images) - quantized(images / 255 * 4)
+    assert float(close.abs().max()) < 0.5
+    filters = [i.tensors["weight"] for i in integers.program.instructions if "weight" in i.tensors]
+    assert len(filters) == 5
+    assert all((weight % 16 == 0).all() for weight in filters)
+
+
+def test_fine_tuning_alone_starts_from_a_run(mnist_folder: Path, tmp_path: Path) -> None:
+    first = mcu.train(arguments(mnist_folder, tmp_path / "a"))
+    more = ("--trained", str(tmp_path / "a"), "--max-steps", "1", "--filter-bits", "2")
+    second = mcu.train(arguments(mnist_folder, tmp_path / "b", *more))
+    assert second["float"] == first["float"]
+    assert [row["steps"] for row in second["tuning"]] == [1]
+    assert not (tmp_path / "b" / "model").exists()
+
+
+def test_the_same_seed_gives_the_same_network(mnist_folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        mcu.train(arguments(mnist_folder, tmp_path / name, "--seed", "3"))
+    names = ("integers/model.safetensors", "quantized/model.safetensors")
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--filter-bits", "9"), "filter_bits is 9"),
+        (("--method", "median"), "expected one of minmax"),
+        (("--trained", "nowhere"), "nowhere"),
+        (("--kd-teacher", "nowhere"), "kd-teacher"),
+        (("--kd-mean", "0.1", "0.2"), "expected one a channel"),
+    ],
+)
+def test_mistakes(
+    more: tuple[str, ...],
+    message: str,
+    mnist_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if more[0] == "--kd-mean":
+        more += ("--kd-teacher", "lenet5_bn")
+    assert mcu.main(arguments(mnist_folder, tmp_path / "run", *more)) == 1
+    assert message in capsys.readouterr().err
