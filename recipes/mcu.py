@@ -9,12 +9,14 @@ fine-tuned with its rounding in the forward, and lowered to integers alone:
 OUTPUT/                     the run of the float network, as of every recipe
 OUTPUT/quantized/           the network on bytes, for adderize.load_model
 OUTPUT/integers/            the network on integers alone, likewise
+OUTPUT/c/                   the same as C99, and what it costs
 OUTPUT/mcu.json             accuracies on the test images, in floats, on bytes, and on integers
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,10 @@ from adderize import AdaptiveLearningRate, load_model, recalibrate, save_model
 from adderize.data import load_mnist
 from adderize.data.distortion import DISTORTION
 from adderize.data.normalisation import MNIST
-from adderize.integer import to_integer
+from adderize.export import export_c
+from adderize.export.c.check import measure_on_riscv
+from adderize.export.c.riscv import RV32EC, missing_tools
+from adderize.integer import IntegerNetwork, to_integer
 from adderize.models import micro_cnn
 from adderize.quantize import prepare_qat, quantize
 from adderize.quantize.start import Ranges
@@ -41,7 +46,8 @@ ARCH = "adderize.models:micro_cnn"
 # Bytes 0 to 255 are inputs 0 to 4: the integers of the network are those of the image.
 MEAN, STD = (0.0,), (0.25,)
 CONVERSION = {"stem": True, "head": True, "linear": True, "init": "normal"}
-QUANTIZED, INTEGERS, RESULTS = "quantized", "integers", "mcu.json"
+QUANTIZED, INTEGERS, C, RESULTS = "quantized", "integers", "c", "mcu.json"
+_EXAMPLES = 10
 _CALIBRATION_BATCHES = 8
 _RECALIBRATION_BATCHES = 50
 
@@ -156,7 +162,25 @@ def _lower(
     integers = to_integer(quantized, mean=MEAN, std=STD, input_size=data.input_size)
     save_model(integers, folder / INTEGERS)
     results["integers"] = _top1(integers, images, labels)
+    results["c"] = _export(integers, folder / C, images[:_EXAMPLES])
     return results
+
+
+def _export(integers: IntegerNetwork, folder: Path, examples: Tensor) -> dict[str, Any]:
+    """What an inference costs, and where the tools are, on a core of the smallest kind."""
+    report = export_c(integers, folder, name="mnist", examples=examples)
+    print(report, flush=True)
+    if missing := missing_tools():
+        print(f"{', '.join(missing)} not found: not compiled for RISC-V", file=sys.stderr)
+        return report.to_dict()
+    comparison, cost = measure_on_riscv(integers, folder, "mnist", examples, RV32EC)
+    print(comparison)
+    print(
+        f"flash {cost.flash:,} bytes, memory {cost.memory + cost.stack:,} bytes with a stack of "
+        f"{cost.stack}, {cost.instructions:,} instructions an image",
+        flush=True,
+    )
+    return {**report.to_dict(), **dataclasses.asdict(cost), "equal": comparison.equal}
 
 
 def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -93,6 +93,7 @@ def quantize(
             already quantized model, or one that cannot be copied; calibration data that is empty,
             not finite or does not fit the model; unknown options.
     """
+    check_module(model)
     check_switch("inplace", inplace)
     ranges = check_same_ranges(Ranges(method, bits, filter_bits), model)
     if preparation_of(model) is None:

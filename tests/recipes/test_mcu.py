@@ -36,6 +36,12 @@ def test_a_run_with_a_teacher(
     printed = capsys.readouterr().out
     assert re.search(rf"on integers alone +{results['integers']:.2f}\n", printed)
 
+    assert (folder / "c" / "mnist.c").is_file()
+    if "flash" in results["c"]:
+        assert results["c"]["equal"] == 10
+        assert results["c"]["flash"] <= 16 * 1024
+        assert results["c"]["memory"] + results["c"]["stack"] <= 2048
+
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
     integers: Any = load_model(folder / "integers")
     quantized = load_model(micro_cnn(), folder / "quantized")
