@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import random
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from adderize.export.c.steps import Step
 
 ALIGNMENT = 4
+_SHUFFLES = 50
 _IN_PLACE = ("rescale", "clamp_bytes", "clamp_words")
 
 
@@ -37,7 +39,10 @@ class _Block:
 
 
 def plan_arena(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int]) -> Arena:
-    """Offsets by lifetimes: the largest first, each at the lowest place that is free.
+    """Offsets by lifetimes: one after the other, each at the lowest place that is free.
+
+    The order decides how well they fit: the largest first, the first or the last needed first, and
+    some that chance gives (the same for the same network) are tried.
 
     Args:
         sizes: of the buffers, in bytes.
@@ -49,22 +54,49 @@ def plan_arena(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[
         for position, step in enumerate(steps)
         if step.patch
     ]
-    offsets: dict[int, int] = {}
+    every = [*blocks, *patches]
+    least = max(
+        (
+            sum(_aligned(block.size) for block in every if block.first <= position <= block.last)
+            for position in range(len(steps))
+        ),
+        default=0,
+    )
+    best, size = dict[int, int](), sum(_aligned(block.size) for block in every) + 1
+    for order in _orders(every):
+        offsets = _placed(order)
+        end = max((_aligned(offsets[id(block)] + block.size) for block in every), default=0)
+        if end < size:
+            best, size = offsets, end
+        if size <= least:
+            break
+    return Arena(
+        size,
+        {buffer: best[id(block)] for block in blocks for buffer in block.buffers},
+        {block.first: best[id(block)] for block in patches},
+    )
+
+
+def _orders(blocks: Sequence[_Block]) -> Iterator[list[_Block]]:
+    yield sorted(blocks, key=lambda block: (-block.size, block.first, block.last))
+    yield sorted(blocks, key=lambda block: (block.first, -block.size))
+    yield sorted(blocks, key=lambda block: (-block.last, -block.size))
+    chance = random.Random(0)
+    for _ in range(_SHUFFLES):
+        yield chance.sample(blocks, len(blocks))
+
+
+def _placed(order: Sequence[_Block]) -> dict[int, int]:
+    """The offset of each block, by its identity."""
     placed: list[tuple[int, _Block]] = []
-    every = sorted([*blocks, *patches], key=lambda block: (-block.size, block.first, block.last))
-    for block in every:
+    for block in order:
         offset = 0
         for start, other in sorted(placed, key=lambda pair: pair[0]):
             apart = block.last < other.first or other.last < block.first
             if not apart and offset + block.size > start:
                 offset = max(offset, _aligned(start + other.size))
         placed.append((offset, block))
-        offsets[id(block)] = offset
-    return Arena(
-        max((_aligned(offset + block.size) for offset, block in placed), default=0),
-        {buffer: offsets[id(block)] for block in blocks for buffer in block.buffers},
-        {block.first: offsets[id(block)] for block in patches},
-    )
+    return {id(block): offset for offset, block in placed}
 
 
 def _blocks(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int]) -> list[_Block]:

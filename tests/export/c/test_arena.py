@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from adderize import adderize, recalibrate
 from adderize.export.c.network import Network
 from adderize.export.c.translation import Translation
+from adderize.integer import to_integer
+from adderize.models import micro_cnn
+from adderize.quantize import quantize
 from tests.export.c.random_networks import random_network
 
 IN_PLACE = ("rescale", "clamp_bytes", "clamp_words")
@@ -33,3 +38,17 @@ def test_no_step_writes_over_what_is_read_later(seed: int) -> None:
             for buffer in (written & needed) - {step.output.buffer}:
                 assert end <= spans[buffer][0] or spans[buffer][1] <= start
         written |= {step.output.buffer} & spans.keys()
+
+
+@pytest.mark.parametrize("brightest", [4.0, 3.9])
+def test_a_chain_of_layers_needs_what_two_neighbours_and_a_window_do(brightest: float) -> None:
+    """The largest first would not do: 12x12x5 and 4x4x48 in one place leave 6x6x20 none beside."""
+    model = adderize(micro_cnn(), stem=True, head=True, linear=True, init="normal")
+    images = torch.rand(8, 1, 28, 28) * brightest
+    images[:, 0, 0, :2] = torch.tensor([0.0, brightest])
+    recalibrate(model, [images])
+    quantized = quantize(model.eval(), [images], filter_bits=4)
+    integers = to_integer(quantized, mean=(0.0,), std=(0.25,), input_size=(1, 28, 28))
+    kinds = [instruction.kind for instruction in integers.program.instructions]
+    assert ("rescale" in kinds) == (brightest != 4)
+    assert Network.of(integers.program).arena.size == 720 + 768 + 180
