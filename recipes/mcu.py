@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adderize import AdaptiveLearningRate, load_model, recalibrate, save_model
 from adderize.data import load_mnist
-from adderize.data.distortion import DISTORTION
+from adderize.data.distortion import distortion
 from adderize.data.normalisation import MNIST
 from adderize.export import export_c
 from adderize.export.c.check import measure_on_riscv
@@ -73,6 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     tuning.add_argument("--trained", metavar="RUN", help="skip the training: a finished run of it")
     tuning.add_argument("--tuning-epochs", type=run.positive_int, default=10)
     tuning.add_argument("--tuning-lr", type=run.positive_float, default=0.02)
+    tuning.add_argument(
+        "--tuning-distortion",
+        type=run.non_negative_float,
+        default=0.5,
+        help="how much of the distortion is left: so small a network does not learn all of it",
+    )
     tuning.add_argument("--bits", type=run.positive_int, default=8, help="of activations")
     tuning.add_argument("--filter-bits", type=run.positive_int, default=4)
     tuning.add_argument("--method", default="mse", help="of quantize(): how ranges are found")
@@ -98,7 +104,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         run.choose_device(arguments)
         folder = run.prepare_folder(arguments, "mcu")
-    data = _load(arguments)
+    data = _load(arguments, arguments.tuning_distortion)
     model = load_model(micro_cnn(), Path(arguments.trained or folder) / "model")
     results = _lower(arguments, model, data, folder)
     run.write_json(folder / RESULTS, results)
@@ -106,9 +112,9 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def _load(arguments: argparse.Namespace) -> InMemoryImages:
+def _load(arguments: argparse.Namespace, strength: float = 1.0) -> InMemoryImages:
     dataset = load_mnist(arguments.data, 28)._replace(mean=MEAN, std=STD)
-    augment = DISTORTION if arguments.distort else None
+    augment = distortion(strength) if arguments.distort else None
     return InMemoryImages(dataset, arguments.batch_size, arguments.seed, augment=augment)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.data import load_mnist
-from adderize.data.distortion import DISTORTION
+from adderize.data.distortion import distortion
 from recipes import classifier, run
 from recipes.batches import ImageData, InMemoryImages
 from recipes.image_classifier import ImageClassifier
@@ -75,7 +75,7 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 def _load(arguments: argparse.Namespace) -> InMemoryImages:
     dataset = load_mnist(arguments.data, ARCHITECTURES[arguments.arch])
-    augment = DISTORTION if arguments.distort else None
+    augment = distortion() if arguments.distort else None
     return InMemoryImages(dataset, arguments.batch_size, arguments.seed, augment=augment)
 
 

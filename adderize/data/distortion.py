@@ -7,6 +7,7 @@ Convolutional Neural Networks Applied to Visual Document Analysis, ICDAR 2003).
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,15 @@ ELASTIC = 0.7
 KNOTS = 5
 
 
-def draw_distortions(count: int, generator: torch.Generator) -> Tensor:
+def draw_distortions(count: int, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """(count, 6 + 2 * 25) float32: an affine map by rows, then the displacements of 5x5 knots.
 
     All in the coordinates of ``grid_sample``, where an image reaches from -1 to 1.
+
+    Args:
+        strength: 0 leaves images as they are, 1 gives what the constants here say.
     """
-    uniform = 2 * torch.rand(count, 6, generator=generator) - 1
+    uniform = strength * (2 * torch.rand(count, 6, generator=generator) - 1)
     angle, scale_x, scale_y, shear = (
         uniform[:, :4] * torch.tensor([ROTATION, SCALE, SCALE, SHEAR])
     ).unbind(1)
@@ -38,7 +42,7 @@ def draw_distortions(count: int, generator: torch.Generator) -> Tensor:
         cos * (1 + scale_x), shear * cos - sin, shifts[:, 0],
         sin + shear, cos * (1 + scale_y), shifts[:, 1],
     ]  # fmt: skip
-    elastic = torch.randn(count, 2 * KNOTS**2, generator=generator) * ELASTIC / 14
+    elastic = torch.randn(count, 2 * KNOTS**2, generator=generator) * (strength * ELASTIC / 14)
     return torch.cat([torch.stack(rows, 1), elastic], 1)
 
 
@@ -59,4 +63,5 @@ def distort(images: Tensor, drawn: Tensor) -> Tensor:
     return seen.round_().clamp_(0, 255).to(torch.uint8)
 
 
-DISTORTION = Augmentation(draw_distortions, distort)
+def distortion(strength: float = 1.0) -> Augmentation:
+    return Augmentation(partial(draw_distortions, strength=strength), distort)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from adderize.data.distortion import DISTORTION, distort, draw_distortions
+from adderize.data.distortion import distort, distortion, draw_distortions
 
 
 def blots(count: int) -> torch.Tensor:
@@ -34,8 +34,8 @@ def test_shifts_are_in_pixels_and_every_image_has_its_own() -> None:
 
 def test_draws_are_small_and_follow_the_generator() -> None:
     drawn = draw_distortions(2000, torch.Generator().manual_seed(3))
-    assert torch.equal(drawn, DISTORTION.draw(2000, torch.Generator().manual_seed(3)))
-    images = DISTORTION.apply(blots(2000), drawn).float()
+    assert torch.equal(drawn, distortion().draw(2000, torch.Generator().manual_seed(3)))
+    images = distortion().apply(blots(2000), drawn).float()
     assert images.shape == (2000, 1, 28, 28)
     mass = images.flatten(1).sum(1) / blots(1).sum()
     assert float(mass.min()) > 0.6 and float(mass.max()) < 1.9
@@ -43,6 +43,15 @@ def test_draws_are_small_and_follow_the_generator() -> None:
     centre = (images.sum((1, 2)) * places).sum(1) / images.flatten(1).sum(1)
     assert float(centre.abs().max()) < 5 and 0.5 < float(centre.std()) < 2
     assert len(images.flatten(1).unique(dim=0)) == 2000
+
+
+def test_half_the_strength_goes_half_the_way() -> None:
+    whole, half, none = (
+        distortion(strength).draw(50, torch.Generator().manual_seed(1)) for strength in (1, 0.5, 0)
+    )
+    shifts = [2, 5, *range(6, 56)]
+    assert torch.allclose(half[:, shifts], whole[:, shifts] / 2)
+    assert torch.equal(distort(blots(50), none), blots(50))
 
 
 def test_sizes_other_than_28_and_bytes() -> None:
