@@ -12,6 +12,7 @@ from torch.utils.benchmark import Timer
 
 from adderize.ops import native
 from adderize.ops.choice import choose
+from adderize.progress import steps
 
 
 def side_by_side(
@@ -38,7 +39,7 @@ def side_by_side(
         for name, timer in timers.items()
     }
     best = dict.fromkeys(functions, float("inf"))
-    for _ in range(rounds):
+    for _ in steps(range(rounds), "rounds"):
         for name, timer in timers.items():
             best[name] = min(best[name], timer.timeit(numbers[name]).mean)
     return best
