@@ -108,6 +108,23 @@ typedef struct adderize_u8_epilogue {
 ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                                      const adderize_u8_epilogue *epilogue, int threads);
 
+/* The same pass with integers alone behind the distances, in 32-bit two's complement, where sums wrap around:
+ *
+ *   v = (acc * factor[co] + residual * residual_factor + bias[co]) >> fraction, rounded down, then within [low, high]
+ *
+ * `low` and `high` lie in 0..255 where the output is bytes. */
+typedef struct adderize_u8_shift_epilogue {
+  const int32_t *factor, *bias; /* (cout,) */
+  const void *residual;         /* of the output's shape, or null: int32 if int32_residual, else uint8 */
+  void *output;                 /* int32 if int32_output, else uint8 */
+  int32_t residual_factor, low, high;
+  int fraction; /* 0..31 */
+  int int32_residual, int32_output;
+} adderize_u8_shift_epilogue;
+
+ADDERIZE_API int adderize_forward_u8_shifted(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed,
+                                             int zero_point, const adderize_u8_shift_epilogue *epilogue, int threads);
+
 /* output[i] = input[i] * steps rounded half to even, plus zero_point, each in float32, then within [0, levels]; 0 for a NaN. steps
  * is positive, zero_point a finite integer, levels in 1..255. */
 ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output,

@@ -47,10 +47,19 @@ bool valid_pool(const adderize_shape *s) {
          small(s->n, s->c, s->h, s->w) && small(s->n, s->c, s->oh, s->ow);
 }
 
+bool valid_bytes(const adderize_shape *s, int zero_point, int threads) {
+  return valid(s) && s->c >= 1 && threads >= 1 && zero_point >= 0 && zero_point <= 255 &&
+         s->c / s->groups * s->kh * s->kw <= INT32_MAX / 255;
+}
+
 bool valid(const adderize_u8_epilogue *e) {
   if (!e || !(e->low <= e->high)) return false;
   return e->float_output ||
          (e->low >= 0 && e->high <= 255 && std::nearbyint(e->low) == e->low && std::nearbyint(e->high) == e->high);
+}
+
+bool valid(const adderize_u8_shift_epilogue *e) {
+  return e && e->low <= e->high && e->fraction >= 0 && e->fraction <= 31 && (e->int32_output || (e->low >= 0 && e->high <= 255));
 }
 
 Filters filters(const float *weight, const int64_t strides[4]) {
@@ -122,12 +131,18 @@ int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad
 
 int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                         const adderize_u8_epilogue *epilogue, int threads) {
-  if (!valid(shape) || shape->c < 1 || threads < 1 || zero_point < 0 || zero_point > 255 || !valid(epilogue))
-    return ADDERIZE_BAD_ARGUMENT;
-  if (shape->c / shape->groups * shape->kh * shape->kw > INT32_MAX / 255) return ADDERIZE_BAD_ARGUMENT;
+  if (!valid_bytes(shape, zero_point, threads) || !valid(epilogue)) return ADDERIZE_BAD_ARGUMENT;
   if (outputs(*shape) == 0) return ADDERIZE_OK;
   if (!input || !packed || !epilogue->output || !epilogue->scale || !epilogue->shift) return ADDERIZE_BAD_ARGUMENT;
-  return guarded([&] { active().bytes->forward(*shape, input, packed, zero_point, *epilogue, threads); });
+  return guarded([&] { active().bytes->forward(*shape, input, packed, zero_point, {epilogue, nullptr}, threads); });
+}
+
+int adderize_forward_u8_shifted(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
+                                const adderize_u8_shift_epilogue *epilogue, int threads) {
+  if (!valid_bytes(shape, zero_point, threads) || !valid(epilogue)) return ADDERIZE_BAD_ARGUMENT;
+  if (outputs(*shape) == 0) return ADDERIZE_OK;
+  if (!input || !packed || !epilogue->output || !epilogue->factor || !epilogue->bias) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { active().bytes->forward(*shape, input, packed, zero_point, {nullptr, epilogue}, threads); });
 }
 
 int adderize_to_bytes(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output, int threads) {

@@ -14,9 +14,15 @@ struct Filters {
   const float *tap(int64_t y, int64_t x) const { return data + y * stride[2] + x * stride[3]; }
 };
 
+// One of them is there.
+struct ByteEpilogue {
+  const adderize_u8_epilogue *scaled;
+  const adderize_u8_shift_epilogue *shifted;
+};
+
 // Compiled apart from the rest, without contraction.
 struct ByteKernels {
-  void (*forward)(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point, const adderize_u8_epilogue &,
+  void (*forward)(const adderize_shape &, const uint8_t *input, const uint8_t *packed, int zero_point, const ByteEpilogue &,
                   int threads);
   void (*to_bytes)(int64_t count, const float *input, float steps, float zero_point, int levels, uint8_t *output, int threads);
   void (*max_pool)(const adderize_shape &, const uint8_t *input, uint8_t *output, int threads);

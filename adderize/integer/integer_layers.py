@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize.integer.fixed_point import checked, dropped, factors_of, is_checking
+from adderize.integer.fixed_point import LIMIT, checked, dropped, factors_of, is_checking
 from adderize.integer.program import Instruction, Slot
 from adderize.ops.bytes import max_pool2d_bytes, pack
 
@@ -75,6 +75,7 @@ class _WithEpilogue(IntegerLayer):
 class _Adder(_WithEpilogue):
     weight: Tensor
     packed: Tensor
+    factor: Tensor
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
@@ -85,16 +86,37 @@ class _Adder(_WithEpilogue):
         weight = self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
         self._weight_shape = list(weight.shape)
         self.register_buffer("packed", pack(weight, self.groups))
-        self.register_buffer("_ones", torch.ones(len(weight), device="cpu"))
-        self.register_buffer("_zeros", torch.zeros(len(weight), device="cpu"))
+        self.register_buffer("factor", factors_of(self.shifts, self.signs).to(torch.int32))
+        self._other_factor = 0
+        if "other_shifts" in instruction.tensors:
+            self._other_factor = int(factors_of(self.other_shifts, self.other_signs))
 
-    def _distances(self, x: Tensor, padding: tuple[int, int] = (0, 0)) -> Tensor:
-        # A distance is below 2^24, so the float32 that the kernel writes is exact.
-        distances: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
-            x, self.packed, self._weight_shape, self._ones, self._zeros, None, 0.0, self.zero,
-            self.stride, padding, self.dilation, self.groups, -math.inf, math.inf, True,
+    def _conv(
+        self, x: Tensor, other: Tensor | None = None, padding: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """(N, Cin, H, W) -> (N, C, OH, OW), epilogue included."""
+        if is_checking():
+            ones, zeros = torch.ones_like(self.bias), torch.zeros_like(self.bias)
+            everything = (-LIMIT, LIMIT, True)
+            distances = self._shifted(x, padding, (ones, zeros, None, 0), 0, everything)
+            return self._finished(distances, other, 1)
+        scales = (self.factor, self.bias, other, self._other_factor)
+        limits = (self.low, self.high, self.dtype == torch.int32)
+        return self._shifted(x, padding, scales, self.fraction, limits)
+
+    def _shifted(
+        self,
+        x: Tensor,
+        padding: tuple[int, int],
+        scales: tuple[Tensor, Tensor, Tensor | None, int],
+        fraction: int,
+        limits: tuple[int, int, bool],
+    ) -> Tensor:
+        result: Tensor = torch.ops.adderize.adder_conv2d_u8_shifted(
+            x, self.packed, self._weight_shape, *scales, self.zero,
+            self.stride, padding, self.dilation, self.groups, fraction, *limits,
         )  # fmt: skip
-        return distances.to(torch.int32)
+        return result
 
 
 class IntegerAdderConv(_Adder):
@@ -104,16 +126,17 @@ class IntegerAdderConv(_Adder):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         left, right, top, bottom = self.padding
         if self.padding_mode == "constant" and left == right and top == bottom:
-            return self._finished(self._distances(x, (top, left)), other, 1)
+            return self._conv(x, other, (top, left))
         zero = self.zero if self.padding_mode == "constant" else None
-        x = F.pad(x, self.padding, self.padding_mode, zero)
-        return self._finished(self._distances(x), other, 1)
+        return self._conv(F.pad(x, self.padding, self.padding_mode, zero), other)
 
 
 class IntegerAdderLinear(_Adder):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        distances = self._distances(x.reshape(-1, x.shape[-1], 1, 1))
-        return self._finished(distances.reshape(len(x), *self.shape), other, -1)
+        rows = x.reshape(-1, x.shape[-1], 1, 1)
+        if other is not None:
+            other = other.reshape(-1, self.shape[-1], 1, 1)
+        return self._conv(rows, other).reshape(len(x), *self.shape)
 
 
 class _Product(IntegerLayer):
@@ -150,6 +173,12 @@ class IntegerShiftConv(_Product):
     dilation: tuple[int, int]
     groups: int
     padding_mode: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        # So many images at once that their patches in float64 stay in the cache.
+        patches = self.shifts[0, 0].numel() * math.prod(self.shape[1:])
+        parts = x.split(max(2**17 // patches, 1))
+        return torch.cat([_Product.forward(self, part) for part in parts])
 
     def _padded(self, x: Tensor) -> Tensor:
         if not any(self.padding):

@@ -47,6 +47,7 @@ def register() -> None:
     counter.register_flop_formula(ops.adder_conv2d)(_forward)
     counter.register_flop_formula(ops.adder_conv2d_u8)(_forward)
     counter.register_flop_formula(ops.adder_conv2d_u8_packed)(_forward_packed)
+    counter.register_flop_formula(ops.adder_conv2d_u8_shifted)(_forward_packed)
     counter.register_flop_formula(ops.adder_conv2d_input_gradient)(_input_gradient)
     counter.register_flop_formula(ops.adder_conv2d_weight_gradient)(_weight_gradient)
     counter.register_flop_formula(ops.binary_conv2d)(_binary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,23 @@ class Requantization(NamedTuple):
     @property
     def output_dtype(self) -> torch.dtype:
         return torch.float32 if self.float_output else torch.uint8
+
+
+class Shifting(NamedTuple):
+    """How an integer distance becomes another integer, see `reference/bytes.py`."""
+
+    factor: Tensor
+    bias: Tensor
+    residual: Tensor | None
+    residual_factor: int
+    fraction: int
+    low: int
+    high: int
+    int32_output: bool
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return torch.int32 if self.int32_output else torch.uint8
 
 
 class Window(NamedTuple):
@@ -122,6 +139,21 @@ def accept_packed(
     return input, packed, tuple(weight_shape), *checked  # type: ignore[return-value]
 
 
+def accept_shifted(
+    input: Tensor, packed: Tensor, weight_shape: Sequence[int], *arguments: Any
+) -> tuple[Tensor, Tensor, Shape, int, Geometry, Shifting]:
+    """As :func:`accept_packed`, with integers behind the distances."""
+    factor, bias, residual, residual_factor, zero_point, *rest = arguments
+    *geometry, fraction, low, high, int32_output = rest
+    after = Shifting(factor, bias, residual, residual_factor, fraction, low, high, int32_output)
+    record = _record(*geometry)
+    others = {"factor": factor, "bias": bias, "residual": residual}
+    shape = _check_bytes(input, packed, weight_shape, record, zero_point, others)
+    _check_shifting(after, shape)
+    check_packed(packed, weight_shape, record.groups)
+    return input, packed, tuple(weight_shape), zero_point, record, after  # type: ignore[return-value]
+
+
 def accept_to_bytes(
     input: Tensor, scale: float, zero_point: int, levels: int
 ) -> tuple[Tensor, float, int, int]:
@@ -193,39 +225,79 @@ def _checked_bytes(
     *geometry, low, high, float_output = rest
     after = Requantization(scale, shift, residual, residual_scale, low, high, float_output)
     record = _record(*geometry)
-    shape = record.output_shape(input.shape, weight_shape)
+    others = {"scale": scale, "shift": shift, "residual": residual}
+    shape = _check_bytes(input, filters, weight_shape, record, zero_point, others)
+    _check_requantization(after, shape)
+    return zero_point, record, after
+
+
+def _check_bytes(
+    input: Tensor,
+    filters: Tensor,
+    weight_shape: Sequence[int],
+    geometry: Geometry,
+    zero_point: int,
+    others: Mapping[str, Tensor | None],
+) -> Shape:
+    """What all ops on bytes ask for; the output's shape, which a residual among the others has."""
+    shape = geometry.output_shape(input.shape, weight_shape)
     taps = weight_shape[1] * weight_shape[2] * weight_shape[3]
     if taps > MOST_TAPS:
         raise AdderizeError(f"a filter has {taps} taps; 32 bits hold the sum of {MOST_TAPS}")
-    for name, tensor in (("input", input), ("the filters", filters), ("residual", residual)):
-        if tensor is not None and tensor.dtype is not torch.uint8:
+    for name, tensor in (("input", input), ("the filters", filters)):
+        if tensor.dtype is not torch.uint8:
             raise AdderizeError(f"{name}: found dtype {tensor.dtype}, expected torch.uint8")
-    _check_requantization(after, shape)
-    for tensor in (filters, scale, shift, residual):
-        if tensor is not None and tensor.device != input.device:
+    residual = others["residual"]
+    if residual is not None and residual.shape != shape:
+        raise AdderizeError(
+            f"residual: found shape {tuple(residual.shape)}, expected the output's {shape}"
+        )
+    for other in (filters, *others.values()):
+        if other is not None and other.device != input.device:
             raise AdderizeError(
                 f"input is on {input.device}, another tensor is not: move all to one device"
             )
     if not 0 <= zero_point <= 255:
         raise AdderizeError(f"zero_point is {zero_point}; expected an integer in [0, 255]")
-    return zero_point, record, after
+    return shape
 
 
 def _check_requantization(after: Requantization, shape: Shape) -> None:
     scale, shift, residual, _, low, high, float_output = after
     for name, tensor in (("scale", scale), ("shift", shift)):
-        if tensor.dtype is not torch.float32 or tensor.shape != (shape[1],):
-            raise AdderizeError(
-                f"{name}: found dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected "
-                f"torch.float32 and ({shape[1]},), a number for each filter"
-            )
-    if residual is not None and residual.shape != shape:
-        raise AdderizeError(
-            f"residual: found shape {tuple(residual.shape)}, expected the output's {shape}"
-        )
+        _check_by_filter(name, tensor, torch.float32, shape)
+    if residual is not None and residual.dtype is not torch.uint8:
+        raise AdderizeError(f"residual: found dtype {residual.dtype}, expected torch.uint8")
     if not low <= high:
         raise AdderizeError(f"low is {low} and high {high}; expected low <= high")
     if not float_output and (low < 0 or high > 255 or low % 1 or high % 1):
         raise AdderizeError(
             f"low is {low} and high {high}; bytes are clamped to integers in [0, 255]"
+        )
+
+
+def _check_shifting(after: Shifting, shape: Shape) -> None:
+    factor, bias, residual, _, fraction, low, high, int32_output = after
+    for name, tensor in (("factor", factor), ("bias", bias)):
+        _check_by_filter(name, tensor, torch.int32, shape)
+    if residual is not None and residual.dtype not in (torch.uint8, torch.int32):
+        raise AdderizeError(
+            f"residual: found dtype {residual.dtype}, expected torch.uint8 or torch.int32"
+        )
+    if not 0 <= fraction <= 31:
+        raise AdderizeError(f"fraction is {fraction}; expected 0 to 31 bits")
+    if not low <= high:
+        raise AdderizeError(f"low is {low} and high {high}; expected low <= high")
+    least, most = (-(2**31), 2**31 - 1) if int32_output else (0, 255)
+    if low < least or high > most:
+        raise AdderizeError(f"low is {low} and high {high}; expected integers in [{least}, {most}]")
+    if not -(2**31) <= after.residual_factor < 2**31:
+        raise AdderizeError(f"residual_factor is {after.residual_factor}; expected 32 bits")
+
+
+def _check_by_filter(name: str, tensor: Tensor, dtype: torch.dtype, shape: Shape) -> None:
+    if tensor.dtype is not dtype or tensor.shape != (shape[1],):
+        raise AdderizeError(
+            f"{name}: found dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected "
+            f"{dtype} and ({shape[1]},), a number for each filter"
         )

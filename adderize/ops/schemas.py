@@ -1,7 +1,8 @@
 """The registry of the ops: every schema, with what it accepts and its result on fake tensors.
 
     adder_conv2d              Y = -sum |x - F| of floats; its two gradients are ops of their own
-    adder_conv2d_u8           the same of bytes; "packed" takes filters in the kernels' own order
+    adder_conv2d_u8           the same of bytes; "packed" takes filters in the kernels' own order,
+                              "shifted" those, and integers instead of scales behind the distances
     to_bytes, max_pool2d_u8   what stands between layers on bytes
     binary_conv2d             XNOR-Net's convolution, and its two gradients
 
@@ -21,7 +22,7 @@ from adderize.ops import operands as accepted
 from adderize.ops import reference
 from adderize.ops.formats import memory_format, output_dtype
 from adderize.ops.geometry import Geometry
-from adderize.ops.operands import Requantization, Window
+from adderize.ops.operands import Requantization, Shifting, Window
 
 
 class Op(NamedTuple):
@@ -69,7 +70,7 @@ def _packed(
     weight_shape: Sequence[int],
     zero_point: int,
     geometry: Geometry,
-    after: Requantization,
+    after: Requantization | Shifting,
 ) -> Tensor:
     return torch.empty(
         geometry.output_shape(input.shape, weight_shape),
@@ -98,6 +99,10 @@ _BYTES = (
     "Tensor scale, Tensor shift, Tensor? residual, float residual_scale, int zero_point, "
     f"{_GEOMETRY}, float low, float high, bool float_output"
 )
+_SHIFTED = (
+    "Tensor factor, Tensor bias, Tensor? residual, int residual_factor, int zero_point, "
+    f"{_GEOMETRY}, int fraction, int low, int high, bool int32_output"
+)
 
 OPS = {
     "adder_conv2d": Op(f"{_FLOATS}, str gradient", accepted.accept_adder, _adder),
@@ -117,6 +122,11 @@ OPS = {
     "adder_conv2d_u8_packed": Op(
         f"Tensor input, Tensor packed, int[4] weight_shape, {_BYTES}",
         accepted.accept_packed,
+        _packed,
+    ),
+    "adder_conv2d_u8_shifted": Op(
+        f"Tensor input, Tensor packed, int[4] weight_shape, {_SHIFTED}",
+        accepted.accept_shifted,
         _packed,
     ),
     "to_bytes": Op(

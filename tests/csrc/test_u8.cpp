@@ -1,6 +1,7 @@
 // The kernels on bytes against a naive loop, to the bit, without Python: meant for AddressSanitizer and UBSan. Everything is
 // allocated to the byte.
 #include <algorithm>
+#include <cstdint>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -104,10 +105,10 @@ std::vector<uint8_t> pack(const Problem &p) {
   return out;
 }
 
-std::vector<float> naive(const Problem &p) {
+std::vector<int32_t> distances(const Problem &p) {
   const adderize_shape &s = p.s;
   const int64_t cg = s.c / s.groups, og = s.cout / s.groups;
-  std::vector<float> out;
+  std::vector<int32_t> out;
   for (int64_t n = 0; n < s.n; ++n)
     for (int64_t oy = 0; oy < s.oh; ++oy)
       for (int64_t ox = 0; ox < s.ow; ++ox)
@@ -120,21 +121,27 @@ std::vector<float> naive(const Problem &p) {
                               x = ox * s.stride_w - s.padding_w + kx * s.dilation_w;
                 sum += int32_t(std::abs(p.at_x(n, co / og * cg + i, y, x) - p.w[p.w_index(co, i, ky, kx)]));
               }
-          // Through volatile variables: the driver itself must not fuse.
-          volatile float v = float(sum) * p.scale[size_t(co)];
-          v = v + p.shift[size_t(co)];
-          if (!p.residual.empty()) {
-            volatile float added = p.epilogue.residual_scale * float(p.residual[out.size()]);
-            v = v + added;
-          }
-          const float clamped = std::fmin(p.epilogue.high, std::fmax(p.epilogue.low, v));
-          out.push_back(p.epilogue.float_output ? clamped : std::nearbyint(clamped));
+          out.push_back(sum);
         }
   return out;
 }
 
+// What becomes of the distance that is output i.
+float scaled(const Problem &p, size_t i, int32_t sum) {
+  const size_t co = i % size_t(p.s.cout);
+  // Through volatile variables: the driver itself must not fuse.
+  volatile float v = float(sum) * p.scale[co];
+  v = v + p.shift[co];
+  if (!p.residual.empty()) {
+    volatile float added = p.epilogue.residual_scale * float(p.residual[i]);
+    v = v + added;
+  }
+  const float clamped = std::fmin(p.epilogue.high, std::fmax(p.epilogue.low, v));
+  return p.epilogue.float_output ? clamped : std::nearbyint(clamped);
+}
+
 void check(Problem &p) {
-  const std::vector<float> expected = naive(p);
+  const std::vector<int32_t> sums = distances(p);
   const std::vector<uint8_t> packed = pack(p);
   std::vector<uint8_t> small(p.epilogue.float_output ? 0 : p.outputs(), 99);
   std::vector<float> large(p.epilogue.float_output ? p.outputs() : 0, NAN);
@@ -142,10 +149,68 @@ void check(Problem &p) {
   p.epilogue.output = p.epilogue.float_output ? static_cast<void *>(large.data()) : small.data();
   const int status = adderize_forward_u8(&p.s, p.x.data(), packed.data(), p.zero_point, &p.epilogue, int(pick(1, 3)));
   expect("the forward pass on bytes failed", status == ADDERIZE_OK);
-  for (size_t i = 0; i < expected.size(); ++i)
-    if ((p.epilogue.float_output ? large[i] : float(small[i])) != expected[i])
+  for (size_t i = 0; i < sums.size(); ++i)
+    if ((p.epilogue.float_output ? large[i] : float(small[i])) != scaled(p, i, sums[i]))
       return expect("the forward pass on bytes is wrong", false);
   expect("", true);
+}
+
+// Any factors at all: sums that leave 32 bits wrap around.
+void check_shifted(const Problem &p) {
+  const std::vector<int32_t> sums = distances(p);
+  const std::vector<uint8_t> packed = pack(p);
+  const auto integers = [](size_t count, int64_t most) {
+    std::vector<int32_t> values(count);
+    for (int32_t &v : values) v = int32_t(pick(-most, most));
+    return values;
+  };
+  const int64_t most = pick(0, 3) ? 1 << 12 : INT32_MAX;
+  const std::vector<int32_t> factor = integers(size_t(p.s.cout), most), bias = integers(size_t(p.s.cout), INT32_MAX),
+                             wide = integers(p.outputs(), INT32_MAX);
+  const int kind = int(pick(0, 2)), fraction = int(pick(0, 31));
+  const bool large = pick(0, 1);
+  const int32_t low = large ? int32_t(pick(INT32_MIN, 0)) : int32_t(pick(0, 99));
+  const int32_t high = large ? int32_t(pick(0, INT32_MAX)) : int32_t(pick(99, 255));
+  const std::vector<uint8_t> narrow = noise(int64_t(p.outputs()));
+  const void *residuals[] = {nullptr, narrow.data(), wide.data()};
+  std::vector<uint8_t> bytes(large ? 0 : p.outputs(), 99);
+  std::vector<int32_t> words(large ? p.outputs() : 0, 99);
+  void *output = large ? static_cast<void *>(words.data()) : bytes.data();
+  const int32_t residual_factor = int32_t(pick(-most, most));
+  const adderize_u8_shift_epilogue e = {factor.data(), bias.data(), residuals[kind], output,    residual_factor,
+                                        low,           high,        fraction,        kind == 2, large};
+  expect("the shifted forward pass failed",
+         adderize_forward_u8_shifted(&p.s, p.x.data(), packed.data(), p.zero_point, &e, int(pick(1, 3))) == ADDERIZE_OK);
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const size_t co = i % size_t(p.s.cout);
+    const int64_t residual = kind == 0 ? 0 : kind == 1 ? narrow[i] : wide[i];
+    const int64_t total = int64_t(sums[i]) * factor[co] + residual * residual_factor + bias[co];
+    const int32_t v = int32_t(uint32_t(uint64_t(total))) >> fraction;
+    if ((large ? words[i] : int32_t(bytes[i])) != std::min(high, std::max(low, v)))
+      return expect("the shifted forward pass is wrong", false);
+  }
+}
+
+void check_refusals_of_shifts() {
+  Problem p = random_problem();
+  const std::vector<uint8_t> packed = pack(p);
+  const std::vector<int32_t> factors(size_t(p.s.cout), 1);
+  std::vector<int32_t> y(p.outputs());
+  const adderize_u8_shift_epilogue good = {factors.data(), factors.data(), nullptr, y.data(), 0, 0, 255, 3, 0, 1};
+  const auto status = [&](const adderize_u8_shift_epilogue &e, int threads) {
+    return adderize_forward_u8_shifted(&p.s, p.x.data(), packed.data(), 0, &e, threads);
+  };
+  expect("a good epilogue failed", status(good, 1) == ADDERIZE_OK);
+  expect("no threads are taken", status(good, 0) == ADDERIZE_BAD_ARGUMENT);
+  adderize_u8_shift_epilogue e = good;
+  e.fraction = 32;
+  expect("32 fraction bits are taken", status(e, 1) == ADDERIZE_BAD_ARGUMENT);
+  e = good, e.low = 256;
+  expect("empty bounds are taken", status(e, 1) == ADDERIZE_BAD_ARGUMENT);
+  e = good, e.int32_output = 0, e.high = 256;
+  expect("a byte of 256 is taken", status(e, 1) == ADDERIZE_BAD_ARGUMENT);
+  e = good, e.factor = nullptr;
+  expect("no factors are taken", status(e, 1) == ADDERIZE_BAD_ARGUMENT);
 }
 
 // 100,000 taps of the largest distance.
@@ -261,11 +326,13 @@ int main(int argc, char **argv) {
     for (int i = 0; i < rounds; ++i) {
       Problem p = random_problem();
       check(p);
+      check_shifted(p);
       check_to_bytes();
       check_max_pool();
     }
     check_longest();
     check_refusals();
+    check_refusals_of_shifts();
   }
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures != 0;

@@ -7,8 +7,8 @@
 namespace adderize {
 namespace {
 
-void forward_u8(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point,
-                const adderize_u8_epilogue &epilogue, int threads) {
+void forward_u8(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point, const ByteEpilogue &epilogue,
+                int threads) {
   const ByteLayer layer = {s, input, packed, uint8_t(zero_point), epilogue};
   (s.groups > 1 && s.c == s.groups ? forward_u8_depthwise : forward_u8_blocks)(layer, threads);
 }

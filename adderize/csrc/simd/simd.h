@@ -17,6 +17,12 @@ constexpr bool few_tiles = true;
 constexpr bool few_tiles = false;
 #endif
 
+// Moves do not look at what they move.
+ADDERIZE_INLINE ivec load_integers(const int32_t *p, int64_t count) {
+  return (ivec)load(reinterpret_cast<const float *>(p), count);
+}
+ADDERIZE_INLINE void store_integers(int32_t *p, ivec v, int64_t count) { store(reinterpret_cast<float *>(p), (vec)v, count); }
+
 // A sum of numbers and the sum of their magnitudes.
 struct Sums {
   vec plain, magnitude;

@@ -7,6 +7,7 @@ torch.get_num_threads().
 from adderize.ops.native.bytes import (
     adder_conv2d_u8,
     adder_conv2d_u8_packed,
+    adder_conv2d_u8_shifted,
     max_pool2d_u8,
     to_bytes,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "adder_conv2d_input_gradient",
     "adder_conv2d_u8",
     "adder_conv2d_u8_packed",
+    "adder_conv2d_u8_shifted",
     "adder_conv2d_weight_gradient",
     "available",
     "info",

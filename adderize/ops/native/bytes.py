@@ -7,8 +7,15 @@ from torch import Tensor
 
 from adderize.ops.formats import nhwc
 from adderize.ops.geometry import Geometry, Shape
-from adderize.ops.native.library import EpilogueStruct, call, pooling_shape, shape_of
-from adderize.ops.operands import Requantization, Window
+from adderize.ops.native.library import (
+    EpilogueStruct,
+    ShapeStruct,
+    ShiftEpilogueStruct,
+    call,
+    pooling_shape,
+    shape_of,
+)
+from adderize.ops.operands import Requantization, Shifting, Window
 from adderize.ops.packing import pack
 
 
@@ -29,14 +36,9 @@ def adder_conv2d_u8_packed(
     after: Requantization,
 ) -> Tensor:
     """(N, Cout, OH, OW), uint8 or float32, channels_last."""
-    output = torch.empty(
-        geometry.output_shape(input.shape, weight_shape),
-        dtype=after.output_dtype,
-        device="cpu",
-        memory_format=torch.channels_last,
-    )
-    image, residual = nhwc(input), None if after.residual is None else nhwc(after.residual)
-    filters, scale, shift = packed.contiguous(), after.scale.contiguous(), after.shift.contiguous()
+    output = _output(input, weight_shape, geometry, after.output_dtype)
+    residual = None if after.residual is None else nhwc(after.residual)
+    scale, shift = after.scale.contiguous(), after.shift.contiguous()
     epilogue = EpilogueStruct(
         scale.data_ptr(),
         shift.data_ptr(),
@@ -47,16 +49,56 @@ def adder_conv2d_u8_packed(
         after.high,
         after.float_output,
     )
-    call(
-        "adderize_forward_u8",
-        shape_of(input.shape, weight_shape, geometry),
-        image.data_ptr(),
-        filters.data_ptr(),
-        zero_point,
-        epilogue,
-        torch.get_num_threads(),
-    )
+    shape = shape_of(input.shape, weight_shape, geometry)
+    _forward("adderize_forward_u8", shape, input, packed, zero_point, epilogue)
     return output
+
+
+def adder_conv2d_u8_shifted(
+    input: Tensor,
+    packed: Tensor,
+    weight_shape: Shape,
+    zero_point: int,
+    geometry: Geometry,
+    after: Shifting,
+) -> Tensor:
+    """(N, Cout, OH, OW), uint8 or int32, channels_last."""
+    output = _output(input, weight_shape, geometry, after.output_dtype)
+    residual = None if after.residual is None else nhwc(after.residual)
+    factor, bias = after.factor.contiguous(), after.bias.contiguous()
+    epilogue = ShiftEpilogueStruct(
+        factor.data_ptr(),
+        bias.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        output.data_ptr(),
+        after.residual_factor,
+        after.low,
+        after.high,
+        after.fraction,
+        residual is not None and residual.dtype is torch.int32,
+        after.int32_output,
+    )
+    shape = shape_of(input.shape, weight_shape, geometry)
+    _forward("adderize_forward_u8_shifted", shape, input, packed, zero_point, epilogue)
+    return output
+
+
+def _output(input: Tensor, weight_shape: Shape, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    shape = geometry.output_shape(input.shape, weight_shape)
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
+
+
+def _forward(
+    name: str,
+    shape: ShapeStruct,
+    input: Tensor,
+    packed: Tensor,
+    zero_point: int,
+    epilogue: EpilogueStruct | ShiftEpilogueStruct,
+) -> None:
+    image, filters = nhwc(input), packed.contiguous()
+    pointers = image.data_ptr(), filters.data_ptr()
+    call(name, shape, *pointers, zero_point, epilogue, torch.get_num_threads())
 
 
 def to_bytes(input: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:

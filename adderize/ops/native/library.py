@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int64
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64
 from pathlib import Path
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
@@ -61,6 +61,16 @@ class EpilogueStruct(ctypes.Structure):
     ]
 
 
+class ShiftEpilogueStruct(ctypes.Structure):
+    """`adderize_u8_shift_epilogue` of adderize.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("factor", "bias", "residual", "output")),
+        *((name, c_int32) for name in ("residual_factor", "low", "high")),
+        *((name, c_int) for name in ("fraction", "int32_residual", "int32_output")),
+    ]
+
+
 class _NotBuiltError(Exception):
     """Why there is no library, in one sentence."""
 
@@ -76,6 +86,9 @@ _SIGNATURES: dict[str, list[object]] = {
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
     "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(EpilogueStruct), c_int],
+    "adderize_forward_u8_shifted": [
+        *(_SHAPE, _BYTES, _BYTES, c_int, POINTER(ShiftEpilogueStruct), c_int)
+    ],
     "adderize_to_bytes": [c_int64, _FLOATS, c_float, c_float, c_int, _BYTES, c_int],
     "adderize_max_pool_u8": [_SHAPE, _BYTES, _BYTES, c_int],
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
@@ -110,6 +123,11 @@ def _open(path: Path) -> ctypes.CDLL:
         raise AdderizeError(
             f"the native library {path} has ABI version {found} but this adderize needs "
             f"{ABI_VERSION}: reinstall it (`pip install -e .` in a checkout)"
+        )
+    if missing := [name for name in _SIGNATURES if not hasattr(library, name)]:
+        raise AdderizeError(
+            f"the native library {path} is older than this adderize, it lacks {missing[0]}: "
+            "reinstall it (`pip install -e .` in a checkout)"
         )
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = arguments

@@ -8,6 +8,7 @@ from adderize.ops.reference.binary import (
 from adderize.ops.reference.bytes import (
     adder_conv2d_u8,
     adder_conv2d_u8_packed,
+    adder_conv2d_u8_shifted,
     max_pool2d_u8,
     to_bytes,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "adder_conv2d_input_gradient",
     "adder_conv2d_u8",
     "adder_conv2d_u8_packed",
+    "adder_conv2d_u8_shifted",
     "adder_conv2d_weight_gradient",
     "binary_conv2d",
     "binary_conv2d_input_gradient",

@@ -13,6 +13,13 @@ nearest, in this order, none fused with another: all implementations agree to th
     float_output=False    uint8: v rounded half to even, then clamped to the integers [low, high]
     float_output=True     float32: v clamped to [low, high], which may be infinite
 
+`adder_conv2d_u8_shifted` stays with integers, in 32-bit two's complement, where sums wrap around:
+
+    v = (acc * factor[c] + residual * residual_factor + bias[c]) >> fraction       rounded down
+
+clamped to [low, high], uint8 or int32; `factor` and `bias` are (Cout,) int32, `residual` is uint8
+or int32.
+
 A ReLU is low = the output's zero point (or 0.0 of a float). Outputs are channels_last.
 """
 
@@ -26,7 +33,7 @@ from torch import Tensor
 
 from adderize.ops.formats import nhwc
 from adderize.ops.geometry import Geometry, Shape
-from adderize.ops.operands import Requantization, Window
+from adderize.ops.operands import Requantization, Shifting, Window
 from adderize.ops.packing import unpack
 from adderize.ops.reference.floats import adder_conv2d
 
@@ -57,6 +64,25 @@ def adder_conv2d_u8_packed(
     """The same for filters that `packing.pack` has packed."""
     weight = unpack(packed, weight_shape, geometry.groups)
     return adder_conv2d_u8(input, weight, zero_point, geometry, after)
+
+
+def adder_conv2d_u8_shifted(
+    input: Tensor,
+    packed: Tensor,
+    weight_shape: Shape,
+    zero_point: int,
+    geometry: Geometry,
+    after: Shifting,
+) -> Tensor:
+    """Integers from the distances: (N, Cout, OH, OW), uint8 or int32."""
+    weight, channels = unpack(packed, weight_shape, geometry.groups), (1, -1, 1, 1)
+    v = _distances(input, weight, zero_point, geometry).long()
+    v = v * after.factor.view(channels) + after.bias.view(channels)
+    if after.residual is not None:
+        v += after.residual.long() * after.residual_factor
+    v = ((v + 2**31) % 2**32 - 2**31) >> after.fraction
+    v.clamp_(after.low, after.high)
+    return v.to(after.output_dtype, memory_format=torch.channels_last)
 
 
 def _distances(input: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
