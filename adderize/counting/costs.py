@@ -60,7 +60,8 @@ class CostTable:
         return {kind: source for kind, source in self.sources.items() if counts[kind]}
 
 
-# Horowitz's table has no shifts; these are as quoted, see docs/counting.md. Where numbers are floats, theirs is that of integers as wide.
+# Horowitz's table has no shifts; these are as quoted, see docs/counting.md. Where numbers are
+# floats, theirs is that of integers as wide.
 _SHIFTS = "H. You et al., ShiftAddLLM, NeurIPS 2024, table 1: a shift of {bits} bits, 45 nm"
 
 

@@ -40,6 +40,12 @@ def test_a_stale_library_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyP
 
 
 @built
+def test_what_an_older_library_lacks_is_named() -> None:
+    with pytest.raises(AdderizeError, match=r"it lacks adderize_dream: reinstall it"):
+        library.call("adderize_dream")
+
+
+@built
 def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADDERIZE_CPU", "portable")
     assert choice.choose("cpu").reason.startswith("native kernels for portable from")

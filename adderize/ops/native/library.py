@@ -124,13 +124,9 @@ def _open(path: Path) -> ctypes.CDLL:
             f"the native library {path} has ABI version {found} but this adderize needs "
             f"{ABI_VERSION}: reinstall it (`pip install -e .` in a checkout)"
         )
-    if missing := [name for name in _SIGNATURES if not hasattr(library, name)]:
-        raise AdderizeError(
-            f"the native library {path} is older than this adderize, it lacks {missing[0]}: "
-            "reinstall it (`pip install -e .` in a checkout)"
-        )
     for name, arguments in _SIGNATURES.items():
-        getattr(library, name).argtypes = arguments
+        if hasattr(library, name):  # a library of the same ABI version may be older
+            getattr(library, name).argtypes = arguments
     for name in ("adderize_active_cpu", "adderize_available_cpus"):
         getattr(library, name).restype = c_char_p
     return library
@@ -178,7 +174,13 @@ def kernels() -> ctypes.CDLL:
 
 def call(name: str, *arguments: object) -> None:
     """Call a function of the library that returns a status."""
-    status = getattr(kernels(), name)(*arguments)
+    function = getattr(kernels(), name, None)
+    if function is None:
+        raise AdderizeError(
+            f"the native library {_path()} is older than this adderize, it lacks {name}: reinstall "
+            "it (`pip install -e .` in a checkout)"
+        )
+    status = function(*arguments)
     if status == 2:
         raise MemoryError(f"{name}: no memory for its working buffers")
     if status == 1:
