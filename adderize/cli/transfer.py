@@ -69,10 +69,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method", choices=("match", "reconstruct"), default="reconstruct",
         help="reconstruct (default) fits each layer to the trained one; match takes seconds",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=300, help="of reconstruct, a layer (300)")
+    parser.add_argument("--steps", type=int, default=300, help="steps for each layer (300)")
     parser.add_argument(
-        "--images", type=int, default=2048, metavar="N", help="to match and reconstruct on (2048)"
-    )
+        "--images", type=int, default=2048, metavar="N",
+        help="images to match or reconstruct on (2048)",
+    )  # fmt: skip
     parser.add_argument(
         "--labels", action="store_true",
         help="use the data's labels: for top-1 in the table and for --epochs",
@@ -80,17 +81,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tuning = parser.add_argument_group("fine-tuning")
     tuning.add_argument(
         "--epochs", type=int, default=0, metavar="N",
-        help="over the training images (0); without --labels the trained network's outputs are "
-        "the targets",
+        help="passes over the training images (0); without --labels the trained network's outputs "
+        "are the targets",
     )  # fmt: skip
-    tuning.add_argument("--lr", type=float, default=0.03, help="falls to 0 along a half cosine")
-    tuning.add_argument("--eta", type=float, default=0.1, help="of the adaptive rate")
+    tuning.add_argument("--lr", type=float, default=0.03, help="learning rate at the start (0.03)")
+    tuning.add_argument(
+        "--eta", type=float, default=0.1, help="root mean square of the filters' gradients (0.1)"
+    )
     tuning.add_argument("--batch-size", type=int, default=128)
     tuning.add_argument(
         "--no-flip", dest="flip", action="store_false", help="never mirror images (digits, text)"
     )
     parser.add_argument(
-        "--test-images", type=int, default=2000, metavar="N", help="to compare on (2000)"
+        "--test-images", type=int, default=2000, metavar="N", help="images to compare on (2000)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None, help="such as cpu or cuda (cuda where there is)")

@@ -98,8 +98,8 @@ def reconstruct(
 
     Args:
         model, teacher, batches, images, memory, gradient, state, progress: as for :func:`match`.
-        steps: of Adam, a layer.
-        batch_size: images a step.
+        steps: number of Adam steps for each layer.
+        batch_size: images in one step.
         seed: picks the images of each step.
 
     Returns:

@@ -35,12 +35,12 @@ def fit_filters(
         layer: without norm and bias, with the gradient ``"sign"``.
         chunks: the images in parts that fit the memory, in each of which an equal share of the
             steps is made.
-        count: of the chunks.
-        steps: of Adam.
-        share: of the images that a step sees.
-        generator: of the CPU; picks the images of each step.
+        count: number of chunks.
+        steps: number of Adam steps.
+        share: fraction of the images in one step.
+        generator: a CPU generator, which picks the images of each step.
         advance: called after each step.
-        rate: of Adam, in deviations of the inputs.
+        rate: Adam's learning rate at the start, in deviations of the inputs.
 
     Raises:
         AdderizeError: the loss is not finite.

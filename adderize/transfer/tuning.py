@@ -23,11 +23,11 @@ class Tuning:
     filters outside that range only, the first steps destroy what was transferred.
 
     Attributes:
-        epochs: over the images.
-        lr: of SGD; falls to 0 along a half cosine.
-        eta: of the adaptive rate of the adder filters.
+        epochs: passes over the images.
+        lr: learning rate of SGD; falls to 0 along a half cosine.
+        eta: root mean square of the adder filters' scaled gradients.
         flip: whether images are mirrored at random, besides being shifted by up to 4 pixels.
-        seed: of the order and the augmentation.
+        seed: for the order of the images and their augmentation.
     """
 
     epochs: int
