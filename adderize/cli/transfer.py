@@ -84,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="passes over the training images (0); without --labels the trained network's outputs "
         "are the targets",
     )  # fmt: skip
-    tuning.add_argument("--lr", type=float, default=0.03, help="learning rate at the start (0.03)")
+    tuning.add_argument("--lr", type=float, default=0.05, help="learning rate at the start (0.05)")
     tuning.add_argument(
         "--eta", type=float, default=0.1, help="root mean square of the filters' gradients (0.1)"
     )

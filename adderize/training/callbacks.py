@@ -60,7 +60,7 @@ class AdaptiveLearningRate(Callback):
     callbacks, so the learning rate that they suggest ignores the rule.
 
     A network from :func:`adderize.transfer.match` or :func:`~adderize.transfer.reconstruct` trains
-    with the layers' ``gradient="sign_input"``, eta 0.1 and a learning rate of 0.03 that falls to 0.
+    with the layers' ``gradient="sign_input"``, eta 0.1 and a learning rate of 0.05 that falls to 0.
 
     Args:
         eta: root mean square of the scaled gradients, above 0; the authors' code uses 0.2, the

@@ -31,7 +31,7 @@ class Tuning:
     """
 
     epochs: int
-    lr: float = 0.03
+    lr: float = 0.05
     eta: float = 0.1
     batch_size: int = 128
     momentum: float = 0.9
