@@ -8,135 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from adderize.integer.fixed_point import LIMIT, checked, dropped, factors_of, is_checking
+from adderize.integer.epilogue import IntegerLayer, WithEpilogue
+from adderize.integer.fixed_point import checked, dropped, factors_of, is_checking
+from adderize.integer.integer_adders import IntegerAdderConv, IntegerAdderLinear
 from adderize.integer.program import Instruction, Slot
-from adderize.ops.bytes import max_pool2d_bytes, pack
-
-
-class IntegerLayer(nn.Module):
-    """One instruction: its settings are attributes, its tensors buffers, of the same names.
-
-    Shape:
-        as the instruction's slots, with a batch in front.
-    """
-
-    def __init__(self, instruction: Instruction, output: Slot) -> None:
-        super().__init__()
-        self.kind, self.shape = instruction.kind, output.shape
-        self.dtype = torch.uint8 if output.dtype == "uint8" else torch.int32
-        self._names = tuple(instruction.settings)
-        for name, value in instruction.settings.items():
-            setattr(self, name, value)
-        for name, tensor in instruction.tensors.items():
-            self.register_buffer(name, tensor)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)}" for name in self._names)
-
-
-class _WithEpilogue(IntegerLayer):
-    shifts: Tensor
-    signs: Tensor
-    bias: Tensor
-    other_shifts: Tensor
-    other_signs: Tensor
-    fraction: int
-    low: int
-    high: int
-
-    def _finished(self, sums: Tensor, other: Tensor | None, dim: int) -> Tensor:
-        """The epilogue of sums whose channels are in dimension `dim`."""
-        around = [1] * sums.dim()
-        around[dim] = -1
-        total = (self._by_shifts if is_checking() else self._by_factors)(sums, other, around)
-        return (total >> self.fraction).clamp_(self.low, self.high).to(self.dtype)
-
-    def _by_factors(self, sums: Tensor, other: Tensor | None, around: list[int]) -> Tensor:
-        factor = factors_of(self.shifts, self.signs).to(torch.int32)
-        total = sums.to(torch.int32) * factor.view(around)
-        total += self.bias.view(around)
-        if other is not None:
-            factor = factors_of(self.other_shifts, self.other_signs).to(torch.int32)
-            total += other.to(torch.int32) * factor
-        return total
-
-    def _by_shifts(self, sums: Tensor, other: Tensor | None, around: list[int]) -> Tensor:
-        total = self.bias.long().view(around).expand_as(sums)
-        for shift, sign in zip(self.shifts.long(), self.signs.long(), strict=True):
-            total = checked(total + (sums.long() << shift.view(around)) * sign.view(around))
-        if other is not None:
-            for shift, sign in zip(self.other_shifts.long(), self.other_signs.long(), strict=True):
-                total = checked(total + (other.long() << shift) * sign)
-        return total
-
-
-class _Adder(_WithEpilogue):
-    weight: Tensor
-    packed: Tensor
-    factor: Tensor
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    zero: int = 0
-
-    def __init__(self, instruction: Instruction, output: Slot) -> None:
-        super().__init__(instruction, output)
-        weight = self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
-        self._weight_shape = list(weight.shape)
-        self.register_buffer("packed", pack(weight, self.groups))
-        self.register_buffer("factor", factors_of(self.shifts, self.signs).to(torch.int32))
-        self._other_factor = 0
-        if "other_shifts" in instruction.tensors:
-            self._other_factor = int(factors_of(self.other_shifts, self.other_signs))
-
-    def _conv(
-        self, x: Tensor, other: Tensor | None = None, padding: tuple[int, int] = (0, 0)
-    ) -> Tensor:
-        """(N, Cin, H, W) -> (N, C, OH, OW), epilogue included."""
-        if is_checking():
-            ones, zeros = torch.ones_like(self.bias), torch.zeros_like(self.bias)
-            everything = (-LIMIT, LIMIT, True)
-            distances = self._shifted(x, padding, (ones, zeros, None, 0), 0, everything)
-            return self._finished(distances, other, 1)
-        scales = (self.factor, self.bias, other, self._other_factor)
-        limits = (self.low, self.high, self.dtype == torch.int32)
-        return self._shifted(x, padding, scales, self.fraction, limits)
-
-    def _shifted(
-        self,
-        x: Tensor,
-        padding: tuple[int, int],
-        scales: tuple[Tensor, Tensor, Tensor | None, int],
-        fraction: int,
-        limits: tuple[int, int, bool],
-    ) -> Tensor:
-        result: Tensor = torch.ops.adderize.adder_conv2d_u8_shifted(
-            x, self.packed, self._weight_shape, *scales, self.zero,
-            self.stride, padding, self.dilation, self.groups, fraction, *limits,
-        )  # fmt: skip
-        return result
-
-
-class IntegerAdderConv(_Adder):
-    padding: tuple[int, int, int, int]
-    padding_mode: str
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        left, right, top, bottom = self.padding
-        if self.padding_mode == "constant" and left == right and top == bottom:
-            return self._conv(x, other, (top, left))
-        zero = self.zero if self.padding_mode == "constant" else None
-        return self._conv(F.pad(x, self.padding, self.padding_mode, zero), other)
-
-
-class IntegerAdderLinear(_Adder):
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1], 1, 1)
-        if other is not None:
-            other = other.reshape(-1, self.shape[-1], 1, 1)
-        return self._conv(rows, other).reshape(len(x), *self.shape)
+from adderize.ops.bytes import max_pool2d_bytes
 
 
 class _Product(IntegerLayer):
@@ -220,14 +98,14 @@ class IntegerMaxPool(IntegerLayer):
         return F.max_pool2d(x.double(), *window).to(torch.int32)
 
 
-class IntegerRescale(_WithEpilogue):
+class IntegerRescale(WithEpilogue):
     drop: int
     other_drop: int
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if other is not None:
             other = dropped(other, self.other_drop)
-        return self._finished(dropped(x, self.drop), other, 1)
+        return self.finished(dropped(x, self.drop), other, 1)
 
 
 class IntegerClamp(IntegerLayer):
