@@ -4,11 +4,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist test zoo sanitize format clean
+.PHONY: help install mnist test docs zoo sanitize format clean
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
 	@echo "make test      ruff, mypy, lint-imports and pytest"
+	@echo "make docs      the documentation as a site, in build/site; fails on broken links"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make format    let ruff and clang-format format the code"
@@ -32,6 +33,12 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+docs: $(INSTALLED)
+	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m pytest --quiet tests/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 zoo: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.sweep --output build/zoo.jsonl --jobs $$(nproc)

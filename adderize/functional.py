@@ -13,6 +13,8 @@ from adderize.errors import AdderizeError
 from adderize.ops.geometry import Geometry, resolve
 from adderize.ops.transforms import call
 
+__all__ = ["adder_conv2d", "adder_linear", "binary_conv2d"]
+
 _Size = int | Sequence[int]
 
 
