@@ -4,10 +4,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist test docs zoo sanitize format clean
+.PHONY: help install mnist rv32i test docs zoo sanitize format clean
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
+	@echo "make rv32i     the same for a core without a multiplier: integers, C, an emulated RV32I"
 	@echo "make test      ruff, mypy, lint-imports and pytest"
 	@echo "make docs      the documentation as a site, in build/site; fails on broken links"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
@@ -25,6 +26,9 @@ $(INSTALLED): $(SOURCES)
 
 mnist: $(INSTALLED)
 	$(BIN)/python -m recipes.mnist --data embedded --batch-size 64 --max-steps 300
+
+rv32i: $(INSTALLED)
+	PATH=$(abspath $(BIN)):$$PATH docs/microcontroller.sh
 
 test: export ADDERIZE_REQUIRE_NATIVE = 1
 test: $(INSTALLED)

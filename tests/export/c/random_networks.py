@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderLinear, recalibrate
+from adderize import AdderConv2d, AdderizeError, AdderLinear, recalibrate
 from adderize.integer import IntegerNetwork, to_integer
 from adderize.quantize import quantize
 from tests.integer.test_integer_network import COLOUR, GREY, images, normalised
@@ -135,6 +135,13 @@ class Draw:
 
 def random_network(seed: int) -> tuple[IntegerNetwork, Tensor]:
     """A network, and images to run it on: some like those that it knows, some of noise."""
+    try:
+        return _drawn(seed)
+    except AdderizeError:  # no adder among its layers, or a graph that is not traced
+        return _drawn(seed + 1000)
+
+
+def _drawn(seed: int) -> tuple[IntegerNetwork, Tensor]:
     torch.manual_seed(seed)
     draw = Draw(seed)
     size = (draw.pick([1, 3]), draw.random.randint(5, 14), draw.random.randint(5, 14))
