@@ -292,9 +292,10 @@ static void gather_words(const adderize_windows *windows, const adderize_product
       const int32_t *pad = layer->pad;
       int32_t from = tap;
       for (channels = windows->channels; channels != 0; --channels) {
-        *patch++ = inside ? value_at(image, from, layer->input_bytes, layer->drop) : *pad;
-        ++from;
-        ++pad;
+        if (inside)
+          *patch++ = value_at(image, from++, layer->input_bytes, layer->drop);
+        else
+          *patch++ = *pad++;
       }
       tap_column += windows->dilation_columns;
       tap += windows->tap_column_step;
