@@ -172,7 +172,7 @@ def _wrong_ways_round() -> dict[str, Callable[[Any], Any]]:
     from adderize.checkpoints import load_authors_checkpoint
     from adderize.counting import FlopCountAnalysis
     from adderize.inspection import inspect
-    from adderize.quantize import quantize, quantize_report
+    from adderize.quantize import prepare_qat, quantize, quantize_report
 
     return {
         "adderize": adderize,
@@ -183,6 +183,7 @@ def _wrong_ways_round() -> dict[str, Callable[[Any], Any]]:
         "load_authors_checkpoint": lambda wrong: load_authors_checkpoint(wrong, nn.ReLU()),
         "load_model": lambda wrong: adderize.load_model(wrong, nn.ReLU()),
         "plan": adderize.plan,
+        "prepare_qat": lambda wrong: prepare_qat(wrong, nn.ReLU()),
         "quantize": lambda wrong: quantize(wrong, nn.ReLU()),
         "quantize_report": quantize_report,
         "recalibrate": lambda wrong: adderize.recalibrate(wrong, nn.ReLU()),

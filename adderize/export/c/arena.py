@@ -38,7 +38,9 @@ class _Block:
     buffers: list[int]
 
 
-def plan_arena(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int]) -> Arena:
+def plan_arena(
+    steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int], image: int | None = None
+) -> Arena:
     """Offsets by lifetimes: one after the other, each at the lowest place that is free.
 
     The order decides how well they fit: the largest first, the first or the last needed first, and
@@ -47,8 +49,9 @@ def plan_arena(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[
     Args:
         sizes: of the buffers, in bytes.
         callers: the buffers that lie elsewhere.
+        image: the buffer of the image; it gets a place, too, until it was read.
     """
-    blocks = _blocks(steps, sizes, callers)
+    blocks = _blocks(steps, sizes, callers, image)
     patches = [
         _Block(step.patch_bytes, position, position, [])
         for position, step in enumerate(steps)
@@ -99,11 +102,15 @@ def _placed(order: Sequence[_Block]) -> dict[int, int]:
     return {id(block): offset for offset, block in placed}
 
 
-def _blocks(steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int]) -> list[_Block]:
-    of: dict[int, _Block] = {}
+def _blocks(
+    steps: Sequence[Step], sizes: Sequence[int], callers: Collection[int], image: int | None
+) -> list[_Block]:
     last_reads = {
         view.buffer: position for position, step in enumerate(steps) for view in step.reads
     }
+    of: dict[int, _Block] = {}
+    if image is not None:
+        of[image] = _Block(sizes[image], 0, last_reads.get(image, 0), [image])
     for position, step in enumerate(steps):
         buffer, source = step.output.buffer, step.input.buffer
         if buffer in callers:

@@ -19,7 +19,7 @@ class Network:
     Attributes:
         program: what it computes.
         steps: the calls in order.
-        arena: where buffers lie.
+        arena: where buffers lie; the image among them, where that takes no more memory.
         image, logits: the numbers of the buffers that the caller holds.
         names: of the steps, in C.
     """
@@ -40,6 +40,8 @@ class Network:
         translation = Translation(program)
         image, logits = translation.image, translation.logits
         steps = tuple(fused(translation.steps, logits))
-        arena = plan_arena(steps, translation.sizes, (image, logits))
+        alone = plan_arena(steps, translation.sizes, (image, logits))
+        arena = plan_arena(steps, translation.sizes, (image, logits), image)
+        arena = arena if arena.size <= alone.size else alone
         names = identifiers(step.layer for step in steps)
         return cls(program, steps, arena, image, logits, names)

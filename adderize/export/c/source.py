@@ -70,9 +70,25 @@ def header(network: Network, name: str) -> str:
 
 {layout}
 void {name}_run(const uint8_t *image, int32_t *logits);
-
+{_image_place(network, name, "declared")}
 #endif
 """
+
+
+def _image_place(network: Network, name: str, form: str) -> str:
+    """The function that says where an image may lie, if the arena has a place for it."""
+    if network.image not in network.arena.offsets:
+        return ""
+    if form == "defined":
+        place = _at(network.arena.offsets[network.image], "uint8").replace(
+            "bytes", "(uint8_t *)arena"
+        )
+        return f"\nuint8_t *{name}_image(void) {{ return {place}; }}\n"
+    about = comment(
+        f"Where an image may be written before {name}_run reads it: in memory that the network has "
+        "no other use for until then. It is overwritten."
+    )
+    return f"\n{about}\nuint8_t *{name}_image(void);\n"
 
 
 def constants(network: Network, name: str) -> dict[str, str]:
@@ -115,7 +131,7 @@ def source(network: Network, name: str) -> str:
 {structures}{about}
 {arena}void {name}_run(const uint8_t *image, int32_t *logits) {{
 {bytes_of}{calls}}}
-"""
+{_image_place(network, name, "defined")}"""
 
 
 def _structures(network: Network, name: str, place: int) -> str:

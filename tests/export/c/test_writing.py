@@ -16,6 +16,7 @@ import torch
 from adderize import AdderizeError
 from adderize.export import export_c
 from adderize.export.c.check import compare_on_host
+from adderize.export.c.tools import as_logits, as_pixels, host_compiler
 from tests.export.c.random_networks import random_network
 
 
@@ -103,3 +104,45 @@ def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(AdderizeError, match=r"false .* failed \(1\)"):
         compare_on_host(network, tmp_path, "net", images)
+
+
+IN_PLACE = """
+#include <stdio.h>
+#include "net.h"
+int main(void) {
+  static int32_t logits[net_output_size];
+  if (fread(net_image(), 1, net_input_size, stdin) != net_input_size) return 1;
+  net_run(net_image(), logits);
+  return fwrite(logits, sizeof *logits, net_output_size, stdout) != net_output_size;
+}
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_image_may_lie_among_the_activations(seed: int, tmp_path: Path) -> None:
+    compiler = host_compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    network, images = random_network(seed)
+    export_c(network, tmp_path, name="net")
+    header = (tmp_path / "net.h").read_text()
+    if "net_image" not in header:
+        return
+    (tmp_path / "main.c").write_text(IN_PLACE)
+    sources = [str(tmp_path / file) for file in
+               ("main.c", "net.c", "net_filters.c", "adderize_layers.c")]  # fmt: skip
+    program = str(tmp_path / "program")
+    subprocess.run([compiler, "-std=c99", "-Werror", "-Wall", "-o", program, *sources], check=True)
+    for image in images[:2]:
+        pixels = as_pixels(image[None]).contiguous().numpy().tobytes()
+        done = subprocess.run([program], input=pixels, capture_output=True, check=True)
+        assert torch.equal(as_logits(done.stdout, 1).flatten(), network(image[None]).flatten())
+
+
+def test_most_images_find_a_place(tmp_path: Path) -> None:
+    found = 0
+    for seed in range(8):
+        network = random_network(seed)[0]
+        export_c(network, tmp_path / str(seed), name="net")
+        found += "net_image" in (tmp_path / str(seed) / "net.h").read_text()
+    assert found >= 4
