@@ -18,7 +18,8 @@ from adderize import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-_BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Behind a prompt, in a fenced block or in an indented one; not in running text, which has backticks.
+_COMMAND = re.compile(r"^(?:\$ |    )?((?:adderize |[^`|\n]*-m recipes\.)[^`\n]*)$", re.MULTILINE)
 
 
 def _generated() -> object:
@@ -63,17 +64,12 @@ def test_help_of_every_command_is_a_page() -> None:
 
 def _command_lines() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
-        for block in _BLOCK.findall(page.read_text()):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith("$ "):
-                    yield page, line[2:]
+        text = re.sub(r"\\\n\s*", "", page.read_text())
+        for line in _COMMAND.findall(text):
+            yield page, line
 
 
-LINES = [
-    pytest.param(line, id=f"{page.name}: {line}")
-    for page, line in _command_lines()
-    if re.search(r"(^|&& )adderize |-m recipes\.", line)
-]
+LINES = [pytest.param(line, id=f"{page.name}: {line}") for page, line in _command_lines()]
 
 
 @pytest.mark.parametrize("line", LINES)
