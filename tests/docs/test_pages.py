@@ -18,7 +18,7 @@ from adderize import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# Behind a prompt, in a fenced block or in an indented one; not in running text, which has backticks.
+# In a fenced block, behind a prompt, or indented; running text has backticks.
 _COMMAND = re.compile(r"^(?:\$ |    )?((?:adderize |[^`|\n]*-m recipes\.)[^`\n]*)$", re.MULTILINE)
 
 
