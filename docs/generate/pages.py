@@ -34,7 +34,7 @@ PUBLIC = {
 }
 # Packages with an `__all__` for the modules beside them.
 INTERNAL = frozenset({"adderize.dataflow"})
-_WIDTH = "96"
+_WIDTH = "78"
 
 
 def pages() -> dict[str, str]:
