@@ -4,13 +4,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist rv32i test docs zoo sanitize format clean
+.PHONY: help install mnist rv32i test docs dist zoo sanitize format clean
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
 	@echo "make rv32i     the same for a core without a multiplier: integers, C, an emulated RV32I"
 	@echo "make test      ruff, mypy, lint-imports and pytest"
 	@echo "make docs      the documentation as a site, in build/site; fails on broken links"
+	@echo "make dist      sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make format    let ruff and clang-format format the code"
@@ -43,6 +44,20 @@ docs: $(INSTALLED)
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/python -m pytest --quiet tests/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+dist: export ADDERIZE_REQUIRE_NATIVE = 1
+dist: $(INSTALLED)
+	rm -rf build/dist dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[release]'
+	$(BIN)/python -m build --outdir build/dist
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+	for file in dist/*; do \
+		rm -rf build/dist/fresh && $(PYTHON) -m venv build/dist/fresh \
+		&& build/dist/fresh/bin/python -m pip install --quiet --disable-pip-version-check "$$file" \
+		&& build/dist/fresh/bin/python -I tests/smoke.py || exit 1; \
+	done
+	rm -rf build/dist
 
 zoo: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.sweep --output build/zoo.jsonl --jobs $$(nproc)
