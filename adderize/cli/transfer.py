@@ -118,7 +118,11 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output)
     model, report = _transferred(arguments, teacher, few, stages, folder)
     if arguments.epochs:
-        _fine_tuned(arguments, model, teacher, images, labels, few)
+        tuning = Tuning(
+            epochs=arguments.epochs, lr=arguments.lr, eta=arguments.eta, flip=arguments.flip,
+            batch_size=arguments.batch_size, seed=arguments.seed,
+        )  # fmt: skip
+        fine_tune(model, teacher, images, labels, tuning)
         stages.add("fine-tuned", model)
     save_model(model.cpu(), folder, card=_card(arguments, stages.rows[-1]))
     # The kernels on bytes are the CPU's.
@@ -180,19 +184,3 @@ def _transferred(
         report = reconstruct(model, teacher, few, **options)
     stages.add("matched" if arguments.method == "match" else "reconstructed", model)
     return model, report
-
-
-def _fine_tuned(
-    arguments: argparse.Namespace,
-    model: nn.Module,
-    teacher: nn.Module,
-    images: Tensor,
-    labels: Tensor | None,
-    few: Tensor,
-) -> None:
-    tuning = Tuning(
-        epochs=arguments.epochs, lr=arguments.lr, eta=arguments.eta, flip=arguments.flip,
-        batch_size=arguments.batch_size, seed=arguments.seed,
-    )  # fmt: skip
-    fine_tune(model, teacher, images, labels, tuning)
-    recalibrate(model, few.split(_BATCH))
