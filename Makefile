@@ -51,6 +51,7 @@ dist: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[release]'
 	$(BIN)/python -m build --outdir build/dist
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/dist/*.whl
+	! tar tzf build/dist/*.tar.gz | grep '/\.venv/'
 	cp build/dist/*.tar.gz dist
 	for file in dist/*; do \
 		rm -rf build/dist/fresh && $(PYTHON) -m venv build/dist/fresh \
