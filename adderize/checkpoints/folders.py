@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from adderize.arguments import check_module
+from adderize.checkpoints.folder_files import card_text, read_files, write_files
 from adderize.checkpoints.hub import local_folder
-from adderize.checkpoints.manifest import CARD, MANIFEST, WEIGHTS, Manifest
-from adderize.checkpoints.model_card import MARK, ModelCard
+from adderize.checkpoints.manifest import Manifest
+from adderize.checkpoints.model_card import ModelCard
 from adderize.checkpoints.programs import described, program_from
 from adderize.checkpoints.state_dicts import StateDict, aliases_of, load_weights
 from adderize.checkpoints.tensors import storable, unshared
-from adderize.checkpoints.values import decoded, encoded
+from adderize.checkpoints.values import encoded
 from adderize.errors import AdderizeError, listed
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import (
@@ -66,7 +62,9 @@ def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None =
     if isinstance(model, IntegerNetwork):
         program, tensors = described(model.program)
         manifest = Manifest({}, {}, program=program)
-        return _write(Path(folder), unshared(tensors), manifest, _card(model, folder, card))
+        return write_files(
+            Path(folder), unshared(tensors), manifest, card_text(model, folder, card)
+        )
     state = model.state_dict()
     aliases = aliases_of(model)
     tensors = dict[str, Tensor]()
@@ -93,7 +91,7 @@ def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None =
         settings=settings_of(model) if plain else None,
         deviations=filter_deviations(model) if plain else None,
     )
-    _write(Path(folder), unshared(tensors), manifest, _card(model, folder, card))
+    write_files(Path(folder), unshared(tensors), manifest, card_text(model, folder, card))
 
 
 def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -101,40 +99,6 @@ def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     check_no_fakes(model, "quantize() it and save that, or save its state_dict()")
     record = quantization_of(model) or shifts_of_network(model)
     return converted_entries(model) if record is None else record.layers()
-
-
-def _card(model: nn.Module, folder: str | Path, card: ModelCard | None) -> str | None:
-    """The text of the card; None where somebody's own stays."""
-    present = Path(folder) / CARD
-    try:
-        if card is None and present.is_file() and MARK not in present.read_text():
-            return None
-    except (OSError, UnicodeDecodeError):
-        return None
-    return (card or ModelCard()).to_markdown(model)
-
-
-def _write(folder: Path, tensors: dict[str, Tensor], manifest: Manifest, card: str | None) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-            weights, description = Path(unfinished) / WEIGHTS, Path(unfinished) / MANIFEST
-            readme = Path(unfinished) / CARD
-            if card is not None:
-                readme.write_text(card, encoding="utf-8")
-            save_file(tensors, weights, metadata={"format": "pt"})
-            description.write_text(replace(manifest, weights=_digest(weights)).to_json())
-            weights.replace(folder / WEIGHTS)
-            description.replace(folder / MANIFEST)
-            if card is not None:
-                readme.replace(folder / CARD)
-    except (OSError, SafetensorError) as error:
-        raise AdderizeError(f"cannot write to {folder}: {error}") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @overload
@@ -175,7 +139,7 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
     if folder is None:
         raise AdderizeError("load_model() got no folder; only integer networks need no model")
     folder = local_folder(folder)
-    manifest, state = _read(folder)
+    manifest, state = read_files(folder)
     if manifest.program is not None:
         raise AdderizeError(f"{folder} holds an integer network: load_model(folder) takes no model")
     if manifest.quantized is not None or manifest.shifts is not None:
@@ -210,16 +174,8 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
     return model
 
 
-def holds_integers(folder: Path) -> bool:
-    """Whether a folder is that of an integer network; False where it is no saved model's at all."""
-    try:
-        return Manifest.from_json((folder / MANIFEST).read_text()).program is not None
-    except (AdderizeError, OSError, UnicodeDecodeError):
-        return False
-
-
 def _load_integers(folder: Path) -> IntegerNetwork:
-    manifest, state = _read(folder)
+    manifest, state = read_files(folder)
     if manifest.program is None:
         raise AdderizeError(
             f"{folder} holds no integer network: load_model(model, folder) takes the model that "
@@ -308,34 +264,3 @@ def _check_settings(
             f"the model is built otherwise than the one in {folder}: {listed(found)}; build it as "
             "the saved one was, and change it after that"
         )
-
-
-def _read(folder: Path) -> tuple[Manifest, StateDict]:
-    for name in (MANIFEST, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
-    try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    except (AdderizeError, OSError, UnicodeDecodeError) as error:
-        raise AdderizeError(f"{folder / MANIFEST} is {error}") from error
-    try:
-        if manifest.weights not in (None, _digest(folder / WEIGHTS)):
-            raise AdderizeError(
-                f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: one of them was "
-                "changed, or a later save was interrupted; save the model again"
-            )
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise AdderizeError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    try:
-        return manifest, _state_of(manifest, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdderizeError(f"{folder / MANIFEST} is damaged: {error!r}") from error
-
-
-def _state_of(manifest: Manifest, tensors: dict[str, Tensor]) -> StateDict:
-    values = {name: decoded(value, tensors.pop) for name, value in (manifest.values or {}).items()}
-    for alias, name in manifest.shared.items():
-        if name not in tensors:
-            raise ValueError(f"{alias} is shared with {name}, which is not among the weights")
-    return StateDict({**tensors, **values})

@@ -15,7 +15,8 @@ from adderize.checkpoints.authors import (
     load_authors_weights,
 )
 from adderize.checkpoints.files import Stored, read_file
-from adderize.checkpoints.folders import holds_integers, load_model
+from adderize.checkpoints.folder_files import holds_integers
+from adderize.checkpoints.folders import load_model
 from adderize.checkpoints.hub import is_on_hub, local_folder, repository_of
 from adderize.checkpoints.manifest import MANIFEST
 from adderize.checkpoints.state_dicts import load_weights, own_part

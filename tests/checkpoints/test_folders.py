@@ -19,7 +19,7 @@ from adderize import (
     load_model,
     save_model,
 )
-from adderize.checkpoints import folders
+from adderize.checkpoints import folder_files
 from tests.surgery.test_adderize import LeNet, adder_names, small_cnn
 
 
@@ -290,11 +290,11 @@ def test_an_interrupted_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch:
         if moment == "weights":
-            patch.setattr(folders, "save_file", half_written)
+            patch.setattr(folder_files, "save_file", half_written)
         elif moment == "digest":
-            patch.setattr(folders, "_digest", interrupted)
+            patch.setattr(folder_files, "_digest", interrupted)
         else:
-            patch.setattr(folders.Manifest, "to_json", interrupted)
+            patch.setattr(folder_files.Manifest, "to_json", interrupted)
         with pytest.raises((AdderizeError, KeyboardInterrupt)) as caught:
             save_model(small_cnn(), tmp_path)
     if moment == "weights":

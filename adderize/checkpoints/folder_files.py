@@ -1,0 +1,103 @@
+"""The files of a saved model's folder: written as one, read with their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adderize.checkpoints.manifest import CARD, MANIFEST, WEIGHTS, Manifest
+from adderize.checkpoints.model_card import MARK, ModelCard
+from adderize.checkpoints.state_dicts import StateDict
+from adderize.checkpoints.values import decoded
+from adderize.errors import AdderizeError
+
+
+def write_files(
+    folder: Path, tensors: dict[str, Tensor], manifest: Manifest, card: str | None
+) -> None:
+    """Write all files, or leave those that are there.
+
+    Raises:
+        AdderizeError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            weights, description = Path(unfinished) / WEIGHTS, Path(unfinished) / MANIFEST
+            readme = Path(unfinished) / CARD
+            if card is not None:
+                readme.write_text(card, encoding="utf-8")
+            save_file(tensors, weights, metadata={"format": "pt"})
+            description.write_text(replace(manifest, weights=_digest(weights)).to_json())
+            weights.replace(folder / WEIGHTS)
+            description.replace(folder / MANIFEST)
+            if card is not None:
+                readme.replace(folder / CARD)
+    except (OSError, SafetensorError) as error:
+        raise AdderizeError(f"cannot write to {folder}: {error}") from error
+
+
+def card_text(model: nn.Module, folder: str | Path, card: ModelCard | None) -> str | None:
+    """The text of the card; None where somebody's own stays."""
+    present = Path(folder) / CARD
+    try:
+        if card is None and present.is_file() and MARK not in present.read_text():
+            return None
+    except (OSError, UnicodeDecodeError):
+        return None
+    return (card or ModelCard()).to_markdown(model)
+
+
+def read_files(folder: Path) -> tuple[Manifest, StateDict]:
+    """The manifest and the tensors of one save.
+
+    Raises:
+        AdderizeError: a missing or damaged file, or files of two saves.
+    """
+    for name in (MANIFEST, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    except (AdderizeError, OSError, UnicodeDecodeError) as error:
+        raise AdderizeError(f"{folder / MANIFEST} is {error}") from error
+    try:
+        if manifest.weights not in (None, _digest(folder / WEIGHTS)):
+            raise AdderizeError(
+                f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: one of them was "
+                "changed, or a later save was interrupted; save the model again"
+            )
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise AdderizeError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    try:
+        return manifest, _state_of(manifest, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdderizeError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+
+
+def _state_of(manifest: Manifest, tensors: dict[str, Tensor]) -> StateDict:
+    values = {name: decoded(value, tensors.pop) for name, value in (manifest.values or {}).items()}
+    for alias, name in manifest.shared.items():
+        if name not in tensors:
+            raise ValueError(f"{alias} is shared with {name}, which is not among the weights")
+    return StateDict({**tensors, **values})
+
+
+def holds_integers(folder: Path) -> bool:
+    """Whether a folder is that of an integer network; False where it is no saved model's at all."""
+    try:
+        return Manifest.from_json((folder / MANIFEST).read_text()).program is not None
+    except (AdderizeError, OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
