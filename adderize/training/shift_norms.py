@@ -52,8 +52,17 @@ class ShiftNorms(Callback):
         self.terms, self.after, self.max_steps = terms, after, max_steps
         self._scales: list[_RoundedScale] = []
 
+    # Before the sanity check: a compiled network ignores hooks that come after its first call.
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watch(pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._total_steps(trainer)
+        watched = [scale.norm for scale in self._scales]
+        if watched != list(_norms_to_round(pl_module).values()):  # SyncBatchNorm replaces norms
+            self._watch(pl_module)
+
+    def _watch(self, pl_module: pl.LightningModule) -> None:
         norms = _norms_to_round(pl_module)
         if not norms:
             raise MisconfigurationException(

@@ -107,7 +107,7 @@ def test_gradients_pass_the_rounding() -> None:
     module = Uneven()
     callback = ShiftNorms(1, after=0)
     trainer(callback, limit_train_batches=1).fit(module, batches(2))
-    callback.on_train_start(module.trainer, module)
+    callback._watch(module)
     callback._update()
     module.zero_grad()
     module.train()
@@ -122,6 +122,26 @@ def test_before_its_part_nothing_changes() -> None:
     trainer(ShiftNorms(1, after=1.0)).fit(watched, batches(3))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
+
+
+class Validating(Uneven):
+    """Keeps the losses of its validations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.losses.append(self.loss(batch).item())
+
+
+def test_a_compiled_network_validates_with_rounded_scales() -> None:
+    plain, compiled = Validating(), Validating()
+    compiled.net.compile(backend="eager")
+    for module in (plain, compiled):
+        options = {"max_epochs": 4, "num_sanity_val_steps": 1}
+        trainer(ShiftNorms(1, after=0.5), **options).fit(module, batches(2), batches(1))
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
 class SaveAfter(pl.Callback):
