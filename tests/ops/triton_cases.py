@@ -7,6 +7,7 @@ what it found as JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import traceback
@@ -166,6 +167,36 @@ def not_a_number() -> dict[str, bool]:
             )
             lost = gradient.isfinite() & ~expected.input_gradient.isfinite()
             found[f"{where} {value} input gradient"] = not lost.any()
+            gradient = kernels.adder_conv2d_weight_gradient(
+                grad, input, weight, case.geometry, "full"
+            )
+            lost = gradient.isfinite() & ~expected.weight_gradient.isfinite()
+            found[f"{where} {value} filter gradient"] = not lost.any()
+    return found
+
+
+def filter_gradients_in_every_memory_format(device: str) -> dict[str, bool]:
+    """Gradients, images and filters in any combination of formats give the same sums."""
+    from adderize.ops import triton as kernels
+
+    formats, found = (torch.contiguous_format, torch.channels_last), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        case = Case((2, 8, 5, 6), (4, 8, 3, 3), padding=(1, 1), dtype=dtype)
+        operand = (*operands(case, device), torch.randn(2, 4, 5, 6, device=device))
+        first = None
+        for chosen in itertools.product(formats, repeat=3):
+            input, weight, grad = (
+                tensor.contiguous(memory_format=wanted)
+                for tensor, wanted in zip(operand, chosen, strict=True)
+            )
+            result = kernels.adder_conv2d_weight_gradient(
+                grad, input, weight, case.geometry, "full"
+            )
+            first = result if first is None else first
+            right = result.is_contiguous(memory_format=chosen[1])
+            tolerance = tolerances(case)[2] * float(first.abs().max())
+            right &= torch.allclose(result.float(), first.float(), rtol=0, atol=tolerance)
+            found[f"{dtype} {chosen}"] = right
     return found
 
 
@@ -181,6 +212,7 @@ def main() -> None:
             report[name] = traceback.format_exc()
     report["tiles"] = every_tile_gives_the_same_bits("cpu")
     report["not a number"] = not_a_number()
+    report["memory formats"] = filter_gradients_in_every_memory_format("cpu")
     print(json.dumps(report))
 
 
