@@ -25,14 +25,19 @@ def pair_limit(device: str) -> float:
     return float(properties.multi_processor_count * lanes * hertz / _INSTRUCTIONS_A_PAIR)
 
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @contextmanager
-def precision(name: str) -> Iterator[None]:
-    """float32 as it is ("fp32"), on TF32 tensor cores ("tf32"), or bfloat16 autocast ("bf16")."""
+def precision(name: str, device: str = "cuda") -> Iterator[None]:
+    """float32 as it is ("fp32"), on TF32 tensor cores ("tf32"), or autocast ("bf16", "fp16")."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     try:
         cudnn.allow_tf32 = matmul.allow_tf32 = name == "tf32"
-        with torch.autocast("cuda", torch.bfloat16, enabled=name == "bf16"):
+        kind, dtype = torch.device(device).type, _AUTOCAST.get(name, torch.bfloat16)
+        with torch.autocast(kind, dtype, enabled=name in _AUTOCAST):
             yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before

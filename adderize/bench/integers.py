@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.bench import rivals
+from adderize.bench.networks import inference, twin
 from adderize.bench.timing import side_by_side
-from adderize.bench.twins import inference, twin
 from adderize.quantize import quantize
 from adderize.training.recalibration import recalibrate
 

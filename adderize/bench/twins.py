@@ -10,57 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.bench import gpu
+from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.models.by_name import blank, build
-from adderize.surgery import adderize
-from adderize.training.adaptive_rate import scale_adder_gradients_
+from adderize.models.by_name import blank
 
 _MEGABYTE = 2**20
-
-
-def twin(name: str, arch: str, device: str) -> nn.Module:
-    """The convolutional network ("cnn") or its adder form ("adder"), channels_last."""
-    torch.manual_seed(0)
-    network = build(arch)
-    if name == "adder":
-        network = adderize(network, init="normal")
-    return network.to(device).to(memory_format=torch.channels_last)
-
-
-def training_step(name: str, network: nn.Module, batch: Tensor) -> Callable[[], None]:
-    """Forward, backward, adaptive rate (adders only) and an SGD step."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    network.train()
-    targets = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(network(batch).float(), targets).backward()
-        if name == "adder":
-            scale_adder_gradients_(network, 0.2)
-        optimizer.step()
-
-    return step
-
-
-def inference(name: str, network: nn.Module, batch: Tensor) -> Callable[[], None]:
-    """A forward pass in eval mode."""
-    network.eval()
-
-    def run() -> None:
-        with torch.inference_mode():
-            network(batch)
-
-    return run
-
-
-TWINS = ("cnn", "adder")
-TASKS = {"step": training_step, "inference": inference}
 
 
 def measure(
@@ -80,7 +38,7 @@ def measure(
         device: where.
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
-    images = _images(input_size, batch, device)
+    images = noise(input_size, batch, device)
     networks = {name: twin(name, arch, device) for name in TWINS}
     calls = {name: TASKS[task](name, network, images) for name, network in networks.items()}
     on_gpu = torch.device(device).type == "cuda"
@@ -136,12 +94,6 @@ def adder_pairs(network: nn.Module, images: Tensor) -> int:
     return pairs
 
 
-def _images(input_size: tuple[int, ...], batch: int, device: str) -> Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn((batch, *input_size), generator=generator, device=device)
-    return images.to(memory_format=torch.channels_last)
-
-
 def _peak_megabytes(
     task: str, name: str, arch: str, input_size: tuple[int, ...], batch: int, device: str
 ) -> float:
@@ -163,7 +115,7 @@ def _run_alone(
     torch.set_num_threads(threads)
     blank(arch)  # imports what the architecture needs, before the measurement starts
     idle = _peak_of_process() if device == "cpu" else 0
-    call = TASKS[task](name, twin(name, arch, device), _images(input_size, batch, device))
+    call = TASKS[task](name, twin(name, arch, device), noise(input_size, batch, device))
     for _ in range(2):
         call()
     peak = _peak_of_process() if device == "cpu" else torch.cuda.max_memory_allocated(device)

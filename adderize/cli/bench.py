@@ -13,7 +13,7 @@ import torch
 from adderize.bench import integers, layers, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
-from adderize.cli.shared_options import images, size
+from adderize.cli.shared_options import images, positive, size
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
@@ -34,16 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
         network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
         network.add_argument("--arch", nargs="+", default=["resnet18"], metavar="ARCH")
-        network.add_argument("--batch", nargs="+", type=_positive, default=[8], metavar="N")
+        network.add_argument("--batch", nargs="+", type=positive, default=[8], metavar="N")
         network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
         network.set_defaults(measure=_networks, task=task)
         if task == "inference":
             _configure_int8(network)
     for command in what.choices.values():
         command.add_argument("--device", default="cpu")
-        command.add_argument("--threads", type=_positive, metavar="N", help="default: torch's")
+        command.add_argument("--threads", type=positive, metavar="N", help="default: torch's")
         command.add_argument(
-            "--rounds", type=_positive, default=5, metavar="N", help="turns of each rival (5)"
+            "--rounds", type=positive, default=5, metavar="N", help="turns of each rival (5)"
         )
         command.add_argument(
             "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (0.2)"
@@ -62,15 +62,9 @@ def _configure_int8(parser: argparse.ArgumentParser) -> None:
         f"fresh network is alive: {SOURCES} (default: noise)",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=_positive, default=64, metavar="N", help="images at most (64)"
+        "--limit", type=positive, default=64, metavar="N", help="images at most (64)"
     )
     parser.set_defaults(mean=None, std=None)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

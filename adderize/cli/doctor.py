@@ -1,4 +1,4 @@
-"""`adderize doctor`: which backend serves which device, and why."""
+"""`adderize doctor`: which backend serves which device, and why; timed tiles of a GPU's kernels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any
 import torch
 
 from adderize import __version__
+from adderize.bench.gpu import PRECISIONS
+from adderize.bench.tuning import kept, tune
+from adderize.cli.messages import note
+from adderize.cli.shared_options import positive, size
 from adderize.errors import AdderizeError
+from adderize.models.by_name import build, input_size
 from adderize.ops import native
 from adderize.ops.choice import choose
 
-HELP = "which backend serves which device, and why"
+HELP = "which backend serves which device, and why; times the tiles of a GPU's kernels"
 EXAMPLES = (
     "adderize doctor",
     "adderize doctor --json",
+    "adderize doctor --tune resnet18 --batch 128 --precision bf16",
 )
 _NATIVE = {
     "path": "library",
@@ -30,15 +36,37 @@ _NATIVE = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    group = parser.add_argument_group("tiles of a GPU's kernels")
+    group.add_argument(
+        "--tune", metavar="ARCH",
+        help="time them in a training step of this network, and keep the fastest in a file "
+        "(default: a rule chooses, nothing is timed)",
+    )  # fmt: skip
+    group.add_argument("--batch", type=positive, default=128, metavar="N", help="images (128)")
+    group.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    group.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"],
+        help="in which the training runs (fp32)",
+    )  # fmt: skip
+    group.add_argument("--device", default="cuda", help="a CUDA device (cuda)")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.tune:
+        _tune(arguments)
     report = diagnose()
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
     return 0 if all(row["backend"] for row in report["devices"]) else 1
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    arch, shape = arguments.tune, arguments.input
+    shape = shape or input_size(arch, build(arch))
+    tuned = tune(arch, shape, arguments.batch, arguments.precision, arguments.device)
+    note(f"timed the tiles of {tuned.layers} layers' kernels")
 
 
 def diagnose() -> dict[str, Any]:
@@ -52,6 +80,7 @@ def diagnose() -> dict[str, Any]:
         "devices": [_device(name) for name in _device_types()],
         "native": native.info(),
         "openmp": _openmp_runtimes(),
+        "tiles": _tiles(),
     }
 
 
@@ -68,6 +97,15 @@ def _device(device_type: str) -> dict[str, str | None]:
     except AdderizeError as error:
         return {"device": device_type, "backend": None, "reason": str(error)}
     return {"device": device_type, "backend": choice.name, "reason": choice.reason}
+
+
+def _tiles() -> dict[str, Any] | None:
+    """The file of timed tiles for the current GPU; None where Triton serves none."""
+    try:
+        file, layers = kept()
+    except AdderizeError:
+        return None
+    return {"file": str(file), "layers": layers}
 
 
 def _openmp_runtimes() -> list[str] | None:
@@ -90,6 +128,9 @@ def _print(report: dict[str, Any]) -> None:
             value = report["native"][name]
             text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             print(f"{'native':10} {label}: {text}")
+    if tiles := report["tiles"]:
+        timed = f"{tiles['layers']} timed layers in {tiles['file']}; a rule chooses for others"
+        print(f"{'tiles':10} {timed}")
     runtimes = report["openmp"]
     if runtimes is None:
         runtimes = ["unknown: threadpoolctl lists them (pip install 'adderize[doctor]')"]

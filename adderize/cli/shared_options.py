@@ -116,3 +116,9 @@ def numbers(text: str) -> tuple[float, ...]:
             f"{text!r} is not a list of numbers; expected one such as 0.485,0.456,0.406"
         ) from error
     return values
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)

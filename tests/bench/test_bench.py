@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adderize import AdderConv2d
-from adderize.bench import gpu, twins
+from adderize.bench import gpu, networks, twins
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
@@ -111,11 +111,11 @@ def test_peak_memory_grows_with_the_batch() -> None:
 
 def test_both_twins_train_and_only_one_has_adders() -> None:
     adders = {}
-    for name in twins.TWINS:
-        network = twins.twin(name, "squeezenet1_1", "cpu")
+    for name in networks.TWINS:
+        network = networks.twin(name, "squeezenet1_1", "cpu")
         adders[name] = sum(isinstance(module, AdderConv2d) for module in network.modules())
         before = [parameter.clone() for parameter in network.parameters()]
-        twins.training_step(name, network, torch.randn(2, 3, 64, 64))()
+        networks.training_step(name, network, torch.randn(2, 3, 64, 64))()
         after = list(network.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert adders["cnn"] == 0 and adders["adder"] > 20
@@ -216,7 +216,7 @@ def test_networks_on_a_gpu_in_every_precision(
     network = ("step", "squeezenet1_1", (3, 64, 64), 2, "cpu")
     row = twins.measure(*network, rounds=1, seconds=0.001)
     for precision in ("tf32", "bf16"):
-        for name in twins.TWINS:
+        for name in networks.TWINS:
             assert row[f"{name}_{precision}_ms"] > 0
     assert row["pairs_per_second"] > 0
     assert "TF32: cnn" in bench._gpu_networks_line(row)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from adderize import __version__
+from adderize.bench import tuning
 from adderize.cli import doctor, main
 from adderize.ops import choice
 
@@ -52,6 +58,64 @@ def test_doctor_without_threadpoolctl_says_what_is_missing(
     assert main(["doctor"]) == 0
     assert "openmp     unknown: threadpoolctl lists them" in capsys.readouterr().out
     assert doctor.diagnose()["openmp"] is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_tiles_are_timed_on_a_gpu_only(
+    device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["doctor", "--tune", "resnet20", "--input", "3,32,32", "--device", device]
+    assert main(command) == 1
+    expected = f"tiles are timed on a CUDA device, not on {device}; this machine has none\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert doctor.diagnose()["tiles"] is None
+
+
+def test_a_network_is_tuned_in_one_step_a_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flow, with the CPU's kernels in place of timed ones."""
+    seen: list[torch.dtype | None] = []
+    kept: dict[str, str] = {}
+
+    class Choosing:
+        @staticmethod
+        @contextlib.contextmanager
+        def timing() -> Iterator[dict[str, str]]:
+            yield {"forward": "a tile", "input gradient": "another"}
+
+        @staticmethod
+        def keep(device: torch.device, tiles: dict[str, str]) -> Path:
+            kept.update(tiles)
+            return tmp_path
+
+        @staticmethod
+        def kept(device: torch.device) -> tuple[Path, int]:
+            return tmp_path, len(kept)
+
+    step = tuning.training_step
+
+    def watched(name: str, network: nn.Module, batch: torch.Tensor) -> Callable[[], None]:
+        assert name == "adder" and batch.shape == (4, 3, 32, 32)
+        run = step(name, network, batch)
+
+        def look() -> None:
+            on = torch.is_autocast_enabled("cpu")
+            seen.append(torch.get_autocast_dtype("cpu") if on else None)
+            run()
+
+        return look
+
+    monkeypatch.setattr(tuning, "_choosing", lambda device: Choosing)
+    monkeypatch.setattr(tuning, "training_step", watched)
+    command = ["doctor", "--tune", "tests.recipes.networks:batch_norms", "--batch", "4", "--input",
+               "3,32,32", "--precision", "fp32", "bf16", "--device", "cpu"]  # fmt: skip
+    assert main(command) == 0
+    assert seen == [None, torch.bfloat16] and len(kept) == 2
+    captured = capsys.readouterr()
+    assert "timed the tiles of 2 layers' kernels" in captured.err
+    assert f"tiles      2 timed layers in {tmp_path}; a rule chooses for others" in captured.out
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["doctor", "--loud"]])

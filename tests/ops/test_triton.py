@@ -23,7 +23,6 @@ from adderize.ops.geometry import Geometry
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from adderize.ops import triton as kernels
-from adderize.ops.triton import tiles
 from adderize.ops.triton.kernels import (
     channelwise,
     forward,
@@ -36,7 +35,6 @@ from adderize.ops.triton.tiles import (
     INPUT_GRADIENT,
     SIGN_FILTER_GRADIENT,
     Tile,
-    fitting,
     splits,
 )
 from tests.ops import triton_cases, triton_sass
@@ -68,10 +66,12 @@ def test_interpreted_kernels_against_the_formulas(name: str, interpreted: dict[s
         assert error < limit, f"{what}: error {error:.2g}"
 
 
-@pytest.mark.parametrize("what", ["tiles", "not a number", "memory formats"])
-def test_interpreted_kernels(what: str, interpreted: dict[str, Any]) -> None:
-    """No tile changes a bit; what is not finite stays visible."""
-    assert len(interpreted[what]) >= 8
+@pytest.mark.parametrize(
+    ("what", "least"), [("tiles", 8), ("tuned", 3), ("not a number", 8), ("memory formats", 8)]
+)
+def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any]) -> None:
+    """No tile changes a bit, timed or not; what is not finite stays visible."""
+    assert len(interpreted[what]) >= least
     assert [name for name, right in interpreted[what].items() if not right] == []
 
 
@@ -160,53 +160,12 @@ def test_disassembly_finds_the_innermost_loop() -> None:
     assert opcodes == {"FADD": 1, "FADD|": 1, "FADD.SAT": 1, "BRA": 1}
 
 
-def test_tiles_that_fit_waste_little() -> None:
-    assert fitting(FORWARD, 100_000, 64)[0] == FORWARD[0]
-    assert all(tile.columns == 16 for tile in fitting(FORWARD, 100_000, 16))
-    assert {tile.rows for tile in fitting(FORWARD, 30, 4096)} == {32}
-    assert fitting(INPUT_GRADIENT, 1, 1)
-
-
 def test_sums_are_split_where_tiles_are_few() -> None:
     assert splits(blocks=1000, steps=1152) == 1
     assert splits(blocks=64, steps=1152) == 4
     assert splits(blocks=1, steps=1152) == 8
     assert splits(blocks=1, steps=16) == 1
     assert splits(blocks=1, steps=1) == 1
-
-
-def test_tiles_are_timed_once_for_sizes_alike_and_never_in_a_captured_graph(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    timed: list[Tile] = []
-    capturing = True
-
-    def milliseconds(launch: Any, tile: Tile) -> float:
-        timed.append(tile)
-        return -float(len(timed))
-
-    monkeypatch.setattr(tiles, "_milliseconds", milliseconds)
-    monkeypatch.setattr(tiles, "_fastest", {})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-
-    def chosen(rows: int, device: str, kernel: str = "forward") -> Tile:
-        size = (rows, 128, 576)
-        return tiles.fastest(print, FORWARD, size, torch.device(device), (kernel, torch.float32))
-
-    candidates = fitting(FORWARD, 100_000, 128)
-    assert len(candidates) > 1
-    assert chosen(100_000, "cpu") == chosen(100_000, "cuda:0") == candidates[0] and not timed
-    capturing = False
-    assert chosen(100_000, "cuda:0") == candidates[-1] and timed == candidates
-    assert chosen(110_000, "cuda:0") == candidates[-1] and timed == candidates
-    capturing = True
-    assert chosen(100_000, "cuda:0") == candidates[-1]
-    capturing = False
-    for count, other in enumerate(((200_000, "cuda:0"), (100_000, "cuda:1")), 2):
-        chosen(*other)
-        assert len(timed) == count * len(candidates)
-    chosen(100_000, "cuda:0", "input gradient")
-    assert len(timed) == 4 * len(candidates)
 
 
 def test_images_beyond_32_bits_are_refused() -> None:

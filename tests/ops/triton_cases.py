@@ -135,16 +135,54 @@ def every_tile_gives_the_same_bits(device: str) -> dict[str, bool]:
             grad, input, weight, case.geometry, "full"
         ),
     }
-    choose, same = floats.fastest, {}
+    choose, same = floats.choose_tile, {}
     for (name, call), tiles in zip(
         calls.items(), (floats.FORWARD, floats.INPUT_GRADIENT), strict=True
     ):
         first = call()
         for tile in tiles:
-            floats.fastest = lambda *arguments, tile=tile: tile
+            floats.choose_tile = lambda *arguments, tile=tile: tile
             same[f"{name} {tile[:4]}"] = torch.equal(call(), first)
-            floats.fastest = choose
+            floats.choose_tile = choose
     return same
+
+
+def tuned() -> dict[str, bool]:
+    """Timing the tiles of a layer changes no result, and names what it timed."""
+    from adderize.ops import triton as kernels
+    from adderize.ops.triton import choosing
+
+    case = Case((2, 6, 5, 4), (10, 6, 2, 1), padding=(1, 0), dtype=torch.bfloat16)
+    input, weight = operands(case, "cpu")
+    grad = torch.randn(2, 10, 6, 4, generator=torch.Generator().manual_seed(1))
+
+    def results() -> list[Tensor]:
+        backward = kernels.adder_conv2d_input_gradient
+        return [
+            kernels.adder_conv2d(input, weight, case.geometry),
+            *(backward(grad, input, weight, case.geometry, how) for how in ("full", "sign")),
+        ]
+
+    launched: list[Any] = []
+
+    def timer(launch: Any, tile: Any) -> float:
+        launch(tile)
+        launched.append(tile)
+        return -float(len(launched))
+
+    expected = results()
+    with choosing.timing(timer) as tiles:
+        found = results()
+    layers = {
+        "forward bfloat16 48x10x4x1",
+        "input gradient bfloat16 40x6x6x1",
+        "input gradient bfloat16 signs 40x6x6x1",
+    }
+    return {
+        "the same bits": all(map(torch.equal, found, expected)),
+        "each layer": set(tiles) == layers,
+        "several tiles": len(launched) > len(layers),
+    }
 
 
 def not_a_number() -> dict[str, bool]:
@@ -211,6 +249,7 @@ def main() -> None:
         except Exception:
             report[name] = traceback.format_exc()
     report["tiles"] = every_tile_gives_the_same_bits("cpu")
+    report["tuned"] = tuned()
     report["not a number"] = not_a_number()
     report["memory formats"] = filter_gradients_in_every_memory_format("cpu")
     print(json.dumps(report))

@@ -2,9 +2,9 @@
 
 Images are read as N,H,W,C ("channels_last"); contiguous ones are converted on the way in, and
 results are written in the format that is asked for. Nothing of the size of the patches is ever
-stored, sums run in a fixed order without atomics, and nothing waits for the device, except that the
-first call for sizes unlike any before times the tiles that it could use. (The convolution inside
-the filter gradient is cuDNN's and follows torch.backends.cudnn: TF32, deterministic.)
+stored, sums run in a fixed order without atomics, and nothing waits for the device. (The
+convolution inside the filter gradient is cuDNN's and follows torch.backends.cudnn: TF32,
+deterministic.)
 
 In the input gradient a NaN among the inputs gives NaN at that pixel and channel, and one among the
 filters at every pixel of its channel.
@@ -21,6 +21,7 @@ from torch import Tensor
 from adderize.ops.formats import memory_format, nhwc
 from adderize.ops.geometry import Geometry
 from adderize.ops.gradients import SIGNS
+from adderize.ops.triton.choosing import choose_tile
 from adderize.ops.triton.filter_gradient import full_filter_gradient
 from adderize.ops.triton.kernels import channelwise, sign_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
@@ -31,13 +32,13 @@ from adderize.ops.triton.layer import (
     grouped_by_channel,
     taps_by_filter,
 )
+from adderize.ops.triton.rule import Work
 from adderize.ops.triton.tiles import (
     CHANNELWISE,
     FORWARD,
     INPUT_GRADIENT,
     SIGN_FILTER_GRADIENT,
     Tile,
-    fastest,
     splits,
 )
 
@@ -47,6 +48,10 @@ _LARGEST_CENTRE = 65504.0
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _blocks(rows: int, columns: int, tile: Tile | tuple[int, int]) -> int:
@@ -107,8 +112,8 @@ def _dense_forward(
             **tile.options(),
         )
 
-    size = layer.positions, layer.filters, steps
-    launch(fastest(launch, FORWARD, size, image.device, ("forward", image.dtype)))
+    work = Work(layer.positions, layer.filters, -(-steps // count), layer.groups * count)
+    launch(choose_tile(launch, FORWARD, work, image.device, ("forward", _dtype_name(image))))
     return output if count == 1 else _summed(target, output)
 
 
@@ -182,9 +187,9 @@ def _dense_input_gradient(
             **tile.options(),
         )
 
-    size, dtype = (rows, layer.channels, steps), result.dtype
-    key = "input gradient", dtype, flags["SIGN"]
-    launch(fastest(launch, INPUT_GRADIENT, size, result.device, key))
+    work = Work(rows, layer.channels, -(-steps // count), copies * count)
+    kernel = "input gradient", _dtype_name(result), *(("signs",) if flags["SIGN"] else ())
+    launch(choose_tile(launch, INPUT_GRADIENT, work, result.device, kernel))
     return result if count == 1 else _summed(target, result)
 
 

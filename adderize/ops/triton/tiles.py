@@ -1,11 +1,7 @@
-"""The tiles that a kernel can work with, and which one is fastest for a layer on this device.
-
-A tile's sums run in the same order whatever its size, so the choice changes no bit of the result.
-"""
+"""The tiles that kernels can work with, and into how many parts sums are cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -64,65 +60,6 @@ CHANNELWISE = {"ROWS": 32, "COLUMNS": 32, "num_warps": 4, "enable_fp_fusion": Tr
 # parts of a sum change its rounding.
 _BLOCKS = 264
 _FEWEST_STEPS = 16
-
-# About 0.1 ms of waiting on the device, longer than the host takes to launch a kernel.
-_HEAD_START = 200_000
-
-_fastest: dict[tuple[object, ...], Tile] = {}
-
-
-def fitting(tiles: Sequence[Tile], rows: int, columns: int) -> list[Tile]:
-    """The tiles that waste little on a matrix of this size, the likeliest first."""
-
-    def padded(tile: Tile) -> int:
-        return -(-rows // tile.rows) * tile.rows * (-(-columns // tile.columns) * tile.columns)
-
-    least = min(padded(tile) for tile in tiles)
-    return [tile for tile in tiles if padded(tile) <= 1.25 * least]
-
-
-def fastest(
-    launch: Callable[[Tile], object],
-    tiles: Sequence[Tile],
-    size: tuple[int, int, int],
-    device: torch.device,
-    key: tuple[object, ...],
-) -> Tile:
-    """The tile for a matrix of (rows, columns, summed) elements; timed once for sizes alike.
-
-    Nothing is timed while a CUDA graph is captured: the likeliest tile then serves.
-
-    Args:
-        launch: runs the kernel with a tile; it may be called repeatedly.
-        tiles: what there is, the likeliest first.
-        size: rows, columns and length of the sums.
-        device: where.
-        key: what else tells one kernel from another: its name, the dtype.
-    """
-    candidates = fitting(tiles, size[0], size[1])
-    if device.type != "cuda" or len(candidates) == 1:
-        return candidates[0]
-    rows, columns, summed = size
-    key = (device.index, *key, rows.bit_length(), columns, summed.bit_length())
-    if key not in _fastest:
-        if torch.cuda.is_current_stream_capturing():
-            return candidates[0]
-        _fastest[key] = min(candidates, key=lambda tile: _milliseconds(launch, tile))
-    return _fastest[key]
-
-
-def _milliseconds(launch: Callable[[Tile], object], tile: Tile, repeats: int = 3) -> float:
-    launch(tile)
-    times: list[float] = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch._C._cuda_sleep(_HEAD_START)
-        start.record()
-        launch(tile)
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return min(times)
 
 
 def splits(blocks: int, steps: int, most: int = 8) -> int:

@@ -1,0 +1,75 @@
+"""The tiles of a network's layers, timed on a GPU and kept for the trainings to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from adderize.bench import gpu
+from adderize.bench.networks import noise, training_step, twin
+from adderize.errors import AdderizeError
+from adderize.ops.choice import choose
+
+
+class Tuned(NamedTuple):
+    """What was timed.
+
+    Attributes:
+        file: where the choices are kept; None where it could not be written.
+        layers: how many kernels of layers of different sizes were timed.
+    """
+
+    file: Path | None
+    layers: int
+
+
+def tune(
+    arch: str,
+    input_size: tuple[int, ...],
+    batch: int,
+    precisions: Sequence[str] = ("fp32",),
+    device: str = "cuda",
+) -> Tuned:
+    """Times the tiles of every layer in one training step of an adder network, and keeps the best.
+
+    A choice holds for a layer's sizes, so for the batch and the image size of the training.
+
+    Args:
+        arch: a name that `adderize.models.by_name.build` takes.
+        input_size: (C, H, W).
+        batch: images a step and device.
+        precisions: of :data:`adderize.bench.gpu.PRECISIONS`.
+        device: a CUDA device.
+
+    Raises:
+        AdderizeError: another device, or Triton does not serve it.
+    """
+    choosing = _choosing(device)
+    network = twin("adder", arch, device)
+    step = training_step("adder", network, noise(input_size, batch, device))
+    with choosing.timing() as tiles:
+        for name in precisions:
+            with gpu.precision(name, device):
+                step()
+    file = choosing.keep(torch.device(device), tiles)
+    return Tuned(file, len(tiles))
+
+
+def kept(device: str = "cuda") -> Tuned:
+    """The file of the choices for a CUDA device, and how many it holds."""
+    return Tuned(*_choosing(device).kept(torch.device(device)))
+
+
+def _choosing(device: str) -> Any:
+    here = "this machine has one" if torch.cuda.is_available() else "this machine has none"
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        raise AdderizeError(f"tiles are timed on a CUDA device, not on {device}; {here}")
+    choice = choose("cuda")
+    if choice.name != "triton":
+        raise AdderizeError(f"{choice.name} serves {device}, without tiles: {choice.reason}")
+    from adderize.ops.triton import choosing
+
+    return choosing

@@ -1,0 +1,130 @@
+"""Tiles that were timed on a device, kept in a file.
+
+One file for each device's name, version of Triton and state of the kernels' sources, in
+``tiles/`` of the folder that ADDERIZE_CACHE names: by default ``$XDG_CACHE_HOME/adderize``, or
+``~/.cache/adderize``. `adderize doctor --tune` writes it, and a process reads it once. What is
+wrong with it is said in a warning, and the rule chooses.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from adderize.ops.triton.tiles import Tile
+
+
+class Machine(NamedTuple):
+    """What a choice holds for: the device's name, Triton's version, a digest of the sources."""
+
+    device: str
+    triton: str
+    kernels: str
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again."""
+    if named := os.environ.get("ADDERIZE_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adderize"
+
+
+def file_of(machine: Machine) -> Path:
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{machine.device} triton {machine.triton}").strip("-")
+    return cache_folder() / "tiles" / f"{words}-{machine.kernels}.json"
+
+
+@functools.cache
+def kernels_digest() -> str:
+    """Of the sources of the kernels and the lists of tiles."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in (folder / "tiles.py", *sorted((folder / "kernels").glob("*.py"))):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def known(machine: Machine) -> Mapping[str, Tile]:
+    """The tiles of a machine's file by layer; empty without a file that can be used."""
+    file = file_of(machine)
+    try:
+        return _read(file, machine)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        _warn(f"{file} is ignored: {error}; `adderize doctor --tune ARCH` writes it anew")
+        return {}
+
+
+def keep(machine: Machine, tiles: Mapping[str, Tile]) -> Path | None:
+    """Adds to the machine's file; several processes may do so at once.
+
+    What :func:`known` has read stays as it was.
+
+    Returns:
+        The file, or None where it could not be written, which a warning says.
+    """
+    file = file_of(machine)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            _replace(file, machine, {**_usable(file, machine), **tiles})
+    except OSError as error:
+        _warn(f"{file} cannot be written: {error}; name another folder in ADDERIZE_CACHE")
+        return None
+    return file
+
+
+def _usable(file: Path, machine: Machine) -> dict[str, Tile]:
+    try:
+        return _read(file, machine)
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def _read(file: Path, machine: Machine) -> dict[str, Tile]:
+    """Raises ValueError or TypeError where the file is not what :func:`_replace` writes."""
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("tiles"), dict):
+        raise ValueError("it holds no tiles")
+    for name, expected in machine._asdict().items():
+        if content.get(name) != expected:
+            raise ValueError(f"its {name} is {content.get(name)!r}; expected {expected!r}")
+    return {layer: _tile(layer, sizes) for layer, sizes in content["tiles"].items()}
+
+
+def _tile(layer: str, sizes: Any) -> Tile:
+    count = len(Tile._fields)
+    right = isinstance(sizes, list) and all(isinstance(s, int | None) for s in sizes)
+    if not right or len(sizes) != count:
+        raise ValueError(f"the tile of {layer!r} is {sizes!r}; expected {count} sizes")
+    return Tile(*sizes)
+
+
+def _replace(file: Path, machine: Machine, tiles: Mapping[str, Tile]) -> None:
+    """Written whole or not at all."""
+    content = {**machine._asdict(), "tiles": dict(sorted(tiles.items()))}
+    text = json.dumps(content, indent=1) + "\n"
+    descriptor, name = tempfile.mkstemp(".tmp", file.stem, file.parent)
+    unfinished = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"the tiles in {text}", stacklevel=3)
