@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adderize.bench import gpu
 from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
+from adderize.evaluation import evaluation
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.models.by_name import blank
 
@@ -83,12 +84,10 @@ def adder_pairs(network: nn.Module, images: Tensor) -> int:
 
     layers = [layer for layer in network.modules() if isinstance(layer, (AdderConv2d, AdderLinear))]
     handles = [layer.register_forward_hook(add) for layer in layers]
-    training = network.training
     try:
-        with torch.inference_mode():
-            network.eval()(images)
+        with evaluation(network), torch.inference_mode():
+            network(images)
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
     return pairs

@@ -11,6 +11,7 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
+    add_network_arguments,
     conversion_options,
     images,
 )
@@ -19,7 +20,6 @@ from adderize.errors import AdderizeError
 from adderize.inspection import inspect
 from adderize.integer import IntegerNetwork, integer_report, shift_report
 from adderize.integer.multiplication_free import shifts_of_network
-from adderize.models.by_name import FORMS
 from adderize.tables import FORMATS, Report
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
@@ -31,13 +31,7 @@ EXAMPLES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="CHECKPOINT|ARCH",
-        help="a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a "
-        "checkpoint of Lightning or of the AdderNet authors' code, a state dict, or an "
-        "architecture with fresh weights",
-    )  # fmt: skip
-    parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
+    add_network_arguments(parser, fresh=True)
     parser.add_argument(
         "--data", metavar="PATH",
         help=f"images to measure on: {SOURCES}; without it only filters and norms are shown",

@@ -15,13 +15,14 @@ from adderize.checkpoints.model_card import ModelCard
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_image_options,
+    add_network_arguments,
     image_statistics,
     images,
     labelled_images,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.integer import IntegerNetwork, integer_report, to_integer
-from adderize.models.by_name import FORMS, input_size
+from adderize.models.by_name import input_size
 from adderize.quantize import quantize, quantize_report
 from adderize.tables import json_text
 from adderize.transfer.stages import Stages
@@ -36,12 +37,7 @@ _BATCH = 32
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="CHECKPOINT",
-        help="a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a "
-        "checkpoint of Lightning or of the AdderNet authors' code, or a state dict",
-    )  # fmt: skip
-    parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
+    add_network_arguments(parser, fresh=False)
     parser.add_argument(
         "--data", metavar="PATH", required=True,
         help=f"images to calibrate on, training ones where there are any: {SOURCES}",

@@ -10,12 +10,12 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
+    add_network_arguments,
     conversion_options,
     images,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.models import by_name
-from adderize.models.by_name import FORMS
 from adderize.reporting import report
 
 HELP = "one page about a network: plan, operations, energy, layers, 8 bits, what to mend"
@@ -27,13 +27,7 @@ EXAMPLES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="CHECKPOINT|ARCH",
-        help="a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a "
-        "checkpoint of Lightning or of the AdderNet authors' code, a state dict, or an "
-        "architecture with fresh weights",
-    )  # fmt: skip
-    parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
+    add_network_arguments(parser, fresh=True)
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, required=True,
         help="the page, in HTML; it needs no other file and no network",

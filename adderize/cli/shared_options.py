@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adderize.cli.messages import note
 from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
-from adderize.models.by_name import input_size
+from adderize.models.by_name import FORMS, input_size
 
 _FLAGS = {
     "stem": "convert the layers that read the input too",
@@ -19,6 +19,27 @@ _FLAGS = {
     "gates": "convert the layers of squeeze-excite gates too",
 }
 _NAMES = (*_FLAGS, "include", "exclude", "depthwise", "norm")
+
+
+_CHECKPOINT = (
+    "a folder that save_model wrote, hf://owner/name for one on the Hugging Face Hub, a checkpoint "
+    "of Lightning or of the AdderNet authors' code, "
+)
+
+
+def add_network_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> None:
+    """`model` and `--arch`, as `adderize.checkpoints.named` takes them.
+
+    Args:
+        fresh: an architecture alone is taken too.
+    """
+    if fresh:
+        text = _CHECKPOINT + "a state dict, or an architecture with fresh weights"
+    else:
+        text = _CHECKPOINT + "or a state dict"
+    name = "CHECKPOINT|ARCH" if fresh else "CHECKPOINT"
+    parser.add_argument("model", metavar=name, help=text)
+    parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:

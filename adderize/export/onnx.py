@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.arguments import check_module
 from adderize.errors import AdderizeError
+from adderize.evaluation import evaluation
 from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 
@@ -46,7 +46,7 @@ def export_onnx(
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
-    with _evaluating(model):
+    with evaluation(model):
         return torch.onnx.export(
             model, arguments, Path(path), custom_translation_table=table, **settings
         )
@@ -87,14 +87,3 @@ def _check(model: nn.Module) -> None:
                 f"{name or 'the model'} has filters of {layer.weight.dtype}; expected "
                 "torch.float32: call model.float() before"
             )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.evaluation import evaluation
 from adderize.inspection.measurement import LAYERS, batches_of
 from adderize.inspection.result import Layer, Range
 from adderize.progress import steps
@@ -53,21 +54,18 @@ def input_histograms(
     """
     ranges = {row.name: row.inputs for row in layers if row.inputs is not None}
     bins = {name: own for name, range in ranges.items() if (own := _Bins.over(range)) is not None}
-    modes = {module: module.training for module in model.modules()}
     handles = [
         module.register_forward_pre_hook(_watch(bins[name]))
         for name, module in model.named_modules()
         if isinstance(module, LAYERS) and name in bins
     ]
     try:
-        model.eval()
-        for batch in steps(batches_of(model, images), "histograms"):
-            model(batch)
+        with evaluation(model):
+            for batch in steps(batches_of(model, images), "histograms"):
+                model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return {name: own.histogram() for name, own in bins.items()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from adderize.evaluation import evaluation
 from adderize.layers import AdderConv2d, AdderLinear, pads_with_zeros
 from adderize.progress import steps
 
@@ -98,7 +99,6 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
     The outputs of an adder are taken before the norm that it may own.
     """
     found: dict[nn.Module, Measured] = {}
-    modes = {module: module.training for module in model.modules()}
     handles: list[Any] = []
     for module in model.modules():
         if isinstance(module, LAYERS):
@@ -106,14 +106,12 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
         elif isinstance(module, (_NormBase, nn.GroupNorm)):
             _watch_outputs(module, module, found, handles)
     try:
-        model.eval()
-        for batch in steps(batches_of(model, images), "measuring"):
-            model(batch)
+        with evaluation(model):
+            for batch in steps(batches_of(model, images), "measuring"):
+                model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return found
 
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from adderize.arguments import check_module
 from adderize.errors import AdderizeError
+from adderize.evaluation import evaluation
 from adderize.progress import steps
 
 
@@ -78,17 +79,16 @@ def estimate_statistics(
     must_be_finite: bool = False,
 ) -> None:
     """Sets the statistics of ``norms`` from ``run(batch)``, all else of ``model`` in eval mode."""
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None
-        for batch in steps(batches, "statistics of norms"):
-            run(batch)
+        with evaluation(model):
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None
+            for batch in steps(batches, "statistics of norms"):
+                run(batch)
         uncalled = [norm.num_batches_tracked == 0 for norm in norms]
         if all(uncalled):
             raise AdderizeError(
@@ -105,8 +105,6 @@ def estimate_statistics(
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
 
 
 def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from adderize.errors import AdderizeError
+from adderize.evaluation import evaluation
 from adderize.ops.gradients import check_gradient
 from adderize.transfer.features import Bench
 from adderize.transfer.images import Images
 from adderize.transfer.layerwise import Fit, transfer
-from adderize.transfer.pairs import evaluation, find_pairs
+from adderize.transfer.pairs import find_pairs
 from adderize.transfer.report import LayerTransfer, TransferReport
 from adderize.transfer.state import StateFile, fingerprint
 

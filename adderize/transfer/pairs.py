@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,16 +126,3 @@ def _calls(network: nn.Module, modules: list[nn.Module], inputs: Any) -> list[nn
         for handle in handles:
             handle.remove()
     return seen
-
-
-@contextlib.contextmanager
-def evaluation(*networks: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode; each module's own mode comes back."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
+from adderize.evaluation import evaluation
 from adderize.progress import steps
 from adderize.tables import Report, Table, csv_text
-from adderize.transfer.pairs import evaluation
 
 _BATCH = 100
 
