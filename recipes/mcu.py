@@ -62,10 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
         "download into ./data)",
     )
     parser.add_argument(
-        "--distort",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="rotate, scale, shear, shift and bend training images a little",
+        "--distortion",
+        type=run.non_negative_float,
+        default=0.5,
+        metavar="STRENGTH",
+        help="how much training images are rotated, scaled, sheared, shifted and bent: 1 is what "
+        "recipes.mnist --distort does to its larger network's, 0 nothing",
     )
     protocol = parser.add_argument_group("training in floats")
     classifier.add_protocol(protocol, epochs=40, falls="falls to 0 along a half cosine")
@@ -76,8 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     tuning.add_argument(
         "--tuning-distortion",
         type=run.non_negative_float,
-        default=0.5,
-        help="how much of the distortion is left: so small a network does not learn all of it",
+        metavar="STRENGTH",
+        help="as --distortion, for the fine-tuning (default: that of --distortion)",
     )
     tuning.add_argument("--bits", type=run.positive_int, default=8, help="of activations")
     tuning.add_argument("--filter-bits", type=run.positive_int, default=4)
@@ -112,9 +114,10 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def _load(arguments: argparse.Namespace, strength: float = 1.0) -> InMemoryImages:
+def _load(arguments: argparse.Namespace, strength: float | None = None) -> InMemoryImages:
     dataset = load_mnist(arguments.data, 28)._replace(mean=MEAN, std=STD)
-    augment = distortion(strength) if arguments.distort else None
+    strength = arguments.distortion if strength is None else strength
+    augment = distortion(strength) if strength else None
     return InMemoryImages(dataset, arguments.batch_size, arguments.seed, augment=augment)
 
 

@@ -28,7 +28,7 @@ def test_a_run_with_a_teacher(
     teacher, folder = tmp_path / "teacher", tmp_path / "run"
     more = ("--epochs", "1", "--layers", "cnn", "--distort", "--batch-size", "32")
     mnist.train(["--data", str(mnist_folder), "--output", str(teacher), *more])
-    more = ("--kd-teacher", str(teacher), "--distort")
+    more = ("--kd-teacher", str(teacher), "--distortion", "1")
     assert mcu.main(arguments(mnist_folder, folder, *more)) == 0
     results = json.loads((folder / "mcu.json").read_text())
     assert results.keys() >= STAGES and all(0 <= results[name] <= 100 for name in STAGES)
