@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their results in the interpreter, and their machine code."""
+"""The Triton kernels without a GPU: their results in the interpreter."""
 
 from __future__ import annotations
 
@@ -25,19 +25,14 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from adderize.ops import triton as kernels
 from adderize.ops.triton.kernels import (
     channelwise,
-    forward,
-    input_gradient,
     sign_filter_gradient,
 )
 from adderize.ops.triton.layer import Layer
 from adderize.ops.triton.tiles import (
-    FORWARD,
-    INPUT_GRADIENT,
-    SIGN_FILTER_GRADIENT,
-    Tile,
     splits,
 )
-from tests.ops import triton_cases, triton_sass
+from benchmarks.machine_code.compiling import compile_channelwise
+from tests.ops import triton_cases
 from tests.ops.triton_cases import CASES
 
 
@@ -75,32 +70,6 @@ def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any])
     assert [name for name, right in interpreted[what].items() if not right] == []
 
 
-# Patches of 8 by 8 values a thread; the others serve matrices too small for these.
-MAIN_TILES = [
-    *((forward.forward, tile, {}) for tile in FORWARD[:6]),
-    *((input_gradient.input_gradient, tile, {"SIGN": False}) for tile in INPUT_GRADIENT[:4]),
-]
-
-
-@pytest.mark.parametrize(("kernel", "tile", "flags"), MAIN_TILES)
-def test_machine_code_of_every_main_tile(kernel: Any, tile: Tile, flags: dict[str, Any]) -> None:
-    _check_code(kernel, tile, triton_sass.compile_tile(kernel, tile, 90, **flags))
-
-
-@pytest.mark.parametrize("sm", [80, 100])
-@pytest.mark.parametrize(("kernel", "tile", "flags"), [MAIN_TILES[0], MAIN_TILES[6]])
-def test_machine_code_of_other_devices(
-    kernel: Any, tile: Tile, flags: dict[str, Any], sm: int
-) -> None:
-    _check_code(kernel, tile, triton_sass.compile_tile(kernel, tile, sm, **flags))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_machine_code_for_half_precision(dtype: str) -> None:
-    kernel, tile, flags = MAIN_TILES[0]
-    _check_code(kernel, tile, triton_sass.compile_tile(kernel, tile, 90, dtype, **flags))
-
-
 @pytest.mark.parametrize(
     ("kernel", "flags"),
     [
@@ -112,52 +81,8 @@ def test_machine_code_for_half_precision(dtype: str) -> None:
     ],
 )
 def test_channelwise_kernels_compile(kernel: Any, flags: dict[str, Any]) -> None:
-    code = triton_sass.compile_channelwise(kernel, 90, "bf16", **flags)
-    assert code.opcodes["LDL"] + code.opcodes["STL"] == 0
-
-
-@pytest.mark.parametrize(
-    ("kernel", "tile", "flags"),
-    [
-        (forward.forward, FORWARD[0], {"even": False, "OUT_NHWC": False}),
-        (input_gradient.input_gradient, INPUT_GRADIENT[4], {"even": False, "OUT_NHWC": False}),
-        (input_gradient.input_gradient, INPUT_GRADIENT[0], {}),
-        (sign_filter_gradient.dense, SIGN_FILTER_GRADIENT, {}),
-    ],
-)
-def test_other_forms_compile_with_loops_in_registers(
-    kernel: Any, tile: Tile, flags: dict[str, Any]
-) -> None:
-    """Channels that are not a multiple of four, contiguous results, signs: none inside the loop."""
-    code = triton_sass.compile_tile(kernel, tile, 90, **{"SIGN": True, **flags})
-    assert code.opcodes["LDL"] + code.opcodes["STL"] == 0
-
-
-def _check_code(kernel: Any, tile: Tile, code: triton_sass.Code) -> None:
+    code = compile_channelwise(kernel, 90, "bf16", **flags)
     assert code.spills == 0
-    assert code.registers <= (tile.registers or 255)
-    assert code.per_pair <= 2.5
-    if kernel is forward.forward:
-        # Two additions on sm_100 are one FADD2.
-        assert code.opcodes["FADD|"] + code.opcodes["FADD2|"] > 0
-    else:
-        assert code.opcodes["FADD.SAT"] == code.opcodes["FFMA"] > 0
-
-
-def test_disassembly_finds_the_innermost_loop() -> None:
-    listing = """
-.L_x_0:
-    /*0000*/                   IADD3 R1, R1, 0x1, RZ ;
-.L_x_1:
-    /*0010*/                   FADD R2, R3, -R4 ;
-    /*0020*/                   FADD R5, |R2|, R5 ;
-    /*0030*/              @!P0 FADD.FTZ.SAT R6, R3, -R4 ;
-    /*0040*/                   NOP ;
-    /*0050*/               @P1 BRA `(.L_x_1) ;
-    /*0060*/               @P0 BRA `(.L_x_0) ;
-"""
-    opcodes = triton_sass._longest_loop(*triton_sass._instructions(listing))
-    assert opcodes == {"FADD": 1, "FADD|": 1, "FADD.SAT": 1, "BRA": 1}
 
 
 def test_sums_are_split_where_tiles_are_few() -> None:

@@ -19,6 +19,7 @@ from adderize.ops.triton.kernels.indexing import (
     offsets,
     spread_columns,
     spread_rows,
+    tile_pointers,
     unravel,
 )
 
@@ -133,11 +134,13 @@ def forward(
         x_offset += step + tl.where(last_channel, next_tap, 0) + tl.where(last_column, next_row, 0)
 
     pixel = out_row * out_width + out_column
-    out = group * filters + filter
-    row_at, column_at = offsets(image, pixel, out, positions, filters * groups, OUT_NHWC)
-    row_at = spread_rows(row_at, ROW_REGISTERS, ROW_THREADS)
-    column_at = spread_columns(column_at, COLUMN_REGISTERS, COLUMN_THREADS)
+    first_filter = group * filters + column_tile * COLUMNS
+    y_row, y_first = offsets(image, pixel, first_filter, positions, filters * groups, OUT_NHWC)
+    y_step = 1 if OUT_NHWC else positions.to(tl.int64)
+    y_at = tile_pointers(
+        y_ptr + split.to(tl.int64) * y_split, y_row + y_first, y_step,
+        ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS,
+    )  # fmt: skip
     live = spread_rows(live, ROW_REGISTERS, ROW_THREADS)
     real = spread_columns(filter < filters, COLUMN_REGISTERS, COLUMN_THREADS)
-    y_ptr += split.to(tl.int64) * y_split
-    tl.store(y_ptr + row_at + column_at, -total, mask=live & real)
+    tl.store(y_at, -total, mask=live & real)

@@ -71,13 +71,46 @@ def offsets(image, pixel, channel, pixels, channels, NHWC: tl.constexpr):
 
 
 @triton.jit
-def spread_rows(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
-    return tl.reshape(values, [REGISTERS, THREADS])[:, None, :, None]
+def spread(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """Rows or columns as (REGISTERS, THREADS); a thread has VECTOR neighbours of each run."""
+    if VECTOR == 1:
+        return tl.reshape(values, [REGISTERS, THREADS])
+    else:
+        runs = tl.reshape(values, [REGISTERS // VECTOR, THREADS, VECTOR])
+        return tl.reshape(tl.permute(runs, 0, 2, 1), [REGISTERS, THREADS])
 
 
 @triton.jit
-def spread_columns(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
-    return tl.reshape(values, [REGISTERS, THREADS])[None, :, None, :]
+def spread_rows(values, REGISTERS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr = 1):
+    return spread(values, REGISTERS, THREADS, VECTOR)[:, None, :, None]
+
+
+@triton.jit
+def spread_columns(
+    values, REGISTERS: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr = 1
+):
+    return spread(values, REGISTERS, THREADS, VECTOR)[None, :, None, :]
+
+
+@triton.jit
+def tile_pointers(
+    ptr, row, step,
+    ROW_REGISTERS: tl.constexpr, ROW_THREADS: tl.constexpr,
+    COLUMN_REGISTERS: tl.constexpr, COLUMN_THREADS: tl.constexpr, VECTOR: tl.constexpr = 1,
+):  # fmt: skip
+    """Pointers to a tile, from the offsets of its rows' first elements and the columns' step.
+
+    What differs between a thread's columns is added last: where the step is 1 it is a constant, so
+    that a thread needs no more than a pointer a row. The compiler lays threads along the dimensions
+    where pointers are contiguous, and is told that these are the last two: laid along others they
+    read shared memory with conflicts. (Nothing is known to be aligned, so no access grows wider.)
+    """
+    register, thread = tl.arange(0, COLUMN_REGISTERS), tl.arange(0, COLUMN_THREADS)
+    register = register // VECTOR * (COLUMN_THREADS * VECTOR) + register % VECTOR
+    at = ptr + spread_rows(row, ROW_REGISTERS, ROW_THREADS, VECTOR)
+    at += (thread * VECTOR * step)[None, None, None, :]
+    at += (register * step)[None, :, None, None]
+    return tl.max_contiguous(at, [1, 1, 2, COLUMN_THREADS])
 
 
 @triton.jit

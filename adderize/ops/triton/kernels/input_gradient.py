@@ -24,6 +24,7 @@ from adderize.ops.triton.kernels.indexing import (
     slope,
     spread_columns,
     spread_rows,
+    tile_pointers,
     unravel,
 )
 
@@ -124,12 +125,14 @@ def input_gradient(
     x_channel = group * channels + channel
     pixels, all_channels = height * width, (channels * groups).to(tl.int64)
     pixel = row * width + column
-    x_row, x_column = offsets(image, pixel, x_channel, pixels, all_channels, True)
-    live4 = spread_rows(live, ROW_REGISTERS, ROW_THREADS)
-    real4 = spread_columns(real, COLUMN_REGISTERS, COLUMN_THREADS)
-    x_row = spread_rows(x_row, ROW_REGISTERS, ROW_THREADS)
-    x_column = spread_columns(x_column, COLUMN_REGISTERS, COLUMN_THREADS)
-    x = tl.load(x_ptr + x_row + x_column, mask=live4 & real4, other=0.0).to(tl.float32)
+    first_channel = group * channels + column_tile * COLUMNS
+    x_row, x_first = offsets(image, pixel, first_channel, pixels, all_channels, True)
+    x_at = tile_pointers(
+        x_ptr, x_row + x_first, 1, ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS
+    )
+    mask = spread_rows(live, ROW_REGISTERS, ROW_THREADS)
+    mask &= spread_columns(real, COLUMN_REGISTERS, COLUMN_THREADS)
+    x = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
     centre = tl.load(centre_ptr + x_channel, mask=real, other=0.0)
     x -= spread_columns(centre, COLUMN_REGISTERS, COLUMN_THREADS)
     if not SIGN:
@@ -200,8 +203,10 @@ def input_gradient(
         w_offset += step + tl.where(last_filter, next_tap_w, 0) + tl.where(last_tap, next_row_w, 0)
 
     total = tl.where(x == x, total * 2, x)
-    row_at, column_at = offsets(image, pixel, x_channel, pixels, all_channels, OUT_NHWC)
-    row_at = spread_rows(row_at, ROW_REGISTERS, ROW_THREADS)
-    column_at = spread_columns(column_at, COLUMN_REGISTERS, COLUMN_THREADS)
-    dx_ptr += split.to(tl.int64) * dx_split
-    tl.store(dx_ptr + row_at + column_at, total, mask=live4 & real4)
+    dx_row, dx_first = offsets(image, pixel, first_channel, pixels, all_channels, OUT_NHWC)
+    dx_step = 1 if OUT_NHWC else pixels.to(tl.int64)
+    dx_at = tile_pointers(
+        dx_ptr + split.to(tl.int64) * dx_split, dx_row + dx_first, dx_step,
+        ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS,
+    )  # fmt: skip
+    tl.store(dx_at, total, mask=mask)

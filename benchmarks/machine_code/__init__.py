@@ -1,0 +1,1 @@
+"""The machine code of the Triton kernels, without a GPU. `python -m benchmarks.machine_code`."""
