@@ -3,7 +3,7 @@
 python -m recipes.mnist --data DIR --layers cnn --distort --output RUN        the teacher
 python -m recipes.mcu --data DIR --kd-teacher RUN --output OUTPUT
 
-A small network whose five layers are adders (adderize.models.micro_cnn) is trained in floats, then
+A small network whose six layers are adders (adderize.models.micro_cnn) is trained in floats, then
 fine-tuned with its rounding in the forward, and lowered to integers alone:
 
 OUTPUT/                     the run of the float network, as of every recipe
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     distillation.add_arguments(parser.add_argument_group("distillation"))
     run.add_arguments(parser)
     # A teacher of recipes.mnist was trained on images that are normalised in the usual way.
-    parser.set_defaults(kd_mean=[*MNIST.mean], kd_std=[*MNIST.std], kd_temperature=3, kd_weight=0.7)
+    parser.set_defaults(kd_mean=[*MNIST.mean], kd_std=[*MNIST.std], kd_temperature=1, kd_weight=0.3)
     parser.set_defaults(output=str(Path("runs") / "mcu"))
     return parser
 

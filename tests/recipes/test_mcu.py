@@ -49,7 +49,7 @@ def test_a_run_with_a_teacher(
     close = integers.logits(images) - quantized(images / 255 * 4)
     assert float(close.abs().max()) < 0.5
     filters = [i.tensors["weight"] for i in integers.program.instructions if "weight" in i.tensors]
-    assert len(filters) == 5
+    assert len(filters) == 6
     assert all((weight % 16 == 0).all() for weight in filters)
 
 
