@@ -21,15 +21,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", choices=tuple(CLASSES), default="cifar10")
     parser.add_argument(
         "--data",
-        metavar="DIR|timm:NAME|fake",
+        metavar="DIR|timm:NAME|fake[:N]",
         help="folder with parquet files, torchvision's files or class folders; a data set of "
-        "timm's; small random images (default: $ADDERIZE_DATA, or else a download into ./data)",
+        "timm's; a few random images, or N of them (default: $ADDERIZE_DATA, or else a download "
+        "into ./data)",
     )
     parser.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="random crops with a padding of 4, and flips",
+    )
+    parser.add_argument(
+        "--data-on-device",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="copy the images to the training's device first (180 MB); the batches are the same",
     )
     classifier.add_arguments(parser, config="cifar")
     return parser
@@ -42,6 +49,7 @@ def _load(arguments: argparse.Namespace) -> InMemoryImages:
         arguments.seed,
         augment=CROP_AND_FLIP if arguments.augment else None,
         channels_last=arguments.channels_last,
+        on_device=arguments.data_on_device,
     )
 
 

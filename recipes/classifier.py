@@ -14,12 +14,14 @@ from adderize.models.by_name import options_from
 from adderize.ops.gradients import GRADIENTS
 from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
+from recipes.compiled import WITH_GRAPHS
 from recipes.image_classifier import ImageClassifier
 from recipes.results import finish, has_batch_norms
 from recipes.run.run_options import add_config
 from recipes.schedules import SCHEDULES
 
 LAYERS = ("adder", "cnn", "bnn")
+COMPILE_MODES = ("default", *WITH_GRAPHS)
 
 
 def add_protocol(group: argparse._ArgumentGroup, epochs: int, falls: str) -> None:
@@ -81,7 +83,15 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
         "torchvision or timm publish; adders need --init rescale or --transfer",
     )
     trained_start.add_argument(group)
-    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=COMPILE_MODES,
+        metavar="MODE",
+        help="torch.compile the network: default, reduce-overhead or max-autotune, which on a GPU "
+        "run it as CUDA graphs",
+    )
     group.add_argument(
         "--channels-last",
         action=argparse.BooleanOptionalAction,

@@ -16,25 +16,40 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim import SGD
-from torchmetrics.classification import MulticlassAccuracy
+from torch.optim import SGD, Optimizer
+from torchmetrics import Metric
 
 from adderize import adderize, binarize
 from adderize.checkpoints.named import start_from
 from adderize.models.by_name import build
 from adderize.training.adaptive_rate import adder_filters
+from recipes.compiled import compile_network
 from recipes.distillation import Distillation
 from recipes.schedules import schedule
 
 
-class TopK(MulticlassAccuracy):
-    """Top-k accuracy in percent."""
+class TopK(Metric):
+    """Top-k accuracy in percent.
 
-    def __init__(self, num_classes: int, k: int) -> None:
-        super().__init__(num_classes, top_k=k, average="micro")
+    torchmetrics' own takes twenty kernels a step, and looks at the labels on the host.
+    """
+
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        for name in ("right", "total"):
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        best = logits.topk(self.k).indices if self.k > 1 else logits.argmax(1, keepdim=True)
+        self.right += best.eq(labels[:, None]).sum()
+        self.total += len(labels)
 
     def compute(self) -> Tensor:
-        return 100 * super().compute()
+        return 100 * self.right / self.total
 
 
 class ImageClassifier(LightningModule):
@@ -64,7 +79,7 @@ class ImageClassifier(LightningModule):
         schedule: options of :func:`recipes.schedules.schedule`, and ``warmup_epochs``; the default
             is a half cosine to 0, step by step.
         max_steps: the training and its schedule end here, if not with the last epoch before.
-        compile: whether ``torch.compile`` compiles the network.
+        compile: the mode in which ``torch.compile`` compiles the network; None: not at all.
         channels_last: the memory format of the filters.
     """
 
@@ -87,7 +102,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         schedule: Mapping[str, Any] | None = None,
         max_steps: int | None = None,
-        compile: bool = False,
+        compile: str | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -97,12 +112,11 @@ class ImageClassifier(LightningModule):
             self.model.to(memory_format=torch.channels_last)
         if start is not None:
             start(self.model)
-        if compile:
-            self.model.compile()
+        self._gradients = compile_network(self.model, compile) if compile else None
         self.distillation = distillation
         self.accuracies = nn.ModuleDict(
             {
-                f"{stage}/top{k}": TopK(num_classes, k)
+                f"{stage}/top{k}": TopK(k)
                 for stage in ("train", "val", "test")
                 for k in (1, 5)
                 if k < num_classes
@@ -165,6 +179,8 @@ class ImageClassifier(LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
+        if self._gradients:
+            self._gradients.begin_step()
         logits = self(images)
         loss = self._loss(images, logits, labels, stage)
         log = partial(
@@ -187,6 +203,13 @@ class ImageClassifier(LightningModule):
             return F.cross_entropy(logits, labels)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         return self.distillation(images, logits, loss) if self.distillation else loss
+
+    def on_after_backward(self) -> None:
+        if self._gradients:
+            self._gradients.own()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=self._gradients is None)
 
     def on_fit_start(self) -> None:
         if self.distillation:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from adderize.bench import gpu
+from adderize.bench.limits import limits
 from adderize.bench.timing import side_by_side
 from adderize.ops import convolution
 from adderize.ops.bytes import pack
@@ -75,30 +76,37 @@ Calls = dict[str, Callable[[], object]]
 
 
 def measure(
-    layers: tuple[Layer, ...] = LAYERS, device: str = "cpu", **timing: Any
+    layers: tuple[Layer, ...] = LAYERS,
+    device: str = "cpu",
+    *,
+    every_precision: bool | None = None,
+    **timing: Any,
 ) -> Iterator[dict[str, Any]]:
     """One row a layer: milliseconds of the convolution and of the adder, and their ratio.
 
     On a CUDA device "convolution" and "adder" are float32 without TF32, and a row also has the
     milliseconds of the convolution in TF32 and bfloat16 and of the adder in bfloat16, the adder's
-    pairs a second, their percentage of `gpu.pair_limit` (the filter gradient, a convolution, has
-    none), and the peak memory of both.
+    pairs a second, their percentage of the device's measured `limits` (the filter gradient, a
+    convolution, has none), and the peak memory of both. Layers of groups also have cuDNN's own
+    kernels beside those that torch chooses, which are its own for depthwise layers.
 
     Args:
         layers: what to measure; tensors are channels_last; float32, but those of "8 bits".
         device: where.
+        every_precision: the rows of a CUDA device, also elsewhere; by default there only.
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    if every_precision is None:
+        every_precision = torch.device(device).type == "cuda"
     for layer in layers:
         row: dict[str, Any] = {"layer": layer.name, "pairs": layer.pairs}
-        rivals = _rivals(layer, device, on_gpu)
+        rivals = _rivals(layer, device, every_precision)
         for name in rivals["adder"]:
-            calls = {rival: passes[name] for rival, passes in rivals.items()}
+            calls = {rival: passes[name] for rival, passes in rivals.items() if name in passes}
             best = side_by_side(calls, **timing)
             row[name] = {f"{rival}_ms": seconds * 1e3 for rival, seconds in best.items()}
             row[name]["ratio"] = best["adder"] / best["convolution"]
-            if on_gpu:
+            if every_precision:
                 row[name].update(_gpu_figures(layer, name, calls, best["adder"], device))
         yield row
 
@@ -106,33 +114,41 @@ def measure(
 def _gpu_figures(
     layer: Layer, name: str, calls: Calls, seconds: float, device: str
 ) -> dict[str, float]:
-    figures = {
-        f"{rival}_mb": gpu.peak_megabytes(calls[rival], device)
-        for rival in ("convolution", "adder")
-    }
-    if name != "filter gradient":
-        figures["pairs_per_second"] = layer.pairs / seconds
-        figures["percent_of_limit"] = 100 * layer.pairs / seconds / gpu.pair_limit(device)
+    figures: dict[str, float] = {}
+    for rival in ("convolution", "adder"):
+        megabytes = gpu.peak_megabytes(calls[rival], device)
+        if megabytes is not None:
+            figures[f"{rival}_mb"] = megabytes
+    if name == "filter gradient":
+        return figures
+    figures["pairs_per_second"] = rate = layer.pairs / seconds
+    if most := limits(device):
+        limit = most.forward if name == "forward" else most.input_gradient
+        figures["percent_of_limit"] = 100 * rate / limit
     return figures
 
 
-def _rivals(layer: Layer, device: str, on_gpu: bool) -> dict[str, Calls]:
-    """The passes of each rival: PASSES on the CPU, TRAINING_PASSES on a GPU."""
+def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls]:
+    """The passes of each rival: PASSES, or in every precision TRAINING_PASSES."""
     x, w = _operands(layer, device)
     convolution, adder = _convolution(layer, x, w), _adder(layer, x, w)
-    if not on_gpu:
+    if not every_precision:
         convolution["8 bits"] = convolution["forward"]
         adder["8 bits"] = _call_on_bytes(layer, x, w)
         return {"convolution": convolution, "adder": adder}
     half = x.bfloat16(), w.bfloat16()
+    own = layer.geometry.groups > 1 and x.device.type == "cuda"
     return {
-        "convolution": {name: gpu.in_precision("fp32", call) for name, call in convolution.items()},
-        "adder": {name: gpu.in_precision("fp32", call) for name, call in adder.items()},
+        "convolution": {
+            name: gpu.in_precision("fp32", call, device) for name, call in convolution.items()
+        },
+        "adder": {name: gpu.in_precision("fp32", call, device) for name, call in adder.items()},
         "convolution_tf32": {
-            name: gpu.in_precision("tf32", call) for name, call in convolution.items()
+            name: gpu.in_precision("tf32", call, device) for name, call in convolution.items()
         },
         "convolution_bf16": _convolution(layer, *half),
         "adder_bf16": _adder(layer, *half),
+        **({"cudnn": _cudnn(layer, x, w), "cudnn_bf16": _cudnn(layer, *half)} if own else {}),
     }
 
 
@@ -148,6 +164,34 @@ def _convolution(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
         lambda: convolution.weight_gradient(grad, x, w, layer.geometry),
     )
     return dict(zip(TRAINING_PASSES, calls, strict=True))
+
+
+def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
+    """cuDNN's kernels without torch's choice; its weight gradient cannot be called by itself."""
+    stride, padding, dilation, groups = layer.geometry
+    flags = (torch.backends.cudnn.benchmark, False, False)
+
+    def forward() -> torch.Tensor:
+        result: torch.Tensor = torch.ops.aten.cudnn_convolution(
+            x, w, padding, stride, dilation, groups, *flags
+        )
+        return result
+
+    grad = torch.randn_like(forward())
+    reached = [
+        (out - 1) * step - 2 * pad + wide * (size - 1) + 1
+        for out, step, pad, wide, size in zip(
+            grad.shape[2:], stride, padding, dilation, w.shape[2:], strict=True
+        )
+    ]
+    beyond = [size - last for size, last in zip(x.shape[2:], reached, strict=True)]
+    transpose = torch.ops.aten.cudnn_convolution_transpose
+    return {
+        "forward": forward,
+        "input gradient": lambda: transpose(
+            grad, w, padding, beyond, stride, dilation, groups, *flags
+        ),
+    }
 
 
 def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.bench import gpu
+from adderize.bench.limits import limits
 from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
 from adderize.evaluation import evaluation
@@ -29,7 +30,7 @@ def measure(
 
     On a CUDA device these are float32 without TF32, and the row also has the milliseconds of both
     in TF32 and under bfloat16 autocast, and the pairs a second of the adder layers (forward and
-    input gradient, over the time of everything) with their percentage of `gpu.pair_limit`.
+    input gradient, over the time of everything) with their percentage of the measured `limits`.
 
     Args:
         task: ``"step"`` (training) or ``"inference"``.
@@ -61,7 +62,8 @@ def measure(
         rate = passes * adder_pairs(networks["adder"], images) / best["adder"]
         row |= {f"{name}_ms": seconds * 1e3 for name, seconds in best.items()}
         row["pairs_per_second"] = rate
-        row["percent_of_limit"] = 100 * rate / gpu.pair_limit(device)
+        if most := limits(device):
+            row["percent_of_limit"] = 100 * rate / (most.both if passes == 2 else most.forward)
     return row
 
 

@@ -13,6 +13,7 @@ import torch
 from adderize.bench import integers, layers, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
+from adderize.cli import gpu_report
 from adderize.cli.shared_options import images, positive, size
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
@@ -22,6 +23,7 @@ HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
     'adderize bench layers --only "3x3, 64"',
     "adderize bench step --arch resnet18 resnet50 --batch 8",
+    "adderize bench gpu-report -o report.json",
     "adderize bench inference --int8 --data photographs --threads 1 --json figures.json",
 )
 
@@ -49,6 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (0.2)"
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    whole = what.add_parser("gpu-report", help=gpu_report.HELP, description=gpu_report.HELP)
+    gpu_report.configure(whole)
+    whole.set_defaults(measure=None)
 
 
 def _configure_int8(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +73,9 @@ def _configure_int8(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.measure is None:
+        _device(arguments.device)
+        return gpu_report.run(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     facts = machine(_device(arguments.device))
@@ -133,8 +141,11 @@ def _gpu_line(name: str, row: dict[str, float]) -> str:
     half = row["adder_bf16_ms"] / row["convolution_bf16_ms"]
     line = f"  {name:16}{row['adder_ms']:>9.3f} ({ratios})"
     line += f"; bfloat16 {row['adder_bf16_ms']:.3f} ({half:.2f}x)"
+    if "cudnn_ms" in row:
+        line += f"; cuDNN's own {row['cudnn_ms']:.3f}, bfloat16 {row['cudnn_bf16_ms']:.3f}"
     if "pairs_per_second" in row:
         line += f"; {row['pairs_per_second'] / 1e12:.2f} Tpair/s"
+    if "percent_of_limit" in row:
         line += f", {row['percent_of_limit']:.0f} % of the limit"
     return f"{line}; {row['adder_mb']:.0f} MB (convolution {row['convolution_mb']:.0f} MB)"
 
@@ -165,8 +176,9 @@ def _gpu_networks_line(row: dict[str, Any]) -> str:
         f"{name}: cnn {row[f'cnn_{key}_ms']:.1f} ms, adder {row[f'adder_{key}_ms']:.1f} ms"
         for key, name in (("tf32", "TF32"), ("bf16", "bfloat16"))
     )
-    rate, percent = row["pairs_per_second"] / 1e12, row["percent_of_limit"]
-    return f"  {text}; adder layers {rate:.2f} Tpair/s, {percent:.0f} % of the limit"
+    rate, percent = row["pairs_per_second"] / 1e12, row.get("percent_of_limit")
+    of_limit = "" if percent is None else f", {percent:.0f} % of the limit"
+    return f"  {text}; adder layers {rate:.2f} Tpair/s{of_limit}"
 
 
 def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

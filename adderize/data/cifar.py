@@ -37,15 +37,15 @@ def load_cifar(name: str, source: str | None) -> Dataset:
             (``train*.parquet``, ``test*.parquet``), torchvision's files
             (``cifar-10-batches-py/...``) or class folders of images (``train/CLASS/...``,
             ``test/CLASS/...``); ``"timm:NAME"`` for a data set of timm's ``create_dataset``;
-            ``"fake"`` for small random images with a learnable pattern; None for
-            ``$ADDERIZE_DATA``, or else torchvision's download into ``./data``.
+            ``"fake"`` for a few random images with a learnable pattern, ``"fake:N"`` for N training
+            images; None for ``$ADDERIZE_DATA``, or else torchvision's download into ``./data``.
 
     Raises:
         AdderizeError: the data is missing, corrupt or of another number of classes.
     """
     classes = CLASSES[name]
-    if source == FAKE:
-        splits, kind = _fake(classes), "fake images"
+    if source is not None and source.partition(":")[0] == FAKE:
+        splits, kind = _fake(classes, source.partition(":")[2]), "fake images"
     elif source is not None and source.startswith(TIMM):
         splits, kind = _decoded(timm_splits(source.removeprefix(TIMM)), source), source
     else:
@@ -118,11 +118,16 @@ def _read_torchvision(name: str, folder: Path, download: bool = False) -> _Split
     return train, test
 
 
-def _fake(classes: int) -> _Splits:
+def _fake(classes: int, number: str) -> _Splits:
     """Class c is brighter in a 4x4 tile of its own, in a colour of its own."""
+    train, test = 4 * max(classes, 64), 2 * max(classes, 64)
+    if number:
+        if not number.isdecimal() or int(number) < 2:
+            raise AdderizeError(f"{FAKE}:{number}: expected a number of images, such as fake:50000")
+        train = int(number)
     generator = torch.Generator().manual_seed(0)
     splits = []
-    for count in (4 * max(classes, 64), 2 * max(classes, 64)):
+    for count in (train, test):
         labels = torch.arange(count) % classes
         images = torch.randint(0, 128, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
         for image, label in zip(images, labels.tolist(), strict=True):

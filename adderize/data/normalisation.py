@@ -44,10 +44,15 @@ def usual_statistics(model: nn.Module, size: Sequence[int]) -> Statistics:
     return CIFAR10 if tuple(size[1:]) == (32, 32) else IMAGENET
 
 
-def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes (..., C, H, W) as float32, less the mean and divided by the deviation of [0, 1]."""
+def normalised(
+    pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
+    """Bytes (..., C, H, W) as float32, less the mean and divided by the deviation of [0, 1].
+
+    Statistics that are tensors on the pixels' device spare a wait for the device.
+    """
     shift, scale = (
-        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+        torch.as_tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
         for values in (mean, std)
     )
     return (pixels.to(torch.float32) / 255 - shift) / scale

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -82,7 +84,7 @@ def estimate_statistics(
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     try:
-        with evaluation(model):
+        with evaluation(model), _uncompiled():
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
@@ -105,6 +107,14 @@ def estimate_statistics(
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """A norm without momentum reads its counter: torch.compile would break the graph at each."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:

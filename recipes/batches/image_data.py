@@ -39,6 +39,7 @@ class ImageData(LightningDataModule, ABC):
     input_size: tuple[int, ...]
     batch_size: int
     memory_format = torch.contiguous_format
+    _statistics: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
     def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
@@ -65,7 +66,15 @@ class ImageData(LightningDataModule, ABC):
 
     def normalized(self, images: Tensor) -> Tensor:
         """Bytes (N, C, H, W) to float32 with the data's mean and deviation."""
-        return normalised(images, self.mean, self.std).to(memory_format=self.memory_format)
+        statistics = self._statistics_on(images.device)
+        return normalised(images, *statistics).to(memory_format=self.memory_format)
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Copied once, for each copy waits for the device."""
+        if self._statistics is None or self._statistics[0].device != device:
+            mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
+            self._statistics = mean, std
+        return self._statistics
 
     def _take_batch_size(self, batch_size: int) -> None:
         if not 2 <= batch_size <= self.train_size:

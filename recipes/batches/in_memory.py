@@ -9,6 +9,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from adderize.data import Dataset, ImageSet
 from adderize.data.augmentation import Augmentation
+from adderize.errors import AdderizeError
 from recipes.batches.image_data import ImageData
 from recipes.batches.sampling import Batch, EpochShuffle, InOrder, generator_of
 
@@ -31,7 +32,8 @@ class _Images(TorchDataset[tuple[Tensor, ...]]):
         if self._drawn is None or self._drawn[0] != epoch:
             # The last number keeps these draws apart from those of the shuffle.
             generator = generator_of(self.seed, epoch, 1)
-            self._drawn = epoch, augment.draw(len(self.images.labels), generator)
+            drawn = augment.draw(len(self.images.labels), generator)
+            self._drawn = epoch, drawn.to(self.images.labels.device)
         return self._drawn[1]
 
 
@@ -48,6 +50,8 @@ class InMemoryImages(ImageData):
         seed: of the training order and the augmentation.
         augment: what happens to training images at random.
         channels_last: the memory format of the batches.
+        on_device: whether the whole data set is copied to the training's device first, so that no
+            step waits for a copy; the batches are the same.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class InMemoryImages(ImageData):
         *,
         augment: Augmentation | None = None,
         channels_last: bool = False,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
+        self.on_device = on_device
         self.dataset, self.seed, self.augment = dataset, seed, augment
         self.name, self.num_classes = dataset.name, dataset.num_classes
         self.train_size, self.test_size = len(dataset.train.labels), len(dataset.test.labels)
@@ -69,12 +75,30 @@ class InMemoryImages(ImageData):
         if channels_last:
             self.memory_format = torch.channels_last
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls it in each process once the device is known."""
+        if not self.on_device or self.trainer is None:
+            return
+        device = self.trainer.strategy.root_device
+        try:
+            train, test = (
+                ImageSet(*(tensor.to(device) for tensor in split))
+                for split in (self.dataset.train, self.dataset.test)
+            )
+        except torch.OutOfMemoryError as error:
+            raise AdderizeError(
+                f"{self.name} does not fit into the memory of {device}: leave out --data-on-device"
+            ) from error
+        self.dataset = self.dataset._replace(train=train, test=test)
+
     def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[tuple[Tensor, ...]]:
-        sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes)
+        device = self.dataset.train.labels.device
+        sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes, device)
         return _loader(_Images(self.dataset.train, self.seed, self.augment), sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        sampler = InOrder(self.test_size, self.batch_size, *self._process())
+        device = self.dataset.test.labels.device
+        sampler = InOrder(self.test_size, self.batch_size, *self._process(), device)
         return _loader(_Images(self.dataset.test, self.seed, None), sampler)
 
     test_dataloader = val_dataloader

@@ -35,13 +35,20 @@ class EpochShuffle(Sampler[Batch]):
         batch_size: images a batch and process.
         seed: of the shuffle.
         rank, processes: which process this is, and how many there are.
+        device: of the indices; the order is the same on each.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.device = rank, processes, device
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -52,6 +59,7 @@ class EpochShuffle(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(self.size, generator=generator_of(self.seed, self.epoch))
+        order = order.to(self.device or order.device)
         for batch in order.split(self.batch_size * self.processes)[: len(self)]:
             even = len(batch) - len(batch) % self.processes
             yield self.epoch, batch[self.rank : even : self.processes]
@@ -60,8 +68,15 @@ class EpochShuffle(Sampler[Batch]):
 class InOrder(Sampler[Batch]):
     """Batches of all indices in order, each in one of the processes."""
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        self.batches = torch.arange(rank, size, processes).split(batch_size)
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self.batches = torch.arange(rank, size, processes, device=device).split(batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -52,7 +52,8 @@ class Throughput(Callback):
         self.images += images
         self._last = now
         self._epoch_images += images
-        speed = self._epoch_images / (now - self._epoch_start)
+        # On the host: a number would be copied to the device, which waits for it.
+        speed = torch.tensor(self._epoch_images / (now - self._epoch_start), device="cpu")
         pl_module.log("images/s", speed, prog_bar=True, on_step=True)
 
 

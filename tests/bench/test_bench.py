@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from adderize import AdderConv2d
-from adderize.bench import gpu, networks, twins
+from adderize.bench import gpu, layers, networks, twins
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
+from adderize.bench.limits import Limits
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
 from adderize.ops.geometry import Geometry
@@ -158,14 +159,6 @@ def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str
     assert f"{option}: " in capsys.readouterr().err
 
 
-def test_the_limit_of_a_device_from_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:
-    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132, clock_rate=1_755_000)
-    a100 = SimpleNamespace(major=8, minor=0, multi_processor_count=108, clock_rate=1_410_000)
-    for device, limit in ((h100, 14.83e12), (a100, 4.87e12)):
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
-        assert gpu.pair_limit("cuda") == pytest.approx(limit, rel=1e-3)
-
-
 def test_precisions_leave_the_switches_as_they_were() -> None:
     switches = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
@@ -189,9 +182,10 @@ def test_pairs_of_a_network_by_hand() -> None:
 def _pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of CUDA devices, on the CPU."""
     real = torch.device
-    monkeypatch.setattr(gpu, "pair_limit", lambda device: 1e12)
+    for module in (layers, twins):
+        monkeypatch.setattr(module, "limits", lambda device: Limits(1e12, 1e12))
     monkeypatch.setattr(gpu, "peak_megabytes", lambda call, device: 1.0)
-    monkeypatch.setattr(gpu, "in_precision", lambda name, call: call)
+    monkeypatch.setattr(gpu, "in_precision", lambda name, call, device="cuda": call)
     monkeypatch.setattr(torch, "device", lambda name: SimpleNamespace(type="cuda", name=real(name)))
 
 

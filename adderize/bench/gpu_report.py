@@ -1,0 +1,212 @@
+"""All that is measured on a GPU, in one file: limits, layers, training steps, a CIFAR epoch.
+
+The file is written anew with each result. A part that fails is recorded by name, and the others
+follow; after the time that was given, the rest is named as left out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from adderize.bench import layers
+from adderize.bench.cifar_epoch import Epoch, measure_epoch
+from adderize.bench.gpu_steps import Network, measure_step
+from adderize.bench.layers import Layer
+from adderize.bench.limits import limits
+from adderize.bench.timing import machine
+from adderize.errors import AdderizeError
+from adderize.ops.geometry import Geometry
+from adderize.tables import json_text
+
+PRECISIONS = ("fp32", "bf16")
+# No part takes less: with less time left none starts.
+_LEAST_SECONDS = 5.0
+
+LAYERS = (
+    Layer("3x3 64, 56x56", 64, 64, 56, 64, 3, Geometry.of(padding=1)),
+    Layer("3x3 128, 28x28", 64, 128, 28, 128, 3, Geometry.of(padding=1)),
+    Layer("3x3 256, 14x14", 64, 256, 14, 256, 3, Geometry.of(padding=1)),
+    Layer("3x3 512, 7x7", 64, 512, 7, 512, 3, Geometry.of(padding=1)),
+    Layer("1x1 256-64, 56x56", 64, 256, 56, 64, 1),
+    Layer("3x3 16, 32x32, b256", 256, 16, 32, 16, 3, Geometry.of(padding=1)),
+    Layer("3x3 64, 8x8, b256", 256, 64, 8, 64, 3, Geometry.of(padding=1)),
+    Layer("depthwise 3x3 96, 112x112", 64, 96, 112, 96, 3, Geometry.of(padding=1, groups=96)),
+    Layer("3x3 128 in 32, 56x56", 64, 128, 56, 128, 3, Geometry.of(padding=1, groups=32)),
+)
+
+
+class Settings(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        layers, networks: of both, all in fp32 and bf16.
+        epochs: of CIFAR-10's recipe.
+        timing: `rounds` and `seconds` of :func:`adderize.bench.timing.side_by_side`.
+    """
+
+    layers: Sequence[Layer]
+    networks: Sequence[Network]
+    epochs: Sequence[Epoch]
+    timing: dict[str, Any]
+
+
+_EPOCH = ("--epochs", "3", "--batch-size", "256")
+_FAST = ("--data-on-device", "--compile", "reduce-overhead")
+ON_GPU = Settings(
+    LAYERS,
+    (
+        Network("resnet18", 128),
+        Network("resnet50", 128),
+        Network("mobilenet_v2", 128),
+        Network("efficientnet_b0", 128),
+        Network("timm:convnext_tiny", 128),
+    ),
+    (
+        Epoch("adder", "adder", 50_000, (*_EPOCH, *_FAST)),
+        Epoch("cnn", "cnn", 50_000, (*_EPOCH, *_FAST)),
+        Epoch("adder, data on the host, not compiled", "adder", 50_000, _EPOCH),
+    ),
+    {"rounds": 3, "seconds": 0.05},
+)
+# Does it run? The figures mean nothing.
+ON_CPU = Settings(
+    (
+        Layer("3x3 8, 6x6", 2, 8, 6, 8, 3, Geometry.of(padding=1)),
+        Layer("depthwise 3x3 8, 6x6", 2, 8, 6, 8, 3, Geometry.of(padding=1, groups=8)),
+    ),
+    (Network("resnet20", 2, (3, 32, 32)),),
+    (Epoch("adder", "adder", 64, (
+        "--epochs", "1", "--batch-size", "32", "--max-steps", "1", "--recalibrate", "0",
+        "--accelerator", "cpu", "--data-on-device")),),
+    {"rounds": 1, "seconds": 0.001},
+)  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One measurement: where its result goes, its name, and what gives it."""
+
+    section: str
+    name: str
+    measure: Callable[[], Any]
+
+
+def write_report(
+    file: Path,
+    device: str,
+    budget: float = 240.0,
+    settings: Settings | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Measures and writes; the contents of the file.
+
+    Args:
+        file: JSON; written whole each time, with what there is.
+        device: CUDA, or the CPU with a few tiny layers, to see whether everything runs.
+        budget: seconds after which no part starts.
+        settings: what to measure.
+        clock: seconds.
+
+    Raises:
+        AdderizeError: the file cannot be written.
+    """
+    start = clock()
+    if settings is None:
+        settings = ON_GPU if torch.device(device).type == "cuda" else ON_CPU
+    report: dict[str, Any] = {
+        "machine": machine_facts(device),
+        "limits": None,
+        "layers": [],
+        "steps": [],
+        "cifar": [],
+        "failed": {},
+        "left_out": [],
+        "seconds": 0.0,
+    }
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        for part in _parts(settings, device, lambda: budget - (clock() - start)):
+            name = f"{part.section}: {part.name}"
+            if budget - (clock() - start) < _LEAST_SECONDS:
+                report["left_out"].append(name)
+            else:
+                _add(report, part, name)
+            report["seconds"] = clock() - start
+            _write(file, report)
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+    return report
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """Processor, GPU, versions."""
+    facts = machine(torch.device(device)) | {"device": device, "cuda": torch.version.cuda}
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["multiprocessors"] = properties.multi_processor_count
+        facts["compute_capability"] = f"{properties.major}.{properties.minor}"
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def _parts(settings: Settings, device: str, left: Callable[[], float]) -> Iterator[Part]:
+    """The quick and the usual ones first."""
+    yield Part("limits", "register loops", partial(_limits, device))
+    for layer in settings.layers:
+        yield Part("layers", layer.name, partial(_layer, layer, settings, device))
+    usual, others = settings.networks[:2], settings.networks[2:]
+    yield from _steps(usual, settings, device)
+    for epoch in settings.epochs:
+        yield Part("cifar", epoch.name, lambda epoch=epoch: measure_epoch(epoch, left()))  # type: ignore[misc]
+    yield from _steps(others, settings, device)
+
+
+def _steps(networks: Sequence[Network], settings: Settings, device: str) -> Iterator[Part]:
+    for network in networks:
+        for precision in PRECISIONS:
+            measure = partial(measure_step, network, precision, device, **settings.timing)
+            yield Part("steps", f"{network.arch}, {precision}", measure)
+
+
+def _limits(device: str) -> dict[str, float] | None:
+    found = limits(device)
+    return found and {
+        "forward_pairs_per_second": found.forward,
+        "input_gradient_pairs_per_second": found.input_gradient,
+    }
+
+
+def _layer(layer: Layer, settings: Settings, device: str) -> dict[str, Any]:
+    (row,) = layers.measure((layer,), device, every_precision=True, **settings.timing)
+    return row
+
+
+def _add(report: dict[str, Any], part: Part, name: str) -> None:
+    try:
+        result = part.measure()
+    except Exception as error:
+        # One part's failure, such as too little memory, must not cost the others.
+        report["failed"][name] = " ".join(f"{type(error).__name__}: {error}".split())
+        return
+    if isinstance(report[part.section], list):
+        report[part.section].append(result)
+    else:
+        report[part.section] = result
+
+
+def _write(file: Path, report: dict[str, Any]) -> None:
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(json_text(report) + "\n")
+        unfinished.replace(file)
+    except OSError as error:
+        raise AdderizeError(f"cannot write {file}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""`adderize bench gpu-report` on the CPU: the whole path, tiny sizes, a clock of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adderize import AdderConv2d, AdderizeError
+from adderize.bench import cifar_epoch, gpu, gpu_report, limits
+from adderize.bench.cifar_epoch import Epoch, measure_epoch
+from adderize.bench.gpu_report import ON_CPU, ON_GPU, write_report
+from adderize.bench.gpu_steps import Network
+from adderize.bench.phases import phases
+from adderize.cli import main
+
+TINY = ON_CPU._replace(
+    networks=(Network("tests.recipes.networks:batch_norms", 2, (3, 32, 32)),), epochs=()
+)
+
+
+def test_a_machine_without_cuda_is_told_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*size: int, device: torch.device) -> None:
+        raise RuntimeError("Found no NVIDIA driver\nand more")
+
+    monkeypatch.setattr(torch, "empty", missing)
+    assert main(["bench", "gpu-report", "-o", str(tmp_path / "report.json")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "adderize: --device cuda cannot be used: Found no NVIDIA driver"
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_the_whole_path_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.json"
+    epoch = {"name": "adder", "seconds_per_epoch": 1.5}
+    monkeypatch.setattr(gpu_report, "ON_CPU", TINY._replace(epochs=ON_CPU.epochs))
+    monkeypatch.setattr(gpu_report, "measure_epoch", lambda epoch_, left: epoch)
+    assert main(["bench", "gpu-report", "--device", "cpu", "-o", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert report["machine"]["torch"] == torch.__version__ and report["limits"] is None
+    assert [row["layer"] for row in report["layers"]] == [layer.name for layer in TINY.layers]
+    for row in report["layers"]:
+        for name in ("forward", "input gradient", "filter gradient"):
+            assert {"convolution_tf32_ms", "convolution_bf16_ms", "adder_bf16_ms"} < set(row[name])
+    assert [row["precision"] for row in report["steps"]] == ["fp32", "bf16"]
+    for row in report["steps"]:
+        assert row["ratio"] == pytest.approx(row["adder_ms"] / row["cnn_ms"])
+        assert list(row["adder_phases_ms"]) == [
+            "adder forward", "input gradient", "filter gradient", "rest"
+        ]  # fmt: skip
+        assert min(row["adder_phases_ms"].values()) > 0
+    assert report["cifar"] == [epoch]
+    assert report["failed"] == {} and report["left_out"] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    out = capsys.readouterr().out
+    assert "CIFAR epoch, adder: 1.50 s" in out and "filter gradient" in out
+
+
+def _parts(monkeypatch: pytest.MonkeyPatch, *calls: Callable[[], Any]) -> None:
+    sections = ("layers", "steps", "cifar", "layers", "steps")
+
+    def parts(*arguments: Any) -> Iterator[gpu_report.Part]:
+        for number, (section, call) in enumerate(zip(sections, calls, strict=False)):
+            yield gpu_report.Part(section, str(number), call)
+
+    monkeypatch.setattr(gpu_report, "_parts", parts)
+
+
+def test_a_part_that_fails_is_named_and_the_others_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _parts(monkeypatch, lambda: 1 // 0, lambda: {"arch": "b"}, lambda: {"images": float("nan")})
+    written = write_report(tmp_path / "report.json", "cpu")
+    assert list(written["failed"]) == ["layers: 0"]
+    assert written["failed"]["layers: 0"].startswith("ZeroDivisionError: integer division")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["steps"] == [{"arch": "b"}] and report["cifar"] == [{"images": None}]
+
+
+def test_what_no_time_is_left_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves by ten seconds a look, three looks a part."""
+    _parts(monkeypatch, *(lambda: {"done": True} for _ in range(5)))
+    ticks = count(0, 10)
+    report = write_report(tmp_path / "r.json", "cpu", 50.0, clock=lambda: float(next(ticks)))
+    assert report["layers"] == report["steps"] == [{"done": True}]
+    assert report["left_out"] == ["cifar: 2", "layers: 3", "steps: 4"]
+
+
+def test_results_are_in_the_file_before_the_last_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    _parts(monkeypatch, lambda: {"first": True}, interrupted)
+    benchmark = torch.backends.cudnn.benchmark
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "report.json", "cpu")
+    assert json.loads((tmp_path / "report.json").read_text())["layers"] == [{"first": True}]
+    assert torch.backends.cudnn.benchmark == benchmark
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _parts(monkeypatch, dict)
+    with pytest.raises(AdderizeError, match=r"cannot write /nowhere/report\.json"):
+        write_report(Path("/nowhere/report.json"), "cpu")
+
+
+def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
+    parts = [part.section for part in gpu_report._parts(ON_GPU, "cuda", lambda: 100.0)]
+    assert parts == ["limits", *["layers"] * 9, *["steps"] * 4, *["cifar"] * 3, *["steps"] * 6]
+    assert {network.batch for network in ON_GPU.networks} == {128}
+
+
+def _process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A recipe in place of the real one."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "__init__.py").touch()
+    (tmp_path / "recipes" / "cifar.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+RECIPE = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
+assert sys.argv[1:5] == ["--data", "fake:64", "--layers", "cnn"]
+metrics = {"history": [{"images/s": 1.0}, {"images/s": 32.0}], "peak_memory_mb": 5}
+(folder / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+
+def test_the_last_epoch_of_the_recipe_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _process(tmp_path, monkeypatch, RECIPE)
+    row = measure_epoch(Epoch("cnn", "cnn", 64, ("--epochs", "2")), 60.0)
+    assert row["seconds_per_epoch"] == 2.0 and row["peak_mb"] == 5 and row["name"] == "cnn"
+
+
+def test_recipes_that_fail_hang_or_are_missing_are_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _process(tmp_path, monkeypatch, "import sys, time\ntime.sleep(60 * ('cnn' in sys.argv))\n1 / 0")
+    with pytest.raises(AdderizeError, match="it failed with 1: ZeroDivisionError"):
+        measure_epoch(Epoch("a", "adder", 64, ()), 60.0)
+    with pytest.raises(AdderizeError, match="it was stopped after 0 s"):
+        measure_epoch(Epoch("a", "cnn", 64, ()), 0.3)
+    monkeypatch.setattr(cifar_epoch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AdderizeError, match="run it in a checkout"):
+        measure_epoch(Epoch("a", "cnn", 64, ()), 1.0)
+
+
+def test_phases_of_a_step_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(AdderConv2d(8, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 4, 1))
+    images = torch.randn(4, 8, 24, 24, requires_grad=True)
+
+    def step() -> None:
+        with gpu.precision("bf16", "cpu"):
+            network(images).sum().backward()
+
+    found = phases(step, "cpu", steps=2)
+    assert list(found) == ["adder forward", "input gradient", "filter gradient", "rest"]
+    assert min(found.values()) > 0
+    only = phases(lambda: AdderConv2d(8, 32, 3)(images.detach()), "cpu", steps=2)
+    assert only["input gradient"] == only["filter gradient"] == 0 < only["adder forward"]
+
+
+def test_no_limit_is_measured_without_a_gpu() -> None:
+    assert limits.limits("cpu") is None
+    assert limits.Limits(2.0, 1.0).both == pytest.approx(4 / 3)
