@@ -185,6 +185,26 @@ def tuned() -> dict[str, bool]:
     }
 
 
+def register_loops() -> dict[str, bool]:
+    """The loops that measure a device's limit sum what they say."""
+    from adderize.ops.triton.kernels import register_loops as loops
+
+    formulas = {
+        loops.forward_pairs: lambda x, w, g: (x - w).abs(),
+        loops.gradient_pairs: lambda x, w, g: (x - w).clamp(0, 1) * g,
+    }
+    x, found, blocks, turns = torch.randn(128), {}, 3, 5
+    for kernel, formula in formulas.items():
+        sums = torch.empty(blocks)
+        kernel[(blocks,)](x, sums, turns, BLOCK=len(x))
+        terms = [
+            [formula(x, block + turn, block + 2.0).sum() for turn in range(turns)]
+            for block in range(blocks)
+        ]
+        found[kernel.__name__] = torch.allclose(sums, torch.tensor(terms).sum(1), rtol=1e-5)
+    return found
+
+
 def not_a_number() -> dict[str, bool]:
     """Where NaN and infinity among the operands arrive."""
     from adderize.ops import triton as kernels
@@ -250,6 +270,7 @@ def main() -> None:
             report[name] = traceback.format_exc()
     report["tiles"] = every_tile_gives_the_same_bits("cpu")
     report["tuned"] = tuned()
+    report["register loops"] = register_loops()
     report["not a number"] = not_a_number()
     report["memory formats"] = filter_gradients_in_every_memory_format("cpu")
     print(json.dumps(report))

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call of at most ten minutes: the tests, the tiles, the report.
+#
+#   benchmarks/gpu.sh FOLDER [SECONDS]
+#
+# FOLDER gets tests.log, tests.xml, tune.log, report.json, report.log, cache/ and summary.txt. A step
+# that fails or runs out of its time is said to have, and the next one follows. $PYTHON (python3) is
+# used as it is where it has what the package needs; otherwise `make install` fetches that first.
+set -u
+
+if [ $# -lt 1 ]; then
+    echo "usage: $0 FOLDER [SECONDS]" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 1
+folder=$(cd "$1" && pwd)
+seconds=${2:-570}
+cd "$(dirname "$0")/.." || exit 1
+python=${PYTHON:-python3}
+export PYTHONPATH=$PWD ADDERIZE_CACHE=$folder/cache
+summary=$folder/summary.txt
+: > "$summary"
+failed=0
+
+left() { echo $((seconds - SECONDS)); }
+
+# step NAME MOST COMMAND...: at most MOST seconds, or what is left; its output goes to NAME.log.
+step() {
+    local name=$1 most=$2 start=$SECONDS status
+    shift 2
+    [ "$most" -le "$(left)" ] || most=$(left)
+    if [ "$most" -le 0 ]; then
+        status="left out for want of time"
+    else
+        timeout --kill-after=5 "$most" "$@" > "$folder/$name.log" 2>&1
+        status="exit status $?"
+    fi
+    [ "$status" = "exit status 0" ] || failed=1
+    echo "$name: $status, $((SECONDS - start)) s" | tee -a "$summary"
+}
+
+adderize() { echo 'import sys; from adderize.cli import main; sys.exit(main(sys.argv[1:]))'; }
+
+needs='import torch, torchvision, lightning, timm, torchmetrics, fvcore, safetensors, tqdm, filelock
+import pytest, sybil, triton'
+if ! "$python" -c "$needs" 2> "$folder/install.log"; then
+    step install 240 make install PYTHON="$python"
+    python=$PWD/.venv/bin/python
+fi
+
+mapfile -t tests < <(grep -rl 'mark\.gpu' tests)
+step tests 150 "$python" -m pytest -m gpu -q "${tests[@]}" --junit-xml="$folder/tests.xml"
+step tune 60 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
+# Room for the part that runs when the time is up.
+most=$(left)
+step report "$most" "$python" -c "$(adderize)" bench gpu-report -o "$folder/report.json" \
+    --budget $((most > 300 ? 240 : most - 60))
+exit "$failed"

@@ -1,0 +1,54 @@
+"""benchmarks/gpu.sh with a Python that only says what it was asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+PYTHON = """#!/bin/sh
+case "$*" in
+    *pytest\\ -m\\ gpu*) echo "a test failed"; exit 1 ;;
+    *doctor*) echo "tuned in $ADDERIZE_CACHE" ;;
+    *gpu-report*) echo "asked: $*" ;;
+esac
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+def _run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python)}
+    command = [str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_every_step_runs_and_failures_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    done = _run(tmp_path, str(folder))
+    lines = (folder / "summary.txt").read_text().splitlines()
+    assert [line.rsplit(",", 1)[0] for line in lines] == [
+        "tests: exit status 1", "tune: exit status 0", "report: exit status 0"
+    ]  # fmt: skip
+    assert done.returncode == 1 and done.stdout.splitlines() == lines
+    assert (folder / "tests.log").read_text() == "a test failed\n"
+    assert (folder / "tune.log").read_text() == f"tuned in {folder}/cache\n"
+    asked = (folder / "report.log").read_text()
+    assert f"bench gpu-report -o {folder}/report.json --budget 240" in asked
+
+
+def test_no_step_starts_when_the_time_is_up(tmp_path: Path) -> None:
+    done = _run(tmp_path, str(tmp_path / "out"), "0")
+    assert done.returncode == 1 and done.stdout.count("left out for want of time") == 3
+
+
+def test_the_folder_is_asked_for(tmp_path: Path) -> None:
+    done = _run(tmp_path)
+    assert done.returncode == 2 and "usage: " in done.stderr
