@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adderize.ops.triton.tiles import CHANNELWISE, Tile
+from adderize.ops.triton.tiles import Tile
 from benchmarks.machine_code import banks, sass
 
 
@@ -48,19 +48,18 @@ def compile_tile(
     return code._replace(per_pair=code.per_pair / (pairs / 32 / options["num_warps"]))
 
 
-def compile_channelwise(kernel: Any, sm: int, dtype: str = "fp32", **flags: Any) -> Code:
-    """A kernel without tiles; its loop is counted as it is."""
-    constants = {name: value for name, value in CHANNELWISE.items() if name.isupper()}
-    options = {name: value for name, value in CHANNELWISE.items() if name.islower()}
-    return _compile(kernel, {**constants, **flags}, options, sm, dtype)
-
-
-def _compile(
+def compile_kernel(
     kernel: Any, constants: dict[str, Any], options: dict[str, Any], sm: int, dtype: str
-) -> Code:
+) -> Any:
+    """Triton's compiled kernel, for images of a dtype; constants that it does not take are left."""
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
-    typed = {"x_ptr": f"*{dtype}", "dx_ptr": f"*{dtype}"}
+    typed = {
+        "x_ptr": f"*{dtype}",
+        "dx_ptr": f"*{dtype}",
+        "parts_ptr": "*fp64",
+        "totals_ptr": "*fp64",
+    }
     signature = {
         name: "constexpr"
         if name in constants
@@ -77,7 +76,13 @@ def _compile(
             if name.endswith("_ptr")
         },
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+
+
+def _compile(
+    kernel: Any, constants: dict[str, Any], options: dict[str, Any], sm: int, dtype: str
+) -> Code:
+    compiled = compile_kernel(kernel, constants, options, sm, dtype)
     machine = sass.disassemble(compiled.asm["cubin"])
     ttgir = banks.strip_locations(compiled.asm["ttgir"])
     tiles = banks.accumulators(ttgir)

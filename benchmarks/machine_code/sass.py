@@ -21,6 +21,7 @@ class Machine(NamedTuple):
     """The opcodes of the longest inner loop, and the registers that the kernel takes and spills."""
 
     loop: Counter[str]
+    whole: Counter[str]
     registers: int
     spills: int
 
@@ -33,7 +34,7 @@ def disassemble(cubin: bytes) -> Machine:
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
     registers = int(usage.partition("REG:")[2].split()[0])
     spills = sum(_opcode(text).partition(".")[0] in ("LDL", "STL") for text in code)
-    return Machine(longest_loop(code, labels), registers, spills)
+    return Machine(longest_loop(code, labels), _executed(code), registers, spills)
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -71,7 +72,11 @@ def longest_loop(code: list[str], labels: dict[str, int]) -> Counter[str]:
         )
     ]
     start, end = max(innermost, key=lambda loop: loop[1] - loop[0])
-    runs = (text for text in code[start : end + 1] if not text.startswith("@!PT "))
+    return _executed(code[start : end + 1])
+
+
+def _executed(code: list[str]) -> Counter[str]:
+    runs = (text for text in code if not text.startswith("@!PT "))
     return Counter(opcode for text in runs if (opcode := _opcode(text)) != "NOP")
 
 
@@ -85,6 +90,7 @@ def _opcode(instruction: str) -> str:
     """The name, with what matters here: FADD.SAT, FADD|, LDS.128, LDSM.4."""
     words = re.sub(r"^@!?U?P\w+\s+", "", instruction).split()
     name, *parts = words[0].split(".")
-    told = {"LDS": ("64", "128"), "LDSM": ("2", "4")}.get(name, ("SAT",))
+    widths = dict.fromkeys(("LDS", "LDG", "STG"), ("64", "128"))
+    told = {**widths, "LDSM": ("2", "4")}.get(name, ("SAT",))
     name = ".".join([name, *(part for part in parts if part in told)])
     return f"{name}|" if "|" in instruction else name

@@ -23,15 +23,8 @@ from adderize.ops.geometry import Geometry
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from adderize.ops import triton as kernels
-from adderize.ops.triton.kernels import (
-    channelwise,
-    sign_filter_gradient,
-)
 from adderize.ops.triton.layer import Layer
-from adderize.ops.triton.tiles import (
-    splits,
-)
-from benchmarks.machine_code.compiling import compile_channelwise
+from adderize.ops.triton.tiles import splits
 from tests.ops import triton_cases
 from tests.ops.triton_cases import CASES
 
@@ -69,21 +62,6 @@ def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any])
     """No tile changes a bit, timed or not; what is not finite stays visible."""
     assert len(interpreted[what]) >= least
     assert [name for name, right in interpreted[what].items() if not right] == []
-
-
-@pytest.mark.parametrize(
-    ("kernel", "flags"),
-    [
-        (channelwise.forward, {"OUT_NHWC": True}),
-        (channelwise.forward, {"OUT_NHWC": False}),
-        (channelwise.input_gradient, {"OUT_NHWC": True, "SIGN": False}),
-        (channelwise.input_gradient, {"OUT_NHWC": False, "SIGN": True}),
-        (sign_filter_gradient.channelwise, {}),
-    ],
-)
-def test_channelwise_kernels_compile(kernel: Any, flags: dict[str, Any]) -> None:
-    code = compile_channelwise(kernel, 90, "bf16", **flags)
-    assert code.spills == 0
 
 
 def test_sums_are_split_where_tiles_are_few() -> None:

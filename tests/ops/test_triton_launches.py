@@ -66,3 +66,18 @@ def test_filter_gradients_launch_few_kernels(
         kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "full")
     assert "convolution_backward" in launches.names
     assert len(launches.names) <= most, launches.names
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_filter_gradients_of_channels_launch_two_kernels(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read g and x as these are, in N,H,W,C order."""
+    input, grad = (
+        torch.randn(2, 32, 7, 6).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    weight = torch.randn(32, channels, 3, 3)
+    with _Launches(monkeypatch) as launches:
+        geometry = Geometry.of(1, 1, 1, 32 // channels)
+        kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "full")
+    assert launches.names == ["filter_gradient", "combine"]

@@ -67,6 +67,42 @@ CASES = {
     "float16, depthwise": Case(
         (2, 8, 5, 6), (8, 1, 3, 3), padding=(1, 1), groups=8, dtype=torch.float16
     ),
+    "depthwise 7x7, odd channels": Case((1, 5, 6, 5), (5, 1, 7, 7), padding=(3, 3), groups=5),
+    "depthwise 5x5, stride 2": Case(
+        (1, 6, 7, 6), (6, 1, 5, 5), stride=(2, 2), padding=(2, 2), groups=6
+    ),
+    "depthwise, dilations": Case(
+        (1, 4, 7, 9), (4, 1, 3, 3), stride=(1, 3), padding=(2, 3), dilation=(2, 3), groups=4
+    ),
+    "depthwise 1x3, NCHW": Case(
+        (2, 20, 3, 5), (20, 1, 1, 3), padding=(0, 1), groups=20, channels_last=False
+    ),
+    "depthwise 9x9": Case((1, 3, 4, 5), (3, 1, 9, 9), padding=(4, 4), groups=3),
+    "depthwise, stride 3, bfloat16": Case(
+        (2, 8, 7, 5),
+        (8, 1, 3, 3),
+        stride=(3, 2),
+        padding=(1, 1),
+        groups=8,
+        dtype=torch.bfloat16,
+        gradient="sign",
+    ),
+    "depthwise, far from zero": Case(
+        (2, 6, 5, 5), (6, 1, 3, 3), padding=(1, 1), groups=6, offset=1000.0
+    ),
+    "groups of 4": Case((2, 8, 4, 5), (8, 4, 3, 3), padding=(1, 1), groups=2),
+    "groups of 8, stride 2, NCHW": Case(
+        (1, 16, 5, 5), (16, 8, 3, 3), (2, 2), (1, 1), groups=2, channels_last=False
+    ),
+    "groups of 4 to 2, signs": Case(
+        (1, 12, 5, 6), (6, 4, 2, 3), (1, 2), (1, 0), (2, 1), groups=3, gradient="sign"
+    ),
+    "groups of 4, far from zero": Case(
+        (1, 8, 4, 4), (8, 4, 3, 3), padding=(1, 1), groups=2, offset=1000.0
+    ),
+    "groups of 3, float16": Case((1, 6, 4, 4), (6, 3, 2, 2), groups=2, dtype=torch.float16),
+    "groups of 32": Case((1, 64, 2, 3), (64, 32, 1, 3), padding=(0, 1), groups=2),
+    "no images, depthwise": Case((0, 3, 6, 6), (3, 1, 3, 3), groups=3),
     "no images": Case((0, 3, 6, 6), (4, 3, 3, 3)),
 }
 
@@ -207,15 +243,23 @@ def register_loops() -> dict[str, bool]:
 
 def not_a_number() -> dict[str, bool]:
     """Where NaN and infinity among the operands arrive."""
+    found: dict[str, bool] = {}
+    for name, groups, channels in (("", 1, 4), ("depthwise, ", 4, 1), ("groups of 2, ", 2, 2)):
+        case = Case((2, 4, 4, 4), (4, channels, 3, 3), padding=(1, 1), groups=groups)
+        found |= {name + what: right for what, right in _not_a_number(case).items()}
+    return found
+
+
+def _not_a_number(case: Case) -> dict[str, bool]:
     from adderize.ops import triton as kernels
 
-    case, found = Case((2, 4, 4, 4), (5, 4, 3, 3), padding=(1, 1)), {}
+    found = {}
     for where in ("input", "weight"):
         for value in (float("nan"), float("inf")):
             input, weight = operands(case, "cpu")
-            (input if where == "input" else weight)[1, 2, 1, 1] = value
-            grad = torch.ones(2, 5, 4, 4)
-            expected = oracle.adder_conv2d(input, weight, grad, padding=(1, 1))
+            (input if where == "input" else weight)[1, 0, 1, 1] = value
+            grad = torch.ones(2, 4, 4, 4)
+            expected = oracle.adder_conv2d(input, weight, grad, padding=(1, 1), groups=case.groups)
             output = kernels.adder_conv2d(input, weight, case.geometry)
             gradient = kernels.adder_conv2d_input_gradient(
                 grad, input, weight, case.geometry, "full"

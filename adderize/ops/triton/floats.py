@@ -21,20 +21,19 @@ from torch import Tensor
 from adderize.ops.formats import memory_format, nhwc
 from adderize.ops.geometry import Geometry
 from adderize.ops.gradients import SIGNS
+from adderize.ops.triton import channelwise
 from adderize.ops.triton.choosing import choose_tile
 from adderize.ops.triton.filter_gradient import full_filter_gradient
-from adderize.ops.triton.kernels import channelwise, sign_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
 from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
+from adderize.ops.triton.kernels import sign_filter_gradient
 from adderize.ops.triton.layer import (
     Layer,
     filters_by_tap,
     grouped_by_channel,
-    taps_by_filter,
 )
 from adderize.ops.triton.rule import Work
 from adderize.ops.triton.tiles import (
-    CHANNELWISE,
     FORWARD,
     INPUT_GRADIENT,
     SIGN_FILTER_GRADIENT,
@@ -42,7 +41,6 @@ from adderize.ops.triton.tiles import (
     splits,
 )
 
-_CHANNELWISE_TILE = CHANNELWISE["ROWS"], CHANNELWISE["COLUMNS"]
 _LARGEST_CENTRE = 65504.0
 
 
@@ -83,10 +81,7 @@ def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     with _on(input.device):
         image, out_nhwc = nhwc(input), wanted == torch.channels_last
         if layer.is_channelwise:
-            grid = (_blocks(layer.positions, weight.shape[0], _CHANNELWISE_TILE),)
-            channelwise.forward[grid](
-                image, taps_by_filter(weight), output, *layer, OUT_NHWC=out_nhwc, **CHANNELWISE
-            )
+            channelwise.forward(image, weight, output, layer, out_nhwc)
             return output
         return _dense_forward(image, filters_by_tap(weight), output, layer, out_nhwc)
 
@@ -130,13 +125,8 @@ def adder_conv2d_input_gradient(
         image, output_gradient = nhwc(input), nhwc(grad)
         flags = {"OUT_NHWC": wanted == torch.channels_last, "SIGN": sign}
         if layer.is_channelwise:
-            pixels = layer.images * layer.height * layer.width
-            grid = (_blocks(pixels, input.shape[1], _CHANNELWISE_TILE),)
-            by_channel = grouped_by_channel(weight, layer.groups).permute(1, 2, 4, 0, 3)
-            by_channel = by_channel.contiguous()
-            channelwise.input_gradient[grid](
-                output_gradient, image, by_channel, result, *layer, **flags, **CHANNELWISE
-            )
+            images = output_gradient, image
+            channelwise.input_gradient(images, weight, result, layer, **flags)
             return result
         filters, centre = _slope_operands(grouped_by_channel(weight, layer.groups), sign)
         operands = output_gradient, _group_sums(grad, layer.groups), image, filters, centre
@@ -201,17 +191,16 @@ def adder_conv2d_weight_gradient(
     wanted = memory_format(weight)
     if layer.images == 0:
         return torch.zeros_like(weight, memory_format=wanted)
+    sign = SIGNS[gradient].filters
     with _on(input.device):
-        if not SIGNS[gradient].filters:
-            return full_filter_gradient(grad, input, weight, geometry)
-        images = nhwc(grad), nhwc(input)
         if layer.is_channelwise:
-            result = _channelwise_sign_gradient(*images, taps_by_filter(weight), layer)
-            result = result.permute(3, 2, 0, 1)
-        else:
-            result = _dense_sign_gradient(*images, filters_by_tap(weight), layer)
-            result = result.permute(0, 3, 1, 2)
-        return result.to(weight.dtype).contiguous(memory_format=wanted)
+            images = nhwc(grad), nhwc(input)
+            return channelwise.filter_gradient(*images, weight, layer, sign=sign)
+        if not sign:
+            return full_filter_gradient(grad, input, weight, geometry)
+        result = _dense_sign_gradient(nhwc(grad), nhwc(input), filters_by_tap(weight), layer)
+        result = result.permute(0, 3, 1, 2).to(weight.dtype)
+        return result.contiguous(memory_format=wanted)
 
 
 def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: Layer) -> Tensor:
@@ -221,18 +210,5 @@ def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: La
     parts = _parts(count, filters)
     sign_filter_gradient.dense[(blocks * count,)](
         grad, image, filters, parts, *layer, count, filters.numel(), **tile.options()
-    )
-    return _summed(parts, torch.empty_like(filters))
-
-
-def _channelwise_sign_gradient(
-    grad: Tensor, image: Tensor, filters: Tensor, layer: Layer
-) -> Tensor:
-    rows, columns = _CHANNELWISE_TILE
-    blocks = layer.taps * layer.channels * -(-filters.shape[3] // columns)
-    count = splits(blocks, layer.positions // rows, most=64)
-    parts = _parts(count, filters)
-    sign_filter_gradient.channelwise[(blocks * count,)](
-        grad, image, filters, parts, *layer, count, filters.numel(), **CHANNELWISE
     )
     return _summed(parts, torch.empty_like(filters))

@@ -100,6 +100,11 @@ def taps_by_filter(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).float().contiguous()
 
 
+def taps_by_channel(weight: Tensor, groups: int) -> Tensor:
+    """(kh, kw, Cout/groups, Cin), dense float32."""
+    return grouped_by_channel(weight, groups).permute(1, 2, 4, 0, 3).contiguous()
+
+
 def grouped_by_channel(weight: Tensor, groups: int) -> Tensor:
     """(groups, kh, kw, Cin/groups, Cout/groups), float32: what is summed over comes last."""
     grouped: Tensor = weight.float().unflatten(0, (groups, -1))

@@ -54,7 +54,6 @@ INPUT_GRADIENT = (
     Tile(128, 16, 32, 2),
 )
 SIGN_FILTER_GRADIENT = Tile(64, 64, 16, 8)
-CHANNELWISE = {"ROWS": 32, "COLUMNS": 32, "num_warps": 4, "enable_fp_fusion": True}
 
 # Enough for two on each of an H100's multiprocessors. It does not follow the device, because the
 # parts of a sum change its rounding.

@@ -1,6 +1,9 @@
-"""Forward and input gradient of depthwise layers and of groups of a few channels.
+"""Groups of a few channels: forward, and the gradients of the input and of the filters.
 
-Every thread has pixels and channels of its own, and reads what it needs from the caches.
+A thread has up to four neighbouring filters of one group (in the input gradient: channels) at a few
+positions, and reads up to four channels of the group at once: tiles are (ROWS, GROUPS, VECTOR),
+positions by vectors of neighbours. IN and OUT, vectors of what is summed over and of what results,
+divide the channels and filters of a group. Nothing is unrolled: any kernel size is served.
 """
 
 from __future__ import annotations
@@ -8,7 +11,53 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adderize.ops.triton.kernels.indexing import GEOMETRY, locate, offsets, unravel
+from adderize.ops.triton.kernels.indexing import (
+    GEOMETRY,
+    first_tap,
+    locate_in_image,
+    offsets,
+    slope,
+    unravel,
+)
+
+
+@triton.jit
+def _column(tile, INDEX: tl.constexpr, COUNT: tl.constexpr):
+    """One of the last dimension's elements, (ROWS, GROUPS, 1); they lie in a thread's registers.
+
+    Reshaping hands the layout of a tile on, where indexing by None would break off: what is summed
+    then lies in threads as what was loaded.
+    """
+    rows: tl.constexpr = tile.shape[0]
+    groups: tl.constexpr = tile.shape[1]
+    if COUNT == 1:
+        column = tile
+    elif COUNT == 2:
+        first, second = tl.split(tile)
+        column = first if INDEX == 0 else second
+    else:
+        even, odd = tl.split(tl.reshape(tile, [rows, groups, 2, 2]))
+        first, second = tl.split(even if INDEX % 2 == 0 else odd)
+        column = first if INDEX < 2 else second
+    return tl.reshape(column, [rows, groups, 1])
+
+
+@triton.jit
+def _neighbours(tile, per_group, GROUPS: tl.constexpr, VECTOR: tl.constexpr):
+    """(GROUPS, VECTOR) numbers of neighbours among all, and the group of each vector."""
+    vector = tile * GROUPS + tl.arange(0, GROUPS)
+    number = (vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+    return number, vector * VECTOR // per_group
+
+
+@triton.jit
+def _store(at, tile, image, pixel, number, live, real, pixels, all_numbers, NHWC: tl.constexpr):
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1] * tile.shape[2]
+    number, real = tl.reshape(number, [columns]), tl.reshape(real, [columns])
+    row_at, column_at = offsets(image, pixel, number, pixels, all_numbers, NHWC)
+    mask = live[:, None] & real[None, :]
+    tl.store(at + row_at[:, None] + column_at[None, :], tl.reshape(tile, [rows, columns]), mask)
 
 
 @triton.jit(do_not_specialize=GEOMETRY)
@@ -33,40 +82,44 @@ def forward(
     dilation_h,
     dilation_w,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
     OUT_NHWC: tl.constexpr,
 ):
     """Y of w (kh, kw, Cin/groups, Cout), float32."""
+    channels, filters = channels // IN * IN, filters // OUT * OUT
     all_filters = groups * filters
-    column_tiles = tl.cdiv(all_filters, COLUMNS)
     # A program is a tile of positions and a tile of all filters.
-    column_tile, program = unravel(tl.program_id(0), column_tiles)
-    first = program.to(tl.int64) * ROWS
-    image, out_row, out_column = locate(first, out_height * out_width, out_width, ROWS)
-    filter = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    live, real = image < images, filter < all_filters
-    top = out_row * stride_h - padding_h
-    left = out_column * stride_w - padding_w
-    first_channel = (filter // filters * channels)[None, :]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for tap in range(kernel_height * kernel_width):
-        row = top + tap // kernel_width * dilation_h
-        column = left + tap % kernel_width * dilation_w
-        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        x_row = ((image * height + row) * width + column) * (channels * groups)
-        for channel in range(channels):
-            mask = inside[:, None] & real[None, :]
-            x = tl.load(x_ptr + x_row[:, None] + (first_channel + channel), mask=mask, other=0.0)
-            w_row = (tap * channels + channel).to(tl.int64) * all_filters
-            w = tl.load(w_ptr + w_row + filter, mask=real, other=0.0)
-            total += tl.abs(x.to(tl.float32) - w[None, :])
-    pixel = out_row * out_width + out_column
-    y_row, y_column = offsets(image, pixel, filter, out_height * out_width, all_filters, OUT_NHWC)
-    mask = live[:, None] & real[None, :]
-    tl.store(y_ptr + y_row[:, None] + y_column[None, :], -total, mask=mask)
+    tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
+    filter, group = _neighbours(tile, filters, GROUPS, OUT)
+    image, out_row, out_column, live = locate_in_image(program, out_height, out_width, ROWS)
+    real, real_group = filter < all_filters, group < groups
+    top, left = out_row * stride_h - padding_h, out_column * stride_w - padding_w
+    x_row = ((image * height + top) * width + left) * (channels * groups)
+    x_at = x_row[:, None, None] + (group * channels)[None, :, None] + tl.arange(0, IN)
+    total = tl.zeros([ROWS, GROUPS, OUT], tl.float32)
+    w_row = tl.full([], 0, tl.int64)
+    for tap_h in range(kernel_height):
+        row = top + tap_h * dilation_h
+        inside_row = live & (row >= 0) & (row < height)
+        for tap_w in range(kernel_width):
+            column = left + tap_w * dilation_w
+            inside = inside_row & (column >= 0) & (column < width)
+            mask = inside[:, None, None] & real_group[None, :, None]
+            offset = (tap_h * dilation_h * width.to(tl.int64) + tap_w * dilation_w) * groups
+            x_tap_ptr = x_ptr + offset * channels
+            for channel in range(0, channels, IN):
+                x = tl.load(x_tap_ptr + x_at + channel, mask=mask, other=0.0).to(tl.float32)
+                for index in tl.static_range(IN):
+                    w = tl.load(w_ptr + w_row + filter, mask=real, other=0.0)
+                    w_row += all_filters
+                    total += tl.abs(_column(x, index, IN) - w[None, :, :])
+    pixel, pixels = out_row * out_width + out_column, out_height * out_width
+    _store(y_ptr, -total, image, pixel, filter, live, real, pixels, all_filters, OUT_NHWC)
 
 
-@triton.jit(do_not_specialize=GEOMETRY)
+@triton.jit(do_not_specialize=[*GEOMETRY, "period_h", "period_w"])
 def input_gradient(
     g_ptr,
     x_ptr,
@@ -88,42 +141,206 @@ def input_gradient(
     padding_w,
     dilation_h,
     dilation_w,
+    period_h,
+    period_w,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
     OUT_NHWC: tl.constexpr,
     SIGN: tl.constexpr,
 ):
-    """dX of w (kh, kw, Cout/groups, Cin)."""
+    """dX of w (kh, kw, Cout/groups, Cin).
+
+    A tile's pixels are of one residue modulo the stride: they see the same taps, which lie a period
+    apart. clip(d, -1, 1) = 2 sat(d / 2 + 1/2) - 1, with F and x relative to a value of F.
+    """
+    channels, filters = channels // OUT * OUT, filters // IN * IN
     all_channels = groups * channels
-    column_tiles = tl.cdiv(all_channels, COLUMNS)
-    # A program is a tile of pixels and a tile of all channels.
-    column_tile, program = unravel(tl.program_id(0), column_tiles)
-    first = program.to(tl.int64) * ROWS
-    image, row, column = locate(first, height * width, width, ROWS)
-    channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    live, real = image < images, channel < all_channels
-    mask = live[:, None] & real[None, :]
-    pixels, pixel = height * width, row * width + column
-    x_row, x_column = offsets(image, pixel, channel, pixels, all_channels, True)
-    x = tl.load(x_ptr + x_row[:, None] + x_column[None, :], mask=mask, other=0.0).to(tl.float32)
-    first_filter = (channel // channels * filters)[None, :]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for tap in range(kernel_height * kernel_width):
-        down = row + padding_h - tap // kernel_width * dilation_h
-        right = column + padding_w - tap % kernel_width * dilation_w
-        out_row, out_column = down // stride_h, right // stride_w
-        seen = live & (down >= 0) & (right >= 0) & (down % stride_h == 0) & (right % stride_w == 0)
-        seen &= (out_row < out_height) & (out_column < out_width)
-        g_row = ((image * out_height + out_row) * out_width + out_column) * (filters * groups)
-        for filter in range(filters):
-            mask_g = seen[:, None] & real[None, :]
-            g = tl.load(g_ptr + g_row[:, None] + (first_filter + filter), mask=mask_g, other=0.0)
-            w_row = (tap * filters + filter).to(tl.int64) * all_channels
-            w = tl.load(w_ptr + w_row + channel, mask=real, other=0.0)
-            difference = w[None, :] - x
-            if SIGN:
-                total += tl.where(difference > 0, g, 0.0) - tl.where(difference < 0, g, 0.0)
-            else:
-                total += g * tl.clamp(difference, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
-    dx_row, dx_column = offsets(image, pixel, channel, pixels, all_channels, OUT_NHWC)
-    tl.store(dx_ptr + dx_row[:, None] + dx_column[None, :], total, mask=mask)
+    tile, program = unravel(tl.program_id(0), tl.cdiv(all_channels, GROUPS * OUT))
+    residue_w, program = unravel(program, stride_w)
+    residue_h, program = unravel(program, stride_h)
+    channel, group = _neighbours(tile, channels, GROUPS, OUT)
+    image, row, column, live = locate_in_image(
+        program, tl.cdiv(height, stride_h), tl.cdiv(width, stride_w), ROWS
+    )
+    row, column = row * stride_h + residue_h, column * stride_w + residue_w
+    live = live & (row < height) & (column < width)
+    real, real_group = channel < all_channels, group < groups
+    mask = live[:, None, None] & real[None, :, :]
+    pixel = row * width + column
+    x_at = ((image * height * width + pixel) * all_channels)[:, None, None] + channel[None, :, :]
+    x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
+    centre = tl.load(w_ptr + channel, mask=real, other=0.0)
+    centre = tl.zeros_like(centre) if SIGN else tl.clamp(centre, -65504.0, 65504.0)
+    scale: tl.constexpr = 1.0 if SIGN else 0.5
+    shift: tl.constexpr = 0.0 if SIGN else 0.5
+    x = (x - centre[None, :, :]) * scale
+
+    first_h = first_tap((residue_h + padding_h) % stride_h, stride_h, dilation_h, kernel_height)
+    first_w = first_tap((residue_w + padding_w) % stride_w, stride_w, dilation_w, kernel_width)
+    out_row = (row + padding_h - first_h * dilation_h) // stride_h
+    out_column = (column + padding_w - first_w * dilation_w) // stride_w
+    step_h, step_w = period_h * dilation_h // stride_h, period_w * dilation_w // stride_w
+    g_row = ((image * out_height + out_row) * out_width + out_column) * (filters * groups)
+    g_at = g_row[:, None, None] + (group * filters)[None, :, None] + tl.arange(0, IN)
+    total = tl.zeros([ROWS, GROUPS, OUT], tl.float32)
+    g_sum = tl.zeros([ROWS, GROUPS, 1], tl.float32)
+    least = tl.zeros([GROUPS, OUT], tl.float32)
+    for up in range(tl.cdiv(tl.maximum(kernel_height - first_h, 0), period_h)):
+        seen = out_row - up * step_h
+        seen_row = live & (seen >= 0) & (seen < out_height)
+        for back in range(tl.cdiv(tl.maximum(kernel_width - first_w, 0), period_w)):
+            seen = out_column - back * step_w
+            inside = seen_row & (seen >= 0) & (seen < out_width)
+            mask_g = inside[:, None, None] & real_group[None, :, None]
+            offset = (up * step_h * out_width.to(tl.int64) + back * step_w) * groups
+            g_tap_ptr = g_ptr - offset * filters
+            tap = (first_h + up * period_h) * kernel_width + first_w + back * period_w
+            w_row = tap.to(tl.int64) * (filters * all_channels)
+            for filter in range(0, filters, IN):
+                g = tl.load(g_tap_ptr + g_at + filter, mask=mask_g, other=0.0)
+                for index in tl.static_range(IN):
+                    w = tl.load(w_ptr + w_row + channel, mask=real, other=0.0)
+                    w_row += all_channels
+                    least = tl.minimum(least, w, propagate_nan=tl.PropagateNan.ALL)
+                    value = _column(g, index, IN)
+                    difference = ((w - centre) * scale + shift)[None, :, :] - x
+                    total = tl.fma(value, slope(difference, SIGN), total)
+                    g_sum += value
+    total = total * 2 - g_sum + tl.where(least == least, 0.0, least)[None, :, :]
+    total = tl.where(x == x, total, x)
+    pixels = height * width
+    _store(dx_ptr, total, image, pixel, channel, live, real, pixels, all_channels, OUT_NHWC)
+
+
+@triton.jit(do_not_specialize=[*GEOMETRY, "splits"])
+def filter_gradient(
+    g_ptr,
+    x_ptr,
+    w_ptr,
+    parts_ptr,
+    totals_ptr,
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    filters,
+    groups,
+    kernel_height,
+    kernel_width,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    splits,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    """Parts of sum g x and of G: (splits, kh, kw, Cin/groups, Cout), (splits, Cout), float64.
+
+    A program has a tap, a vector of channels, a tile of filters and part of the positions. It sums
+    g (x - c) and adds c G, c being the mean of the pixels that it sees first. SIGN: sums of
+    g sgn(x - F) for w (kh, kw, Cin/groups, Cout), and no G.
+    """
+    channels, filters = channels // IN * IN, filters // OUT * OUT
+    all_filters = groups * filters
+    tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
+    chunk, split = unravel(program, kernel_height * kernel_width * (channels // IN))
+    filter, group = _neighbours(tile, filters, GROUPS, OUT)
+    real, real_group = filter < all_filters, group < groups
+    tap = chunk // (channels // IN)
+    down = tap // kernel_width * dilation_h - padding_h
+    right = tap % kernel_width * dilation_w - padding_w
+    channel = group[:, None] * channels + chunk % (channels // IN) * IN + tl.arange(0, IN)[None, :]
+    steps = images.to(tl.int64) * tl.cdiv(out_height * out_width, ROWS)
+    start = (steps * split // splits).to(tl.int32)
+    stop = (steps * (split + 1) // splits).to(tl.int32)
+
+    w_at = (chunk * IN + tl.arange(0, IN))[None, :, None] * all_filters + filter[:, None, :]
+    if SIGN:
+        w = tl.load(w_ptr + w_at, mask=real[:, None, :], other=0.0)
+    centre = tl.zeros([GROUPS, IN], tl.float32)
+    if not SIGN:
+        image, out_row, out_column, live = locate_in_image(start, out_height, out_width, ROWS)
+        row = tl.minimum(out_row * stride_h, height - 1)
+        column = tl.minimum(out_column * stride_w, width - 1)
+        first = ((image * height + row) * width + column) * (channels * groups)
+        mask = live[:, None, None] & real_group[None, :, None]
+        pixels = tl.load(x_ptr + first[:, None, None] + channel[None, :, :], mask=mask, other=0.0)
+        centre = tl.sum(pixels.to(tl.float32), 0) / tl.sum(live.to(tl.float32), 0)
+        centre = tl.where(tl.abs(centre) < float("inf"), centre, 0.0)
+    total = tl.zeros([ROWS, GROUPS, IN, OUT], tl.float32)
+    g_sum = tl.zeros([ROWS, GROUPS, OUT], tl.float64)
+    for step in range(start, stop):
+        image, out_row, out_column, live = locate_in_image(step, out_height, out_width, ROWS)
+        row, column = out_row * stride_h + down, out_column * stride_w + right
+        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        g_at = ((image * out_height + out_row) * out_width + out_column) * all_filters
+        x_at = ((image * height + row) * width + column) * (channels * groups)
+        mask_g = live[:, None, None] & real[None, :, :]
+        g = tl.load(g_ptr + g_at[:, None, None] + filter[None, :, :], mask=mask_g, other=0.0)
+        mask_x = inside[:, None, None] & real_group[None, :, None]
+        x = tl.load(x_ptr + x_at[:, None, None] + channel[None, :, :], mask=mask_x, other=0.0)
+        x = x.to(tl.float32)
+        if SIGN:
+            difference = tl.reshape(x, [ROWS, GROUPS, IN, 1]) - w[None, :, :, :]
+            sign = tl.fma(slope(difference, True), 2.0, -1.0)
+            total = tl.fma(tl.reshape(g, [ROWS, GROUPS, 1, OUT]), sign, total)
+        else:
+            difference = tl.reshape(x - centre[None, :, :], [ROWS, GROUPS, IN, 1])
+            total = tl.fma(tl.reshape(g, [ROWS, GROUPS, 1, OUT]), difference, total)
+            g_sum += g.to(tl.float64)
+    result = tl.sum(total, 0).to(tl.float64)
+    if not SIGN:
+        totals = tl.sum(g_sum, 0)
+        result += centre.to(tl.float64)[:, :, None] * totals[:, None, :]
+        if chunk == 0:
+            tl.store(totals_ptr + split.to(tl.int64) * all_filters + filter, totals, mask=real)
+    parts_ptr += split.to(tl.int64) * (kernel_height * kernel_width * channels * all_filters)
+    tl.store(parts_ptr + w_at, result, mask=real[:, None, :])
+
+
+@triton.jit(do_not_specialize=["splits", "taps", "channels", "filters"])
+def combine(
+    parts_ptr,
+    totals_ptr,
+    w_ptr,
+    dw_ptr,
+    splits,
+    taps,
+    channels,
+    filters,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NHWC: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    """dF of parts (splits, taps, channels, filters) and w in dF's order; SIGN: without F * G."""
+    tile, row = unravel(tl.program_id(0), tl.cdiv(filters, COLUMNS))
+    channel, tap = row % channels, row // channels
+    filter = tile * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float64)
+    grad_sum = tl.zeros([ROWS, COLUMNS], tl.float64)
+    for first in range(0, splits, ROWS):
+        split = (first + tl.arange(0, ROWS))[:, None]
+        mask = (split < splits) & (filter < filters)[None, :]
+        at = (split.to(tl.int64) * (taps * channels) + row) * filters + filter[None, :]
+        total += tl.load(parts_ptr + at, mask=mask, other=0.0)
+        if not SIGN:
+            at = split * filters + filter[None, :]
+            grad_sum += tl.load(totals_ptr + at, mask=mask, other=0.0)
+    at = filter.to(tl.int64) * (channels * taps)
+    at += tap * channels + channel if NHWC else channel * taps + tap
+    result = tl.sum(total, 0)
+    if not SIGN:
+        w = tl.load(w_ptr + at, mask=filter < filters, other=0.0)
+        result -= w.to(tl.float64) * tl.sum(grad_sum, 0)
+    tl.store(dw_ptr + at, result.to(tl.float32), mask=filter < filters)

@@ -43,6 +43,14 @@ def locate(first, per_image, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def locate_in_image(program, height, width, BLOCK: tl.constexpr):
+    """Image (int64), rows, columns and whether they exist of a block of one image's positions."""
+    block, image = unravel(program, tl.cdiv(height * width, BLOCK))
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    return image.to(tl.int64), at // width, at % width, at < height * width
+
+
+@triton.jit
 def under_tap(
     first, images, height, width, out_height, out_width, stride_h, stride_w, down, right,
     BLOCK: tl.constexpr,

@@ -1,0 +1,74 @@
+"""What the kernels for depthwise layers and small groups compile to; no GPU is needed."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from adderize.ops.triton.channelwise import filter_gradient_launch, forward_launch
+from benchmarks.machine_code.channelwise import KERNELS, LAYERS, forecast, layer
+
+_DEPTHWISE, _STRIDED, *_, _GROUPS_OF_4, _GROUPS_OF_8 = LAYERS
+# Instructions of the innermost loop a pair of an input and a filter value.
+_MOST_DEPTHWISE = {"forward": 4.5, "input_gradient": 6.5, "filter_gradient": 4.5}
+_MOST_GROUPED = {"forward": 3.2, "input_gradient": 4.2, "filter_gradient": 7.5}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", [_DEPTHWISE, _GROUPS_OF_4])
+def test_machine_code(name: str, kernel: str) -> None:
+    _check(name, kernel, 90, "fp32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("sm", [80, 90, 100])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_machine_code_of_every_layer(
+    name: str, kernel: str, sm: int, dtype: str, sign: bool
+) -> None:
+    _check(name, kernel, sm, dtype, sign)
+
+
+def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> None:
+    found = forecast(LAYERS[name], kernel, sm, dtype, SIGN=sign)
+    loop, whole = found.machine.loop, found.machine.whole
+    assert found.machine.spills == 0
+    assert not loop["LDS"] + loop["LDS.128"] + loop["BAR"], "a tile changes hands in the loop"
+    # Four neighbours at once: 16 bytes of float32, 8 of half precision. Single values are filters',
+    # which the input gradient looks at once more for NaN.
+    singles = 4 if kernel == "input_gradient" else 0
+    assert loop["LDG.128"] > 0 and loop["LDG"] <= singles
+    assert whole["STG.128"] + whole["STG.64"] > 0 and not whole["STG"]
+    if dtype != "fp32":
+        assert loop["LDG.64"] > 0
+    grouped = LAYERS[name].channels > 1
+    if not sign and LAYERS[name].stride_h == 1:
+        most = (_MOST_GROUPED if grouped else _MOST_DEPTHWISE)[kernel]
+        pairs = found.pairs / found.launch.turns
+        assert loop.total() / pairs <= most + (0.7 if dtype != "fp32" else 0)
+
+
+def test_results_in_contiguous_images_keep_the_loop() -> None:
+    for name in (_DEPTHWISE, _GROUPS_OF_4):
+        found = forecast(LAYERS[name], "forward", OUT_NHWC=False)
+        assert found.machine.spills == 0
+        assert not found.machine.loop["BAR"] and found.machine.loop["LDG.128"] > 0
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns"), [(16, 16), (24, 32), (64, 64), (96, 32), (144, 16), (576, 64)]
+)
+def test_tiles_of_channels_waste_little(channels: int, columns: int) -> None:
+    options = forward_launch(layer(channels, channels, 14)).options
+    assert options["COLUMNS"] == columns and options["ROWS"] * columns == 512
+
+
+def test_filter_gradients_fill_the_device_in_parts() -> None:
+    for of in LAYERS.values():
+        launch = filter_gradient_launch(of, sign=False)
+        assert 528 <= launch.programs <= 1056 and launch.turns >= 4
+    assert filter_gradient_launch(layer(8, 8, 1), sign=False).splits == 64 // 4
