@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -214,3 +215,30 @@ def test_networks_on_a_gpu_in_every_precision(
             assert row[f"{name}_{precision}_ms"] > 0
     assert row["pairs_per_second"] > 0
     assert "TF32: cnn" in bench._gpu_networks_line(row)
+
+
+class _Cudnn:
+    """torch's own kernels behind the signatures of cuDNN's."""
+
+    def cudnn_convolution(self, x: Any, w: Any, *geometry: Any) -> torch.Tensor:
+        padding, stride, dilation, groups, *_ = geometry
+        return torch.conv2d(x, w, None, stride, padding, dilation, groups)
+
+    def cudnn_convolution_transpose(self, grad: Any, w: Any, *geometry: Any) -> torch.Tensor:
+        padding, beyond, stride, dilation, groups, *_ = geometry
+        return torch.conv_transpose2d(grad, w, None, stride, padding, beyond, groups, dilation)
+
+
+@pytest.mark.parametrize("size", [9, 10, 14])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_cudnns_passes_have_the_shapes_of_torchs(
+    stride: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Layer("grouped", 2, 8, size, 16, 3, Geometry.of(stride, 1, 2, 4))
+    x, w = torch.randn(layer.input_shape), torch.randn(layer.weight_shape)
+    expected = {name: call() for name, call in layers._convolution(layer, x, w).items()}
+    monkeypatch.setattr(layers.torch, "ops", SimpleNamespace(aten=_Cudnn()))
+    passes = layers._cudnn(layer, x, w)
+    assert list(passes) == ["forward", "input gradient"]
+    for name, call in passes.items():
+        assert call().shape == expected[name].shape
