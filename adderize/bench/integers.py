@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize.bench import rivals
+from adderize.bench import processor_limits, rivals
 from adderize.bench.networks import inference, twin
-from adderize.bench.timing import side_by_side
+from adderize.bench.twins import adder_pairs
 from adderize.quantize import quantize
 from adderize.training.recalibration import recalibrate
 
 CNN, ADDER, ADDER_INT8 = "cnn, torch", "adder", "adder int8"
 ORDER = (CNN, rivals.CNN, rivals.CNN_INT8, ADDER, ADDER_INT8)
+_PASSES = {ADDER: "forward", ADDER_INT8: "8 bits"}
 _PART = 8
 
 
@@ -24,6 +25,9 @@ def measure(
     arch: str, images: Tensor, batches: Sequence[int], **timing: Any
 ) -> Iterator[dict[str, Any]]:
     """One row a batch size: milliseconds of each network, and how well the outputs agree.
+
+    A row also has the percentage of an adder network's time that its adder layers take at the
+    processor's limit.
 
     The batch norms of the fresh networks are estimated on the images first: with the initial
     statistics every activation of an adder network is dead, and there is nothing to compare.
@@ -39,6 +43,7 @@ def measure(
     cnn, adder = (recalibrate(twin(name, arch, "cpu"), parts).eval() for name in ("cnn", "adder"))
     integers = quantize(adder, parts)
     cosines = _centred_cosines(adder, integers, parts)
+    pairs = adder_pairs(adder, images[:1])
     for batch in batches:
         inputs = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -49,7 +54,7 @@ def measure(
         }
         if rivals.onnxruntime_missing() is None:
             calls |= rivals.onnxruntime_calls(cnn, inputs, images)
-        best = side_by_side(calls, **timing)
+        best, limit = processor_limits.beside(calls, _PASSES.values(), **timing)
         yield {
             "arch": arch,
             "batch": batch,
@@ -58,6 +63,13 @@ def measure(
             "ms": {name: best[name] * 1e3 for name in ORDER if name in best},
             "cosine_mean": float(cosines.mean()),
             "cosine_min": float(cosines.min()),
+            "percent_of_limit": {
+                name: 100
+                * processor_limits.limit_ms(pairs * batch, {of: limit[of]})
+                / (best[name] * 1e3)
+                for name, of in _PASSES.items()
+                if of in limit
+            },
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adderize.bench import gpu
+from adderize.bench import gpu, processor_limits
 from adderize.bench.limits import limits
 from adderize.bench.timing import side_by_side
 from adderize.ops import convolution
@@ -70,7 +70,7 @@ LAYERS = (
 )
 
 TRAINING_PASSES = ("forward", "input gradient", "filter gradient")
-PASSES = (*TRAINING_PASSES, "8 bits")
+PASSES = (*TRAINING_PASSES, "sign filter gradient", "8 bits")
 
 Calls = dict[str, Callable[[], object]]
 
@@ -83,6 +83,9 @@ def measure(
     **timing: Any,
 ) -> Iterator[dict[str, Any]]:
     """One row a layer: milliseconds of the convolution and of the adder, and their ratio.
+
+    On the CPU a pass also has the milliseconds that its pairs, those in the padding included, take
+    at the processor's limit, and what percentage of the adder's they are.
 
     On a CUDA device "convolution" and "adder" are float32 without TF32, and a row also has the
     milliseconds of the convolution in TF32 and bfloat16 and of the adder in bfloat16, the adder's
@@ -103,11 +106,18 @@ def measure(
         rivals = _rivals(layer, device, every_precision)
         for name in rivals["adder"]:
             calls = {rival: passes[name] for rival, passes in rivals.items() if name in passes}
-            best = side_by_side(calls, **timing)
+            limit: dict[str, float] = {}
+            if every_precision:
+                best = side_by_side(calls, **timing)
+            else:
+                best, limit = processor_limits.beside(calls, [name], **timing)
             row[name] = {f"{rival}_ms": seconds * 1e3 for rival, seconds in best.items()}
             row[name]["ratio"] = best["adder"] / best["convolution"]
             if every_precision:
                 row[name].update(_gpu_figures(layer, name, calls, best["adder"], device))
+            if limit:
+                row[name]["limit_ms"] = processor_limits.limit_ms(layer.pairs, limit)
+                row[name]["percent_of_limit"] = 100 * row[name]["limit_ms"] / row[name]["adder_ms"]
         yield row
 
 
@@ -133,6 +143,8 @@ def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls
     x, w = _operands(layer, device)
     convolution, adder = _convolution(layer, x, w), _adder(layer, x, w)
     if not every_precision:
+        convolution["sign filter gradient"] = convolution["filter gradient"]
+        adder["sign filter gradient"] = _adder(layer, x, w, "sign")["filter gradient"]
         convolution["8 bits"] = convolution["forward"]
         adder["8 bits"] = _call_on_bytes(layer, x, w)
         return {"convolution": convolution, "adder": adder}
@@ -194,8 +206,8 @@ def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
     }
 
 
-def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
-    arguments = (x, w, *layer.geometry, "full")
+def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor, gradient: str = "full") -> Calls:
+    arguments = (x, w, *layer.geometry, gradient)
     grad = torch.randn_like(ops.adder_conv2d(*arguments))
     calls = (
         lambda: ops.adder_conv2d(*arguments),

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import os
 import platform
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
 
+from adderize import __version__
 from adderize.ops import native
 from adderize.ops.choice import choose
 from adderize.progress import steps
+
+# Of x86: what the kernels or their rivals use.
+_FEATURES = frozenset(
+    ("fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
+)
 
 
 def side_by_side(
@@ -46,24 +56,45 @@ def side_by_side(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on: processor, threads, versions, backend."""
+    """What a measurement depends on: processor, threads, versions, backend, day."""
     choice = choose(device.type)
+    about = _about_processor()
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": _processor(about),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "backend": choice.name,
-        "instruction_set": native.info()["cpu"],
+        "instruction_set": native.info().get("cpu"),
+        "features": [name for name in about.get("flags", "").split() if name in _FEATURES],
+        "versions": _versions(),
+        "date": datetime.date.today().isoformat(),
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
 
 
-def _processor() -> str:
+def _versions() -> dict[str, str]:
+    versions = {"adderize": __version__}
+    for name in ("onnxruntime", "triton"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _about_processor() -> dict[str, str]:
+    """What Linux says of the first processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    if not cpuinfo.is_file():
+        return {}
+    first = cpuinfo.read_text().partition("\n\n")[0]
+    entries = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in entries}
+
+
+def _processor(about: dict[str, str]) -> str:
+    name = about.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in about and "model" in about:
+        name += f" (family {about['cpu family']}, model {about['model']})"
+    return name

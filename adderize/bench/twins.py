@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.bench import gpu
+from adderize.bench import gpu, processor_limits
+from adderize.bench.layers import TRAINING_PASSES
 from adderize.bench.limits import limits
 from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
@@ -21,12 +22,16 @@ from adderize.layers import AdderConv2d, AdderLinear
 from adderize.models.by_name import blank
 
 _MEGABYTE = 2**20
+_PASSES = {"step": TRAINING_PASSES, "inference": TRAINING_PASSES[:1]}
 
 
 def measure(
     task: str, arch: str, input_size: tuple[int, ...], batch: int, device: str, **timing: Any
 ) -> dict[str, Any]:
     """Milliseconds and peak memory of both networks, and the ratios adder / cnn.
+
+    On the CPU the row has the milliseconds that the adder layers take at the processor's limits,
+    and what percentage of the whole adder network's they are.
 
     On a CUDA device these are float32 without TF32, and the row also has the milliseconds of both
     in TF32 and under bfloat16 autocast, and the pairs a second of the adder layers (forward and
@@ -44,9 +49,13 @@ def measure(
     networks = {name: twin(name, arch, device) for name in TWINS}
     calls = {name: TASKS[task](name, network, images) for name, network in networks.items()}
     on_gpu = torch.device(device).type == "cuda"
-    best = side_by_side(_in_every_precision(calls) if on_gpu else calls, **timing)
+    limit: dict[str, float] = {}
+    if on_gpu:
+        best = side_by_side(_in_every_precision(calls), **timing)
+    else:
+        best, limit = processor_limits.beside(calls, _PASSES[task], **timing)
     peak = {name: _peak_megabytes(task, name, arch, input_size, batch, device) for name in TWINS}
-    row = {
+    row: dict[str, Any] = {
         "arch": arch,
         "batch": batch,
         "input_size": list(input_size),
@@ -64,6 +73,10 @@ def measure(
         row["pairs_per_second"] = rate
         if most := limits(device):
             row["percent_of_limit"] = 100 * rate / (most.both if passes == 2 else most.forward)
+    if limit:
+        pairs = adder_pairs(networks["adder"], images)
+        row["limit_ms"] = processor_limits.limit_ms(pairs, limit)
+        row["percent_of_limit"] = 100 * row["limit_ms"] / row["adder_ms"]
     return row
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adderize.bench import integers, layers, twins
+from adderize.bench import integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
@@ -18,10 +18,13 @@ from adderize.cli.shared_options import images, positive, size
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
+from adderize.ops.native.register_loops import LOOPS
+from adderize.tables import Table
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
     'adderize bench layers --only "3x3, 64"',
+    "adderize bench limits --threads 1",
     "adderize bench step --arch resnet18 resnet50 --batch 8",
     "adderize bench gpu-report -o report.json",
     "adderize bench inference --int8 --data photographs --threads 1 --json figures.json",
@@ -29,7 +32,7 @@ EXAMPLES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(metavar="WHAT", required=True)
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     single = what.add_parser("layers", help="forward and gradients of single layers")
     single.add_argument("--only", metavar="TEXT", help="layers whose name contains TEXT")
     single.set_defaults(measure=_layers)
@@ -43,14 +46,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
             _configure_int8(network)
     for command in what.choices.values():
         command.add_argument("--device", default="cpu")
+    bounds = what.add_parser(
+        "limits", help="what the processor's arithmetic allows, with each instruction set"
+    )
+    bounds.set_defaults(measure=_limits, device="cpu")
+    for command in what.choices.values():
         command.add_argument("--threads", type=positive, metavar="N", help="default: torch's")
         command.add_argument(
-            "--rounds", type=positive, default=5, metavar="N", help="turns of each rival (5)"
-        )
+            "--rounds", type=positive, default=5, metavar="N",
+            help="turns of each rival (%(default)s)",
+        )  # fmt: skip
         command.add_argument(
-            "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (0.2)"
+            "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (%(default)s)"
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    bounds.set_defaults(rounds=100, seconds=0.002)
     whole = what.add_parser("gpu-report", help=gpu_report.HELP, description=gpu_report.HELP)
     gpu_report.configure(whole)
     whole.set_defaults(measure=None)
@@ -79,13 +89,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     facts = machine(_device(arguments.device))
+    report: dict[str, Any] = {"what": arguments.what, "machine": facts}
     if arguments.json:
-        _write(arguments.json, facts, [])
-    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
-    rows = list(arguments.measure(arguments))
+        _write(arguments.json, report)
+    shown = {name: value for name, value in facts.items() if isinstance(value, (str, int))}
+    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items()))
+    beside = arguments.what != "limits" and "gpu" not in facts
+    if beside and (reason := processor_limits.missing()):
+        print(f"the processor's limits are left out ({reason})")
+    report["rows"] = list(arguments.measure(arguments))
     if arguments.json:
-        _write(arguments.json, facts, rows)
+        _write(arguments.json, report)
     return 0
+
+
+def _timing(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"rounds": arguments.rounds, "seconds": arguments.seconds}
 
 
 def _device(name: str) -> torch.device:
@@ -103,11 +122,21 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _write(file: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _write(file: Path, report: dict[str, Any]) -> None:
     try:
-        file.write_text(json.dumps({"machine": facts, "rows": rows}, indent=2) + "\n")
+        file.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:
         raise AdderizeError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    rates = processor_limits.measure_every_instruction_set(**_timing(arguments))
+    rows = [
+        [name, term, *(f"{of_cpu[name] / 1e9:.1f}" for of_cpu in rates.values())]
+        for name, term in LOOPS.items()
+    ]
+    print(Table(["G pairs a second", "a pair of x and F", *rates], rows, texts=2).text())
+    return [{"instruction_set": cpu, **of_cpu} for cpu, of_cpu in rates.items()]
 
 
 def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
@@ -115,12 +144,12 @@ def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     if not chosen:
         names = ", ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
-    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    timing = _timing(arguments)
     on_gpu = torch.device(arguments.device).type == "cuda"
     if on_gpu:
         print("adder milliseconds (times the convolution's in float32, TF32 and bfloat16)")
     else:
-        print("adder milliseconds (times the convolution's)")
+        print("adder milliseconds (times the convolution's, percent of the processor's limit)")
         print(f"{'layer':34}" + "".join(f"{name:>22}" for name in layers.PASSES))
     for row in layers.measure(chosen, arguments.device, **timing):
         if on_gpu:
@@ -128,9 +157,14 @@ def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             for name in layers.TRAINING_PASSES:
                 print(_gpu_line(name, row[name]), flush=True)
         else:
-            cells = (f"{row[p]['adder_ms']:.2f} ({row[p]['ratio']:.2f}x)" for p in layers.PASSES)
-            print(f"{row['layer']:34}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+            cells = "".join(f"{_cell(row[name]):>22}" for name in layers.PASSES)
+            print(f"{row['layer']:34}{cells}", flush=True)
         yield row
+
+
+def _cell(row: dict[str, float]) -> str:
+    percent = f", {row['percent_of_limit']:.0f} %" if "percent_of_limit" in row else ""
+    return f"{row['adder_ms']:.2f} ({row['ratio']:.2f}x{percent})"
 
 
 def _gpu_line(name: str, row: dict[str, float]) -> str:
@@ -155,7 +189,7 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         yield from _integers(arguments)
         return
     print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
-    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    timing = _timing(arguments)
     for arch in arguments.arch:
         size = arguments.input or input_size(arch, build(arch))
         for batch in arguments.batch:
@@ -165,6 +199,8 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
                 for name in ("cnn", "adder")
             )
             ratios = f"{row['ratio']:>7.2f}x{row['memory_ratio']:>7.2f}x"
+            if "limit_ms" in row:
+                ratios += f", {row['percent_of_limit']:.0f} % of the limit"
             print(f"{arch:24}{batch:>6}{cells}{ratios}", flush=True)
             if "pairs_per_second" in row:
                 print(_gpu_networks_line(row), flush=True)
@@ -187,7 +223,7 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     missing = onnxruntime_missing()
     if missing:
         print(f"onnxruntime is left out ({missing})")
-    timing = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    timing = _timing(arguments)
     for arch in arguments.arch:
         model = build(arch)
         if arguments.data:
@@ -204,5 +240,8 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             for name in integers.ORDER:
                 if name in row["ms"]:
                     ratio = row["ms"][integers.CNN] / row["ms"][name]
-                    print(f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x", flush=True)
+                    line = f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x"
+                    if name in row["percent_of_limit"]:
+                        line += f", {row['percent_of_limit'][name]:.0f} % of the limit"
+                    print(line, flush=True)
             yield row

@@ -134,6 +134,20 @@ ADDERIZE_API int adderize_to_bytes(int64_t count, const float *input, float step
  * windows of which the last starts before the image's end. */
 ADDERIZE_API int adderize_max_pool_u8(const adderize_shape *shape, const uint8_t *input, uint8_t *output, int threads);
 
+/* The arithmetic of one pair of input x and filter F in each kernel, and in a convolution. */
+enum adderize_loop {
+  ADDERIZE_LOOP_MULTIPLY = 0, /* a convolution: x F */
+  ADDERIZE_LOOP_MAXIMA = 1,   /* the fast form of the forward pass: max(x, F) */
+  ADDERIZE_LOOP_CLIP = 2,     /* the input gradient: g clip(F - x, -1, 1) */
+  ADDERIZE_LOOP_SIGN = 3,     /* the sign filter gradient: g sgn(x - F), as for numbers of ordinary magnitude */
+  ADDERIZE_LOOP_BYTES = 4     /* the forward pass on bytes: |x - F|; x and F are integers in 0..255 */
+};
+
+/* For measuring what a processor could do at most: sums that term for operands = {x, F, g} in registers, `rounds` (1..2^20) times
+ * in every accumulator of every thread. *pairs is the number of terms, *total their sum. */
+ADDERIZE_API int adderize_register_loop(int form, int64_t rounds, const float operands[3], int threads, int64_t *pairs,
+                                        double *total);
+
 #ifdef __cplusplus
 }
 #endif

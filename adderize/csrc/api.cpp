@@ -52,15 +52,19 @@ bool valid_bytes(const adderize_shape *s, int zero_point, int threads) {
          s->c / s->groups * s->kh * s->kw <= INT32_MAX / 255;
 }
 
+bool is_byte(float v) { return v >= 0 && v <= 255 && std::nearbyint(v) == v; }
+
 bool valid(const adderize_u8_epilogue *e) {
   if (!e || !(e->low <= e->high)) return false;
-  return e->float_output ||
-         (e->low >= 0 && e->high <= 255 && std::nearbyint(e->low) == e->low && std::nearbyint(e->high) == e->high);
+  return e->float_output || (is_byte(e->low) && is_byte(e->high));
 }
 
 bool valid(const adderize_u8_shift_epilogue *e) {
   return e && e->low <= e->high && e->fraction >= 0 && e->fraction <= 31 && (e->int32_output || (e->low >= 0 && e->high <= 255));
 }
+
+// Of a register loop: as many distances of bytes fit an int32.
+constexpr int64_t most_rounds = 1 << 20;
 
 Filters filters(const float *weight, const int64_t strides[4]) {
   return {weight, {strides[0], strides[1], strides[2], strides[3]}};
@@ -170,6 +174,14 @@ int adderize_transpose(int64_t batch, int64_t rows, int64_t columns, const float
 int adderize_channel_totals(int64_t positions, int64_t channels, const float *input, double *totals, int threads) {
   if (positions < 1 || channels < 1 || !input || !totals || threads < 1) return ADDERIZE_BAD_ARGUMENT;
   return guarded([&] { active().channel_totals(positions, channels, input, totals, threads); });
+}
+
+int adderize_register_loop(int form, int64_t rounds, const float operands[3], int threads, int64_t *pairs, double *total) {
+  if (form < ADDERIZE_LOOP_MULTIPLY || form > ADDERIZE_LOOP_BYTES || rounds < 1 || rounds > most_rounds || threads < 1)
+    return ADDERIZE_BAD_ARGUMENT;
+  if (!operands || !pairs || !total || (form == ADDERIZE_LOOP_BYTES && !(is_byte(operands[0]) && is_byte(operands[1]))))
+    return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { active().register_loop(form, rounds, operands, threads, pairs, total); });
 }
 
 }  // extern "C"

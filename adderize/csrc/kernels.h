@@ -37,6 +37,7 @@ struct Kernels {
                                int threads);
   void (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
   void (*channel_totals)(int64_t positions, int64_t channels, const float *input, double *totals, int threads);
+  void (*register_loop)(int form, int64_t rounds, const float operands[3], int threads, int64_t *pairs, double *total);
   const ByteKernels *bytes;
 };
 

@@ -18,8 +18,10 @@ from adderize.bench.layers import LAYERS, PASSES, Layer, measure
 from adderize.bench.limits import Limits
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
+from adderize.ops import native
 from adderize.ops.geometry import Geometry
 
+native_library = pytest.mark.skipif(not native.available()[0], reason="no native library")
 FAST = ["--rounds", "1", "--seconds", "0.001"]
 
 
@@ -56,6 +58,14 @@ def test_pairs_by_hand() -> None:
     assert Layer("dilated", 1, 2, 9, 3, 3, Geometry.of(dilation=2)).pairs == 3 * 5 * 5 * 2 * 9
 
 
+@native_library
+def test_networks_stand_beside_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "_peak_megabytes", lambda *arguments: 1.0)
+    network = ("inference", "squeezenet1_1", (3, 64, 64), 2, "cpu")
+    row = twins.measure(*network, rounds=1, seconds=0.001)
+    assert row["percent_of_limit"] == pytest.approx(100 * row["limit_ms"] / row["adder_ms"])
+
+
 def test_layer_names_are_unique() -> None:
     assert len({layer.name for layer in LAYERS}) == len(LAYERS)
 
@@ -66,6 +76,9 @@ def test_a_row_has_both_times_and_their_ratio() -> None:
     for name in PASSES:
         cell = row[name]
         assert cell["ratio"] == pytest.approx(cell["adder_ms"] / cell["convolution_ms"])
+        if native.available()[0]:
+            percent = 100 * cell["limit_ms"] / cell["adder_ms"]
+            assert cell["percent_of_limit"] == pytest.approx(percent)
 
 
 def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +86,7 @@ def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "layers", "--only", "120-84", *FAST, "--json", str(file)]) == 0
     header, *_, row = capsys.readouterr().out.splitlines()
     assert "threads" in header and row.startswith("LeNet linear  120-84")
+    assert row.count("%") == len(PASSES)
     report = json.loads(file.read_text())
     assert report["machine"]["torch"] == torch.__version__
     assert [row["layer"] for row in report["rows"]] == ["LeNet linear  120-84, b256"]
@@ -87,7 +101,8 @@ def test_network_commands_print_time_and_memory(
     command = ["bench", task, "--arch", "squeezenet1_1", "--batch", "2", "--input", "3,64,64"]
     assert main([*command, *FAST]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("squeezenet1_1") and row.count("MB") == 2 and row.endswith("1.50x")
+    assert row.startswith("squeezenet1_1") and row.count("MB") == 2 and "1.50x, " in row
+    assert row.endswith("% of the limit")
 
 
 def test_8_bit_inference_stands_beside_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +114,8 @@ def test_8_bit_inference_stands_beside_its_rivals(capsys: pytest.CaptureFixture[
     names = ("cnn, torch", "cnn, onnxruntime", "cnn int8, onnxruntime", "adder ", "adder int8")
     for row, name in zip(rows, names, strict=True):
         assert row.strip().startswith(name) and " ms" in row
-        assert float(row.rstrip("x").split()[-1]) > 0
+        assert float(row.split(" ms")[1].partition("x")[0]) > 0
+        assert row.endswith("% of the limit") == name.startswith("adder")
 
 
 def test_peak_memory_grows_with_the_batch() -> None:

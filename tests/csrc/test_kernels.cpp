@@ -256,6 +256,33 @@ void check_totals() {
   expect("no positions are accepted", adderize_channel_totals(0, 1, nullptr, &total, 1) == ADDERIZE_BAD_ARGUMENT);
 }
 
+// Every accumulator sums the term of its formula, as often as the loop says.
+void check_register_loops() {
+  const float operands[][3] = {{1, 3, 2}, {3, 1, 2}, {5, 5, 4}, {4, 250, 1}, {0, 0, 1}};
+  for (const float *o : operands) {
+    const double x = o[0], f = o[1], g = o[2];
+    const double terms[] = {x * f, std::max(x, f), g * std::min(std::max(f - x, -1.0), 1.0), g * ((x > f) - (x < f)),
+                            std::fabs(x - f)};
+    for (int form = 0; form < 5; ++form)
+      for (int64_t rounds : {1, 130, 4096}) {
+        int64_t pairs = 0, threaded = 0;
+        double total = 0, sum = 0;
+        expect("a register loop failed", adderize_register_loop(form, rounds, o, 1, &pairs, &total) == ADDERIZE_OK);
+        expect("a register loop failed", adderize_register_loop(form, rounds, o, 3, &threaded, &sum) == ADDERIZE_OK);
+        expect("no pairs were summed", pairs > 0 && pairs % rounds == 0 && threaded == 3 * pairs);
+        expect("a register loop's sum is wrong", total == double(pairs) * terms[form] && sum == 3 * total);
+      }
+  }
+  const float bytes[3] = {1, 256, 0};
+  int64_t pairs;
+  double total;
+  expect("no rounds are taken", adderize_register_loop(0, 0, bytes, 1, &pairs, &total) == ADDERIZE_BAD_ARGUMENT);
+  expect("too many rounds are taken", adderize_register_loop(0, (1 << 20) + 1, bytes, 1, &pairs, &total) == ADDERIZE_BAD_ARGUMENT);
+  expect("an unknown loop is taken", adderize_register_loop(5, 1, bytes, 1, &pairs, &total) == ADDERIZE_BAD_ARGUMENT);
+  expect("256 is taken for a byte",
+         adderize_register_loop(ADDERIZE_LOOP_BYTES, 1, bytes, 1, &pairs, &total) == ADDERIZE_BAD_ARGUMENT);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -273,6 +300,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < problems / 3; ++i) check_not_finite();
     check_empty();
     check_totals();
+    check_register_loops();
   }
   check_centre();
   check_refusals();

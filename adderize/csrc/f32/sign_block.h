@@ -69,9 +69,7 @@ __attribute__((noinline)) void sum_signs(const SeenPositions &at, const float *g
         const vec weight = load(g);
         each<B>(ADDERIZE_EACH(i) {
           const vec value = depthwise ? load(seen + i.value * step) : broadcast(seen + i.value);
-          // As in the input gradient, half of the subtractions balance a clip.
-          constexpr bool multiply = !careful && clip_is_one_instruction && i.value % 2 == 0;
-          const vec d = multiply ? subtract(value, filter[i.value], one) : value - filter[i.value];
+          const vec d = careful ? value - filter[i.value] : sign_difference<i.value>(value, filter[i.value], one);
           acc[i.value] = fma(weight, careful ? sign(d) : quick_sign(d, one), acc[i.value]);
         });
       }

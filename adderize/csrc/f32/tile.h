@@ -151,9 +151,7 @@ __attribute__((noinline)) bool clip_tile(PixelView at, const Runs &runs, const f
   const auto term = [&](const auto &walk, const float *w, auto ahead) __attribute__((always_inline)) {
     const vec filter = load(w);
     each<positions>(ADDERIZE_EACH(p) {
-      // Half of the subtractions balance a clip of one instruction, all of them one of two.
-      constexpr bool multiply = !clip_is_one_instruction || (p.value + ahead.value) % 2 == 0;
-      const vec d = multiply ? subtract(filter, input[p.value], one) : filter - input[p.value];
+      const vec d = clip_difference<p.value + ahead.value>(filter, input[p.value], one);
       vec &acc = sums.acc[p.value];
       acc = fma(walk.at(p.value, ahead.value), kind == Clip::full ? clip(d, one) : sign(d), acc);
     });

@@ -6,6 +6,7 @@
 #include "f32/narrow_groups.h"
 #include "f32/sign_filter_gradient.h"
 #include "f32/transpose.h"
+#include "register_loops.h"
 
 namespace adderize {
 namespace {
@@ -28,7 +29,7 @@ void input_gradient(const adderize_shape &s, const float *grad, const float *inp
 
 }  // namespace
 
-extern const Kernels ADDERIZE_KERNELS = {ADDERIZE_NAME, forward,        input_gradient,        sign_filter_gradient,
-                                         transpose_all, channel_totals, &ADDERIZE_BYTE_KERNELS};
+extern const Kernels ADDERIZE_KERNELS = {ADDERIZE_NAME, forward,        input_gradient, sign_filter_gradient,
+                                         transpose_all, channel_totals, register_loop,  &ADDERIZE_BYTE_KERNELS};
 
 }  // namespace adderize

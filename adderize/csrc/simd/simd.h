@@ -41,6 +41,18 @@ ADDERIZE_INLINE vec hidden_one() {
 }
 ADDERIZE_INLINE vec add(vec sum, vec term, vec one) { return has_spare_multipliers ? fma(term, one, sum) : sum + term; }
 ADDERIZE_INLINE vec subtract(vec a, vec b, vec one) { return has_spare_multipliers ? fused_difference(a, one, b) : a - b; }
+// A clip's argument, of the term of this number: half of the subtractions balance a clip of one instruction, all of them one of
+// two.
+template <int number>
+ADDERIZE_INLINE vec clip_difference(vec a, vec b, vec one) {
+  constexpr bool multiply = !clip_is_one_instruction || number % 2 == 0;
+  return multiply ? subtract(a, b, one) : a - b;
+}
+// A quick sign's: as a clip's where it is a clip.
+template <int number>
+ADDERIZE_INLINE vec sign_difference(vec a, vec b, vec one) {
+  return clip_is_one_instruction ? clip_difference<number>(a, b, one) : a - b;
+}
 ADDERIZE_INLINE vec subtract_product(vec sum, vec term, vec one) {
   return has_spare_multipliers ? fused_remainder(term, one, sum) : sum - term;
 }

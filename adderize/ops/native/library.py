@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from pathlib import Path
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
@@ -94,6 +94,9 @@ _SIGNATURES: dict[str, list[object]] = {
     "adderize_transpose": [c_int64, c_int64, c_int64, _FLOATS, _FLOATS, c_int],
     "adderize_centre": [c_int64, c_int64, _FLOATS, _FLOATS, POINTER(c_int)],
     "adderize_channel_totals": [c_int64, c_int64, _FLOATS, _DOUBLES, c_int],
+    "adderize_register_loop": [
+        *(c_int, c_int64, POINTER(c_float), c_int, POINTER(c_int64), POINTER(c_double))
+    ],
     "adderize_set_cpu": [c_char_p],
     "adderize_has_openmp": [],
 }
