@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from adderize.ops.triton.channelwise import filter_gradient_launch, forward_launch
+from adderize.ops.triton.layer import Layer
 from benchmarks.machine_code.channelwise import KERNELS, LAYERS, forecast, layer
 
 _DEPTHWISE, _STRIDED, *_, _GROUPS_OF_4, _GROUPS_OF_8 = LAYERS
@@ -72,3 +73,28 @@ def test_filter_gradients_fill_the_device_in_parts() -> None:
         launch = filter_gradient_launch(of, sign=False)
         assert 528 <= launch.programs <= 1056 and launch.turns >= 4
     assert filter_gradient_launch(layer(8, 8, 1), sign=False).splits == 64 // 4
+
+
+def _odd_layers() -> dict[str, Layer]:
+    """Vectors of 1, 2 and 4, dilations, long strides, kernels that are not unrolled."""
+    layers = {
+        f"{channels} to {filters}": layer(3 * channels, 3, 9)._replace(filters=filters)
+        for channels, filters in ((1, 2), (2, 1), (3, 3), (2, 4), (4, 2), (12, 1))
+    }
+    depthwise = layer(7, 7, 9)
+    return layers | {
+        "1x3": depthwise._replace(kernel_height=1, padding_h=0, out_height=9),
+        "stride 3": depthwise._replace(stride_h=3, stride_w=3, out_height=3, out_width=3),
+        "dilation 6": depthwise._replace(dilation_h=6, dilation_w=6, padding_h=6, padding_w=6),
+        "6 channels": layer(6, 6, 9),
+        "9x9": layer(7, 7, 9, 9),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{}, {"OUT_NHWC": False, "SIGN": True}])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", _odd_layers())
+def test_every_form_compiles(name: str, kernel: str, flags: dict[str, bool]) -> None:
+    loop = forecast(_odd_layers()[name], kernel, dtype="bf16", **flags).machine.loop
+    assert not loop["LDL"] + loop["STL"]

@@ -57,6 +57,25 @@ def test_layers_of_networks(
     assert max(triton_cases.errors(case, "cuda")) < 1e-5
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride"),
+    [(96, 96, 3, 1), (96, 96, 7, 1), (40, 40, 5, 2), (128, 32, 3, 1), (64, 8, 3, 2)],
+)
+def test_layers_of_small_groups(
+    channels: int, groups: int, kernel: int, stride: int, gradient: str
+) -> None:
+    case = triton_cases.Case(
+        (8, channels, 28, 28),
+        (channels, channels // groups, kernel, kernel),
+        stride=(stride, stride),
+        padding=(kernel // 2, kernel // 2),
+        groups=groups,
+        gradient=gradient,
+    )
+    assert max(triton_cases.errors(case, "cuda")) < 1e-5
+
+
 @pytest.mark.parametrize("where", ["input", "weight"])
 def test_not_a_number_stays_visible(where: str) -> None:
     input, weight = torch.randn(2, 8, 6, 6, device="cuda"), torch.randn(8, 8, 3, 3, device="cuda")

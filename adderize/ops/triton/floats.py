@@ -4,10 +4,10 @@ Images are read as N,H,W,C ("channels_last"); contiguous ones are converted on t
 results are written in the format that is asked for. Nothing of the size of the patches is ever
 stored, sums run in a fixed order without atomics, and nothing waits for the device. (The
 convolution inside the filter gradient is cuDNN's and follows torch.backends.cudnn: TF32,
-deterministic.)
+deterministic. Layers of small groups have a kernel of their own instead.)
 
 In the input gradient a NaN among the inputs gives NaN at that pixel and channel, and one among the
-filters at every pixel of its channel.
+filters at every pixel of its channel, or of small groups at least at those that see it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ from adderize.ops.triton.filter_gradient import full_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
 from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
 from adderize.ops.triton.kernels import sign_filter_gradient
-from adderize.ops.triton.layer import (
-    Layer,
-    filters_by_tap,
-    grouped_by_channel,
-)
+from adderize.ops.triton.layer import Layer, filters_by_tap, grouped_by_channel
 from adderize.ops.triton.rule import Work
 from adderize.ops.triton.tiles import (
     FORWARD,
