@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,11 @@ def _content(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise AdderizeError(f"{path} cannot be read: {error}") from error
+    except UnpicklingError as error:
+        raise AdderizeError(
+            f"{path} is not a PyTorch checkpoint of tensors, or holds other objects too, such as a "
+            "whole module; expected a state dict: torch.save(model.state_dict(), FILE)"
+        ) from error
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise AdderizeError(f"{path} is not a PyTorch checkpoint: {reason}") from error

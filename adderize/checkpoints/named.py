@@ -89,27 +89,41 @@ def has_weights(target: str, arch: str | None = None) -> bool:
     return known or arch is not None
 
 
-def blank(target: str, arch: str | None = None) -> nn.Module:
+def is_integer_network(target: str) -> bool:
+    """Whether :func:`load` finds an integer network there."""
+    return holds_integers(_saved_in(local_folder(target)))
+
+
+def blank(
+    target: str, arch: str | None = None, *, arch_options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A model without storage, on the meta device where its builder allows it.
 
     Args:
         target: as for :func:`adderize.models.by_name.build`, or the folder of a saved model.
         arch: what the saved model was built from.
+        arch_options: keyword arguments of the architecture's builder.
 
     Raises:
         AdderizeError: an unknown name; a folder without an architecture, or of another one.
     """
-    folder = local_folder(target)
+    folder, more = local_folder(target), dict(arch_options or {})
     if not folder.is_dir():
-        return by_name.blank(target)
+        if folder.suffix in _SUFFIXES or ("/" in target and ":" not in target):
+            what = "is a file" if folder.is_file() else "does not exist"
+            raise AdderizeError(
+                f"{target} {what}; expected an architecture, {by_name.FORMS}, or a folder that "
+                "save_model wrote"
+            )
+        return by_name.blank(target, **more)
     if holds_integers(_saved_in(folder)):
         return load_model(_saved_in(folder))
     arch, folder = _named(arch, folder), _saved_in(folder)
     try:
-        return load_model(by_name.blank(arch), folder)
+        return load_model(by_name.blank(arch, **more), folder)
     except AdderizeError:
         # Buffers that are not saved have no values on the meta device; other errors come again.
-        return load_model(by_name.build(arch), folder)
+        return load_model(by_name.build(arch, **more), folder)
 
 
 def start_from(model: nn.Module, arch: str, source: str) -> nn.Module:
@@ -210,7 +224,8 @@ def _with_weights(
         adders = sum(row.decision is Decision.ADDER for row in plan(model).rows)
         notes.append(
             f"{path} does not say which layers are adders: {adders} were taken as such, as "
-            f"`adderize plan {arch}` lists them; --exclude '*' takes none"
+            f"`adderize plan {arch}` lists them. Convolutions become adders with `adderize "
+            "transfer`, and inspect and report take them with --exclude '*'"
         )
     load_weights(model, state, path)
     return model, "; ".join(notes)

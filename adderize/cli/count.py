@@ -12,10 +12,17 @@ from torch import nn
 
 from adderize.checkpoints import named
 from adderize.cli.messages import note
-from adderize.cli.shared_options import add_conversion_options, conversion_options, size
+from adderize.cli.shared_options import (
+    add_arch_options,
+    add_conversion_options,
+    arch_options,
+    conversion_options,
+    size,
+)
 from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
 from adderize.models import by_name
+from adderize.models.by_name import FORMS
 from adderize.surgery import adderize, binarize
 from adderize.tables import FORMATS
 
@@ -32,13 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "model", nargs="?", metavar="ARCH",
-        help="`resnet50` (torchvision), `timm:NAME`, `package.module:callable`, or the folder of a "
-        "saved model (with --arch)",
+        help=f"{FORMS}; or the folder of a saved model (with --arch)",
     )  # fmt: skip
     what.add_argument(
         "--paper", action="store_true", help="the AdderNet paper's table, beside our counts"
     )
     parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
+    add_arch_options(parser)
     parser.add_argument(
         "--layers", choices=("adder", "bnn"), default="adder",
         help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
@@ -90,7 +97,7 @@ def _paper(arguments: argparse.Namespace) -> str:
 def _budget(arguments: argparse.Namespace) -> str:
     from adderize.counting import count
 
-    model = named.blank(arguments.model, arguments.arch)
+    model = named.blank(arguments.model, arguments.arch, arch_options=arch_options(arguments))
     input_size = arguments.input or by_name.input_size(arguments.arch or arguments.model, model)
     options = conversion_options(arguments)
     if arguments.layers == "bnn":
@@ -118,8 +125,9 @@ def _budget(arguments: argparse.Namespace) -> str:
 def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) -> nn.Module:
     if arguments.layers == "bnn":
         raise AdderizeError("binary layers scale by products: leave out --multiplication-free")
+    more = arch_options(arguments)
     if Path(arguments.model).is_dir():
-        loaded = named.load(arguments.model, arguments.arch).model
+        loaded = named.load(arguments.model, arguments.arch, arch_options=more).model
     else:
-        loaded = adderize(by_name.build(arguments.model), **options)
+        loaded = adderize(by_name.build(arguments.model, **more), **options)
     return multiplication_free(loaded.eval())

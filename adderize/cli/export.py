@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adderize.checkpoints import named
 from adderize.cli.messages import note
-from adderize.cli.shared_options import size
+from adderize.cli.shared_options import add_arch_options, arch_options, size
 from adderize.data.image_sources import SOURCES, load_labelled
 from adderize.data.normalisation import Statistics
 from adderize.errors import AdderizeError
@@ -56,13 +56,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "their compiler and emulator are installed",
     )  # fmt: skip
     parser.add_argument("--arch", metavar="ARCH", help=f"of onnx, of the weights: {FORMS}")
+    add_arch_options(parser)
     parser.add_argument("--input", type=size, metavar="C,H,W", help="of onnx (the model's own)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.examples < 1:
         raise AdderizeError(f"--examples is {arguments.examples}; expected at least 1")
-    loaded = named.load(arguments.model, arguments.arch)
+    integers = arguments.format in ("c", "hex")
+    if integers and not named.is_integer_network(arguments.model):
+        raise AdderizeError(
+            f"{arguments.model} is no integer network; expected a folder that adderize quantize "
+            "--integer wrote"
+        )
+    loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
     if loaded.note:
         note(loaded.note)
     stem = re.sub(r"\W", "_", Path(arguments.model).resolve().stem, flags=re.ASCII)

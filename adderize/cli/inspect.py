@@ -12,6 +12,7 @@ from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     add_network_arguments,
+    arch_options,
     conversion_options,
     images,
 )
@@ -42,7 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    loaded = named.load(arguments.model, arguments.arch, **conversion_options(arguments))
+    loaded = named.load(
+        arguments.model,
+        arguments.arch,
+        arch_options=arch_options(arguments),
+        **conversion_options(arguments),
+    )
     if loaded.note:
         note(loaded.note)
     if isinstance(loaded.model, IntegerNetwork) or shifts_of_network(loaded.model) is not None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 
 from adderize.checkpoints import named
-from adderize.cli.shared_options import add_conversion_options, conversion_options
+from adderize.cli.shared_options import (
+    add_arch_options,
+    add_conversion_options,
+    arch_options,
+    conversion_options,
+)
+from adderize.models.by_name import FORMS
 from adderize.surgery import plan
 from adderize.tables import FORMATS
 
@@ -19,9 +25,8 @@ _TARGETS = {"adder": "adder", "bnn": "binary"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="ARCH", help="resnet50 (torchvision), timm:NAME or package.module:callable"
-    )
+    parser.add_argument("model", metavar="ARCH", help=FORMS)
+    add_arch_options(parser)
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--layers", choices=tuple(_TARGETS), default="adder",
@@ -31,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model = named.blank(arguments.model)
+    model = named.blank(arguments.model, arch_options=arch_options(arguments))
     target = _TARGETS[arguments.layers]
     found = plan(model, target=target, **conversion_options(arguments))
     print(found.render(arguments.format))

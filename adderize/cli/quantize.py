@@ -16,6 +16,7 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_image_options,
     add_network_arguments,
+    arch_options,
     image_statistics,
     images,
     labelled_images,
@@ -73,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    loaded = named.load(arguments.model, arguments.arch)
+    loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
     if loaded.note:
         note(loaded.note)
     batches = images(arguments, loaded.arch, loaded.model, split="train").split(_BATCH)
@@ -111,7 +112,7 @@ def _into_integers(
 ) -> int:
     size = arguments.input or input_size(loaded.arch, loaded.model)
     statistics = image_statistics(arguments, loaded.model, size)
-    test = labelled_images(arguments, loaded.arch, loaded.model, "test")
+    test = labelled_images(arguments, loaded.arch, loaded.model, "test", again=True)
     stages = Stages(loaded.model, *test)
     quantized = _quantized(arguments, loaded.model, batches)
     stages.add(f"{arguments.bits} bits", quantized)

@@ -11,6 +11,7 @@ from adderize.cli.shared_options import (
     add_conversion_options,
     add_image_options,
     add_network_arguments,
+    arch_options,
     conversion_options,
     images,
 )
@@ -46,12 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    options = conversion_options(arguments)
+    options, more = conversion_options(arguments), arch_options(arguments)
     if named.has_weights(arguments.model, arguments.arch):
-        loaded = named.load(arguments.model, arguments.arch, **options)
+        loaded = named.load(arguments.model, arguments.arch, arch_options=more, **options)
         options = {}
     else:
-        loaded = named.Loaded(by_name.build(arguments.model), arguments.model)
+        loaded = named.Loaded(by_name.build(arguments.model, **more), arguments.model)
     if loaded.note:
         note(loaded.note)
     batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from adderize.cli.messages import note
 from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
-from adderize.models.by_name import FORMS, input_size
+from adderize.errors import AdderizeError
+from adderize.models.by_name import FORMS, input_size, options_from
 
 _FLAGS = {
     "stem": "convert the layers that read the input too",
@@ -40,6 +41,19 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> No
     name = "CHECKPOINT|ARCH" if fresh else "CHECKPOINT"
     parser.add_argument("model", metavar=name, help=text)
     parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
+    add_arch_options(parser)
+
+
+def add_arch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch-options", nargs="+", default=[], metavar="KEY=VALUE",
+        help="arguments of the network's builder, such as num_classes=10",
+    )  # fmt: skip
+
+
+def arch_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of `--arch-options`, as keyword arguments of the builder."""
+    return options_from(arguments.arch_options)
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +105,21 @@ def images(
 
 
 def labelled_images(
-    arguments: argparse.Namespace, arch: str, model: nn.Module, split: str, limit: int | None = None
+    arguments: argparse.Namespace,
+    arch: str,
+    model: nn.Module,
+    split: str,
+    *,
+    limit: int | None = None,
+    again: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The images of `--data`, and their labels where they have some; `--limit` of them at most."""
+    """The images of `--data`, and their labels where they have some; `--limit` of them at most.
+
+    `again`, for a second split: what they are normalised with was said already.
+    """
     shape = arguments.input or input_size(arch, model)
     statistics = image_statistics(arguments, model, shape)
-    if None in (arguments.mean, arguments.std):
+    if not again and None in (arguments.mean, arguments.std):
         mean, std = map(_listed, statistics)
         note(f"images normalised with mean {mean} and deviation {std}")
     return load_labelled(
@@ -112,6 +135,10 @@ def image_statistics(
     if mean is None or std is None:
         usual = usual_statistics(model, shape)
         mean, std = mean or usual.mean, std or usual.std
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, shape[0]):
+            expected = "1" if shape[0] == 1 else f"1, or {shape[0]}: one for each channel"
+            raise AdderizeError(f"{flag} has {len(values)} values; expected {expected}")
     return Statistics(*(values * (shape[0] // len(values)) for values in (mean, std)))
 
 

@@ -15,8 +15,10 @@ from adderize.checkpoints.folders import save_model
 from adderize.checkpoints.model_card import ModelCard
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
+    add_arch_options,
     add_conversion_options,
     add_image_options,
+    arch_options,
     conversion_options,
     labelled_images,
 )
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 HELP = "turn a trained network into an adder network that keeps what it knows"
 EXAMPLES = (
     "adderize transfer resnet18 --weights published --data imagenet --labels -o resnet18-adder",
-    "adderize transfer resnet20 --weights cnn.pth --data cifar10 -o out --arch-options shortcut=A",
+    "adderize transfer resnet20 --weights cnn.pth --data cifar10 -o out --arch-options shortcut=A "
+    "logits_norm=false",
 )
 STATE, REPORT, BYTES = "transfer-state.pt", "transfer.json", "int8"
 _BATCH = 128
@@ -47,10 +50,7 @@ _BATCH = 128
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arch", metavar="ARCH", help=FORMS)
-    parser.add_argument(
-        "--arch-options", nargs="+", default=[], metavar="KEY=VALUE",
-        help="arguments of the network's builder, such as num_classes=10",
-    )  # fmt: skip
+    add_arch_options(parser)
     parser.add_argument(
         "--weights", required=True, metavar="PATH|published",
         help="the trained network's: a PyTorch or safetensors file, a folder that save_model "
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     teacher = _teacher(arguments)
     images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
     test, test_labels = labelled_images(
-        arguments, arguments.arch, teacher, "test", limit=arguments.test_images
+        arguments, arguments.arch, teacher, "test", limit=arguments.test_images, again=True
     )
     if arguments.labels and (labels is None or test_labels is None):
         raise AdderizeError(f"{arguments.data} has no labels: leave --labels out")
@@ -162,7 +162,7 @@ def _teacher(arguments: argparse.Namespace) -> nn.Module:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
-    model = by_name.build(arguments.arch, **by_name.options_from(arguments.arch_options))
+    model = by_name.build(arguments.arch, **arch_options(arguments))
     return named.start_from(model, arguments.arch, arguments.weights).to(device).eval()
 
 

@@ -51,7 +51,8 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise AdderizeError(f"cannot write the plot {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise AdderizeError(f"cannot write the plot {path}: {reason}") from error
 
 
 def _legend(colors: dict[str, str]) -> list[Any]:

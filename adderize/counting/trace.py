@@ -125,9 +125,9 @@ def untraceable(input_size: Sequence[int], where: str, error: Exception) -> Adde
     lines = str(error).splitlines()
     reason = lines[0].rstrip(".") if lines else type(error).__name__
     return AdderizeError(
-        f"an input of {tuple(input_size)} cannot be traced through {where}: {reason}. Counting "
-        "runs without data: the model must take one tensor, and its control flow must not depend "
-        "on values"
+        f"an input of {tuple(input_size)} cannot be traced through {where}: {reason}. Is the size "
+        "right: (C, H, W), without the batch? Counting runs without data: the model must take one "
+        "tensor, and its control flow must not depend on values"
     )
 
 

@@ -14,6 +14,7 @@ from adderize.inspection.norm_states import find_norm_states, staleness
 from adderize.inspection.result import Finding, Inspection, Layer, NormState, Range
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import shifts_of_network
+from adderize.quantize.record import quantization_of
 
 __all__ = ["Finding", "Inspection", "Layer", "NormState", "Range", "inspect"]
 
@@ -41,6 +42,13 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
             "the network is one of shifts, which does not train: shift_report() and "
             "integer_report() of adderize.integer tell about its layers"
         )
+    if quantization_of(model) is not None:
+        raise AdderizeError(
+            "the network is quantized: inspect the float network that it was made from; "
+            "quantize_report() of adderize.quantize tells about the layers in integers"
+        )
+    if images is not None and not isinstance(images, Tensor):
+        raise AdderizeError(f"images is a {type(images).__name__}; expected one tensor (N, ...)")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         raise AdderizeError(f"{type(model).__name__} holds no convolution, linear or adder layer")

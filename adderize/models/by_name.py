@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 from adderize import models
 from adderize.errors import AdderizeError
 
-FORMS = "`resnet50` (torchvision), `timm:NAME` or `package.module:callable`"
+FORMS = (
+    "`resnet50` (torchvision), `resnet20` (adderize.models), `timm:NAME` or "
+    "`package.module:callable`"
+)
+_SIMILAR = 3
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -65,7 +70,8 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise AdderizeError(f"timm has no model {name!r}: see timm.list_models()")
+        similar = _similar(name, timm.list_models(), prefix="timm:")
+        raise AdderizeError(f"timm has no model {name!r}{similar}: see timm.list_models()")
     model: nn.Module = timm.create_model(name, pretrained=False, **options)
     return model
 
@@ -73,8 +79,10 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
 def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     import torchvision
 
-    if name not in torchvision.models.list_models():
-        raise AdderizeError(f"unknown model {name!r}; expected {FORMS}")
+    known = torchvision.models.list_models()
+    if name not in known:
+        similar = _similar(name, [*known, *models.__all__])
+        raise AdderizeError(f"unknown model {name!r}{similar}; expected {FORMS}")
     # GoogLeNet and Inception warn about their slow default initialisation otherwise.
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False, **options}
@@ -82,6 +90,11 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
         options = {"weights_backbone": None, **options}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     return model
+
+
+def _similar(name: str, known: Sequence[str], prefix: str = "") -> str:
+    found = difflib.get_close_matches(name, known, n=_SIMILAR, cutoff=0.75)
+    return f" (similar: {', '.join(prefix + other for other in found)})" if found else ""
 
 
 _WITH_BACKBONE = {
@@ -102,23 +115,24 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
         model = builder if isinstance(builder, nn.Module) else builder(**options)
     except TypeError as error:
         raise AdderizeError(
-            f"cannot call {name!r} ({error}); expected a callable without required arguments"
+            f"cannot call {name!r} ({error}); expected a callable that needs no arguments, or "
+            "none but those of --arch-options"
         ) from error
     if not isinstance(model, nn.Module):
         raise AdderizeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
-def blank(name: str) -> nn.Module:
+def blank(name: str, **options: Any) -> nn.Module:
     """As :func:`build`, without storage: on the meta device where the builder allows it."""
     try:
         with torch.device("meta"):
-            return build(name)
+            return build(name, **options)
     except AdderizeError:
         raise
     except Exception:
         # Some constructors compute with values, which tensors without storage do not have.
-        return build(name)
+        return build(name, **options)
 
 
 def own_input_size(model: nn.Module) -> tuple[int, ...] | None:

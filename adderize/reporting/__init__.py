@@ -60,6 +60,10 @@ def report(
             images that do not fit it.
     """
     check_module(model)
+    if images is not None and not isinstance(images, Tensor):
+        raise AdderizeError(
+            f"images is a {type(images).__name__}; expected one tensor (N, C, H, W)"
+        )
     size = images.shape[1:] if input_size is None and images is not None else input_size
     budget = count(model, size, energy=energy, latency=latency, **options)
     example = torch.empty((1, *budget.input_size), dtype=floating_dtype(model), device="meta")

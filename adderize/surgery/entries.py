@@ -84,7 +84,10 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
         kind = _kind_named(entry["kind"], modules.get(name))
         if kind is None:
             found = type(modules[name]).__name__ if name in modules else "no such layer"
-            raise AdderizeError(f"{name} should become {entry['kind']}, but the model has {found}")
+            raise AdderizeError(
+                f"{name} should become {entry['kind']}, but the model has {found}: build the "
+                "network that the layers were saved from"
+            )
         check_layer(name, modules[name])
         check_not_replaced(name, modules[name])
         check_dtype(name, modules[name])

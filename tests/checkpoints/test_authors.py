@@ -47,6 +47,9 @@ def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(AdderizeError, match="not a PyTorch checkpoint"):
         load_authors_checkpoint(authors_network(), tmp_path / "text.pth")
+    torch.save(authors_network(), tmp_path / "module.pth")
+    with pytest.raises(AdderizeError, match=r"torch\.save\(model\.state_dict\(\)"):
+        load_authors_checkpoint(authors_network(), tmp_path / "module.pth")
     torch.save({0: torch.zeros(1)}, tmp_path / "number.pth")
     with pytest.raises(AdderizeError, match="state dict"):
         load_authors_checkpoint(authors_network(), tmp_path / "number.pth")

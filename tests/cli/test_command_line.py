@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from adderize import cli
+from adderize import adderize, cli, models, save_model
 from adderize.cli import COMMANDS, main
 from adderize.cli.messages import one_line_warnings
 from adderize.errors import AdderizeError
@@ -49,6 +50,32 @@ def test_help_has_examples_that_are_understood(
         program, *argv = shlex.split(line)
         cli._parser(argv).parse_args(argv)
         assert program == "adderize" and argv[0] == name
+
+
+def test_a_network_whose_builder_has_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    folder, pixels = str(tmp_path / "saved"), str(tmp_path / "images.pt")
+    save_model(adderize(models.resnet20(shortcut="A", logits_norm=False)), folder)
+    torch.save(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), pixels)
+    options = ["--arch", "resnet20", "--arch-options", "shortcut=A", "logits_norm=false"]
+    to = ["-o", str(tmp_path / "result")]
+    for command in (
+        ["inspect", folder],
+        ["count", folder],
+        ["count", folder, "--multiplication-free"],
+        ["report", folder, *to],
+        ["quantize", folder, "--data", pixels, *to],
+        ["export", folder, "--format", "onnx", *to],
+    ):
+        if command[0] == "quantize":
+            (tmp_path / "result").unlink()
+        assert main([*command, *options]) == 0, capsys.readouterr().err
+        assert main([*command, *options[:2]]) == 1
+        assert "do not belong to this model" in capsys.readouterr().err
+    assert main(["plan", "resnet20", *options[2:]]) == 0
+    assert "downsample" not in capsys.readouterr().out
 
 
 def architectures() -> Iterator[str]:

@@ -149,6 +149,12 @@ def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nosuchnet"], "nosuchnet"),
         (["timm:nosuchnet"], "timm has no model"),
+        (["resnt20"], "(similar: resnet20"),
+        (["timm:resnet-18"], "(similar: timm:resnet18"),
+        (["no/folder"], "no/folder does not exist; expected an architecture"),
+        (["nofile.pth"], "nofile.pth does not exist; expected an architecture"),
+        ([str(Path(__file__))], "test_count.py is a file; expected an architecture"),
+        (["resnet18", "--plot", "missing/stages.png"], "missing/stages.png: No such file"),
         (["adderize.errors:nosuch"], "cannot find"),
         (["json:dumps"], "cannot call 'json:dumps'"),
         (["adderize.formulas:Operations"], "gave a Operations"),

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from adderize import save_model
+from adderize import adderize, save_model
 from adderize.cli import main
 from adderize.export.c.tools import host_compiler
+from adderize.models import lenet5_bn
 from tests.export.c.random_networks import random_network
 
 
@@ -55,6 +56,9 @@ def test_wrong_usage_is_refused(
 ) -> None:
     assert main(["export", "lenet5_bn", "-o", str(tmp_path / "c")]) == 1
     assert "lenet5_bn is no integer network" in capsys.readouterr().err
+    save_model(adderize(lenet5_bn()), tmp_path / "float")
+    assert main(["export", str(tmp_path / "float"), "-o", str(tmp_path / "c")]) == 1
+    assert "float is no integer network; expected a folder that" in capsys.readouterr().err
     assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--examples", "0"]) == 1
     assert "--examples is 0" in capsys.readouterr().err
     assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--name", "a-b"]) == 1

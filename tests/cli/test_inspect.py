@@ -68,6 +68,9 @@ def test_a_saved_model_with_images(
         ([ARCH, "--data", ".", "--limit", "0"], "limit is 0"),
         (["torchvision.models:resnet18", "--data", "."], "--input"),
         (["resnet18", "--include", "nothing*"], "nothing*"),
+        ([ARCH, "--data", ".", "--mean", "0.1,0.2"], "--mean has 2 values; expected 1"),
+        (["resnet18", "--data", ".", "--std", "1,1"], "--std has 2 values; expected 1, or 3"),
+        ([ARCH, "--arch-options", "depth=3"], "unexpected keyword argument 'depth'"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, recalibrate
 from adderize.inspection import Inspection, inspect
+from adderize.quantize import quantize
 
 
 def network() -> nn.Sequential:
@@ -258,6 +259,11 @@ def test_forms(healthy: nn.Sequential, images: Tensor) -> None:
 def test_refusals(images: Tensor) -> None:
     with pytest.raises(AdderizeError, match="ReLU holds no convolution"):
         inspect(nn.ReLU())
+    with pytest.raises(AdderizeError, match=r"images is a list; expected one tensor"):
+        inspect(network(), [images])
+    trained = recalibrate(network(), [images])
+    with pytest.raises(AdderizeError, match="is quantized: inspect the float network"):
+        inspect(quantize(trained, [images]))
     with pytest.raises(AdderizeError, match="meta device"):
         inspect(network().to("meta"))
     with pytest.raises(AdderizeError, match="fails on images 96x1x12x12"):
