@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from adderize.ops.triton.kernels import forward, input_gradient, sign_filter_gradient
-from adderize.ops.triton.tiles import FORWARD, INPUT_GRADIENT, SIGN_FILTER_GRADIENT, Tile
+from adderize.ops.triton.tiles import (
+    FORWARD,
+    INPUT_GRADIENT,
+    SIGN_FILTER_GRADIENT,
+    SIGN_POSITIONS,
+    Tile,
+)
 from benchmarks.machine_code.compiling import Code, compile_tile
 
 DEVICES = 80, 90, 100
@@ -17,7 +23,7 @@ class Form(NamedTuple):
 
     kernel: Any
     tiles: tuple[Tile, ...]
-    flags: dict[str, bool]
+    flags: dict[str, int]
     dtype: str = "fp32"
     even: bool = True
 
@@ -27,7 +33,7 @@ class Form(NamedTuple):
 
 _FORWARD = Form(forward.forward, FORWARD, {"OUT_NHWC": True})
 _INPUT = Form(input_gradient.input_gradient, INPUT_GRADIENT, {"OUT_NHWC": True, "SIGN": False})
-_SIGNS = Form(sign_filter_gradient.dense, (SIGN_FILTER_GRADIENT,), {})
+_SIGNS = Form(sign_filter_gradient.dense, SIGN_FILTER_GRADIENT, {"POSITIONS": SIGN_POSITIONS})
 
 FORMS = {
     "forward": _FORWARD,

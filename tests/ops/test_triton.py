@@ -24,7 +24,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from adderize.ops import triton as kernels
 from adderize.ops.triton.layer import Layer
-from adderize.ops.triton.tiles import splits
+from adderize.ops.triton.tiles import sign_tile, splits
 from tests.ops import triton_cases
 from tests.ops.triton_cases import CASES
 
@@ -56,7 +56,14 @@ def test_interpreted_kernels_against_the_formulas(name: str, interpreted: dict[s
 
 @pytest.mark.parametrize(
     ("what", "least"),
-    [("tiles", 8), ("tuned", 3), ("register loops", 2), ("not a number", 8), ("memory formats", 8)],
+    [
+        ("tiles", 8),
+        ("tuned", 3),
+        ("register loops", 2),
+        ("parts", 10),
+        ("not a number", 8),
+        ("memory formats", 8),
+    ],
 )
 def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any]) -> None:
     """No tile changes a bit, timed or not; what is not finite stays visible."""
@@ -70,6 +77,11 @@ def test_sums_are_split_where_tiles_are_few() -> None:
     assert splits(blocks=1, steps=1152) == 8
     assert splits(blocks=1, steps=16) == 1
     assert splits(blocks=1, steps=1) == 1
+
+
+def test_tiles_of_signs_hold_few_filters_without_waste() -> None:
+    rows = {filters: sign_tile(filters).rows for filters in (1, 16, 17, 32, 48, 64, 80, 96, 512)}
+    assert rows == {1: 16, 16: 16, 17: 32, 32: 32, 48: 16, 64: 64, 80: 16, 96: 32, 512: 64}
 
 
 def test_images_beyond_32_bits_are_refused() -> None:

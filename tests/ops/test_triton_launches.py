@@ -1,4 +1,4 @@
-"""How many kernels a filter gradient launches, counted through the dispatcher and at Triton's."""
+"""How many kernels a gradient launches, counted through the dispatcher and at Triton's."""
 
 from __future__ import annotations
 
@@ -81,3 +81,22 @@ def test_filter_gradients_of_channels_launch_two_kernels(
         geometry = Geometry.of(1, 1, 1, 32 // channels)
         kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "full")
     assert launches.names == ["filter_gradient", "combine"]
+
+
+def test_the_parts_of_sums_are_added_by_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few positions and long sums: every kernel is followed by one that adds its parts."""
+    memory = torch.channels_last
+    input = torch.randn(2, 64, 8, 8).contiguous(memory_format=memory)
+    weight, grad = torch.randn(64, 64, 3, 3), torch.randn(2, 64, 8, 8)
+    grad, geometry = grad.contiguous(memory_format=memory), Geometry.of(1, 1, 1, 1)
+    with _Launches(monkeypatch) as launches:
+        kernels.adder_conv2d(input, weight, geometry)
+        assert launches.names == ["clone", "forward", "add_parts"]
+        launches.names.clear()
+        kernels.adder_conv2d_input_gradient(grad, input, weight, geometry, "full")
+        assert launches.names[-2:] == ["input_gradient", "add_parts"]
+        assert "copy_" not in launches.names and len(launches.names) <= 8
+        launches.names.clear()
+        kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "sign")
+    # The filters as they are read, the sum of g, the kernel, its parts, the weight's own format.
+    assert launches.names == ["clone", "sum", "dense", "add_parts", "clone"]

@@ -61,6 +61,20 @@ CASES = {
     "depthwise, two filters each": Case((2, 5, 6, 7), (10, 1, 5, 3), groups=5),
     "signs": Case((3, 5, 4, 5), (6, 5, 2, 1), stride=(1, 2), padding=(1, 0), gradient="sign"),
     "signs, depthwise": Case((2, 7, 6, 5), (7, 1, 3, 3), padding=(1, 1), groups=7, gradient="sign"),
+    "signs, channels by four, parts of sums": Case(
+        (4, 8, 9, 8), (12, 8, 2, 3), padding=(1, 1), gradient="sign"
+    ),
+    "signs, groups of 16, dilated": Case(
+        (2, 32, 6, 5), (40, 16, 3, 3), padding=(2, 1), dilation=(2, 1), groups=2, gradient="sign"
+    ),
+    "signs, many images of few positions": Case(
+        (9, 4, 1, 2),
+        (16, 4, 2, 2),
+        stride=(2, 1),
+        padding=(1, 1),
+        gradient="sign",
+        dtype=torch.bfloat16,
+    ),
     "signs of the input": Case((2, 5, 6, 5), (6, 5, 3, 3), padding=(1, 1), gradient="sign_input"),
     "far from zero": Case((2, 8, 5, 5), (8, 8, 3, 3), padding=(1, 1), offset=1000.0),
     "bfloat16": Case((2, 8, 5, 6), (8, 8, 3, 3), padding=(1, 1), dtype=torch.bfloat16),
@@ -241,6 +255,21 @@ def register_loops() -> dict[str, bool]:
     return found
 
 
+def parts_are_added() -> dict[str, bool]:
+    """Few and many parts of sums, rounded to a dtype."""
+    from adderize.ops.triton import floats
+
+    found = {}
+    for count in (1, 3, 8, 9, 70):
+        for dtype in (torch.float32, torch.bfloat16):
+            parts = torch.randn(count, 300, generator=torch.Generator().manual_seed(count))
+            result = torch.empty(3, 4, 5, 5, dtype=dtype).to(memory_format=torch.channels_last)
+            total = floats._summed(parts, result).permute(0, 2, 3, 1).flatten()
+            error = (total.double() - parts.double().sum(0)).abs().max()
+            found[f"{count} parts, {dtype}"] = bool(error < torch.finfo(dtype).eps * 4 * count)
+    return found
+
+
 def not_a_number() -> dict[str, bool]:
     """Where NaN and infinity among the operands arrive."""
     found: dict[str, bool] = {}
@@ -315,6 +344,7 @@ def main() -> None:
     report["tiles"] = every_tile_gives_the_same_bits("cpu")
     report["tuned"] = tuned()
     report["register loops"] = register_loops()
+    report["parts"] = parts_are_added()
     report["not a number"] = not_a_number()
     report["memory formats"] = filter_gradients_in_every_memory_format("cpu")
     print(json.dumps(report))

@@ -27,13 +27,15 @@ from adderize.ops.triton.filter_gradient import full_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
 from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
 from adderize.ops.triton.kernels import sign_filter_gradient
+from adderize.ops.triton.kernels.parts import add_parts
 from adderize.ops.triton.layer import Layer, filters_by_tap, grouped_by_channel
 from adderize.ops.triton.rule import Work
 from adderize.ops.triton.tiles import (
     FORWARD,
     INPUT_GRADIENT,
-    SIGN_FILTER_GRADIENT,
+    SIGN_POSITIONS,
     Tile,
+    sign_tile,
     splits,
 )
 
@@ -54,7 +56,11 @@ def _blocks(rows: int, columns: int, tile: Tile | tuple[int, int]) -> int:
 
 def _summed(partial: Tensor, result: Tensor) -> Tensor:
     """The sum of the parts, (parts, elements of the result), in the memory of the result."""
-    result.as_strided((result.numel(),), (1,)).copy_(partial.sum(0))
+    count, size = partial.shape
+    # Many parts are read side by side: one after the other each would wait for the last.
+    at_once = 8 if count <= 8 else 32
+    block = 1024 // at_once
+    add_parts[(-(-size // block),)](partial, result, count, size, AT_ONCE=at_once, BLOCK=block)
     return result
 
 
@@ -200,11 +206,22 @@ def adder_conv2d_weight_gradient(
 
 
 def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: Layer) -> Tensor:
-    tile = SIGN_FILTER_GRADIENT
-    blocks = layer.taps * layer.groups * _blocks(layer.filters, layer.channels, tile)
-    count = splits(blocks, layer.positions // 4, most=64)
+    """dF: (Cout, kh, kw, Cin/groups), float32; the memory of g and the input is N,H,W,C."""
+    tile = sign_tile(layer.filters)
+    blocks = layer.groups * _blocks(layer.filters, layer.taps * layer.channels, tile)
+    count = splits(blocks, layer.positions // SIGN_POSITIONS, most=256, warps=tile.warps)
     parts = _parts(count, filters)
     sign_filter_gradient.dense[(blocks * count,)](
-        grad, image, filters, parts, *layer, count, filters.numel(), **tile.options()
+        grad,
+        grad.sum((0, 2, 3)),
+        image,
+        filters,
+        parts,
+        *layer,
+        count,
+        filters.numel(),
+        EVEN=layer.channels % 4 == 0 and layer.filters % 4 == 0,
+        POSITIONS=SIGN_POSITIONS,
+        **tile.options(),
     )
     return _summed(parts, torch.empty_like(filters))

@@ -16,6 +16,10 @@ class Tile(NamedTuple):
     column_threads: int
     registers: int | None = None
 
+    @property
+    def warps(self) -> int:
+        return self.row_threads * self.column_threads // 32
+
     def options(self) -> dict[str, Any]:
         """The keyword arguments of a launch."""
         limit = {} if self.registers is None or torch.version.hip else {"maxnreg": self.registers}
@@ -25,7 +29,7 @@ class Tile(NamedTuple):
             "ROW_THREADS": self.row_threads,
             "COLUMN_THREADS": self.column_threads,
             "STAGES": 3,
-            "num_warps": self.row_threads * self.column_threads // 32,
+            "num_warps": self.warps,
             "enable_fp_fusion": True,
             **limit,
         }
@@ -53,14 +57,24 @@ INPUT_GRADIENT = (
     Tile(32, 32, 8, 8),
     Tile(128, 16, 32, 2),
 )
-SIGN_FILTER_GRADIENT = Tile(64, 64, 16, 8)
+# Of filters by the values of a filter: for many, some and few filters. A turn of the loop takes so
+# many positions: those that 128 threads read of 64 values with one load each.
+SIGN_FILTER_GRADIENT = (Tile(64, 64, 16, 8), Tile(32, 64, 8, 8), Tile(16, 64, 4, 8))
+SIGN_POSITIONS = 8
 
-# Enough for two on each of an H100's multiprocessors. It does not follow the device, because the
-# parts of a sum change its rounding.
-_BLOCKS = 264
+# Enough for two blocks of four warps on each of an H100's multiprocessors. It does not follow the
+# device, because the parts of a sum change its rounding.
+_WARPS = 264 * 4
 _FEWEST_STEPS = 16
 
 
-def splits(blocks: int, steps: int, most: int = 8) -> int:
+def splits(blocks: int, steps: int, most: int = 8, warps: int = 4) -> int:
     """Into how many parts to cut sums of `steps` steps, so that a few blocks fill a device."""
-    return max(1, min(_BLOCKS // blocks, steps // _FEWEST_STEPS, most))
+    return max(1, min(_WARPS // (blocks * warps), steps // _FEWEST_STEPS, most))
+
+
+def sign_tile(filters: int) -> Tile:
+    """The tile that wastes least on a group's filters; of equals the largest."""
+    return min(
+        SIGN_FILTER_GRADIENT, key=lambda tile: (-(-filters // tile.rows) * tile.rows, -tile.rows)
+    )

@@ -36,8 +36,14 @@ def unravel(program, size):
 @triton.jit
 def locate(first, per_image, width, BLOCK: tl.constexpr):
     """Image (int64), row and column of the positions first … first + BLOCK; `first` is int64."""
+    return locate_each(first, tl.arange(0, BLOCK), per_image, width)
+
+
+@triton.jit
+def locate_each(first, further, per_image, width):
+    """Image (int64), row and column of the positions `first` (int64) + `further` (int32)."""
     image = first // per_image
-    at = (first - image * per_image).to(tl.int32) + tl.arange(0, BLOCK)
+    at = (first - image * per_image).to(tl.int32) + further
     pixel = at % per_image
     return image + at // per_image, pixel // width, pixel % width
 
@@ -48,24 +54,6 @@ def locate_in_image(program, height, width, BLOCK: tl.constexpr):
     block, image = unravel(program, tl.cdiv(height * width, BLOCK))
     at = block * BLOCK + tl.arange(0, BLOCK)
     return image.to(tl.int64), at // width, at % width, at < height * width
-
-
-@triton.jit
-def under_tap(
-    first, images, height, width, out_height, out_width, stride_h, stride_w, down, right,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The output positions first … first + BLOCK, and the pixel that one tap sees from each.
-
-    Whether the positions exist and their pixels lie inside the image, then the numbers of both
-    among those of all images (int64).
-    """
-    image, out_row, out_column = locate(first, out_height * out_width, out_width, BLOCK)
-    live = image < images
-    row, column = out_row * stride_h + down, out_column * stride_w + right
-    inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    position = (image * out_height + out_row) * out_width + out_column
-    return live, inside, position, (image * height + row) * width + column
 
 
 @triton.jit
@@ -128,6 +116,18 @@ def four_columns(tile, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first, second, third, fourth
+
+
+@triton.jit
+def advance(image, row, column, images_on, rows_on, columns_on, height, width):
+    """A position so many images, rows (below `height`) and columns (below `width`) further on."""
+    column += columns_on
+    over = column >= width
+    column = tl.where(over, column - width, column)
+    row += rows_on + over.to(tl.int32)
+    over = row >= height
+    row = tl.where(over, row - height, row)
+    return image + images_on + over.to(tl.int32), row, column
 
 
 @triton.jit

@@ -1,7 +1,9 @@
 """Filter gradient of gradient="sign": the sum of g * sgn(x - F) over the positions.
 
-Tiles of one tap's filters by channels; the loop runs over four positions at a time. As in the input
-gradient sgn(d) = 2 sat(2^127 d + 1/2) - 1, with minus the sum of g added at the end.
+Tiles of filters by the values of a filter (taps and channels, as they lie in memory); the loop runs
+over POSITIONS positions at a time, which share the arithmetic of where the pixels lie: nothing is
+divided in the loop. As in the input gradient sgn(d) = 2 sat(2^127 d + 1/2) - 1: the total starts at
+minus half the sum of g and is doubled at the end, and a pair costs FADD, FFMA.SAT and FFMA.
 """
 
 from __future__ import annotations
@@ -11,18 +13,43 @@ import triton.language as tl
 
 from adderize.ops.triton.kernels.indexing import (
     GEOMETRY,
-    four_columns,
+    advance,
+    locate_each,
     slope,
     spread_columns,
     spread_rows,
-    under_tap,
+    tile_pointers,
     unravel,
 )
+
+# A thread has four neighbouring rows and columns of each run, which it loads at once.
+_VECTOR = tl.constexpr(4)
+
+
+@triton.jit
+def _turned(tile, POSITIONS: tl.constexpr, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
+    """A tile of (positions * units, values of a unit) as (REGISTERS, THREADS, positions)."""
+    tile = tl.reshape(tile, [POSITIONS, REGISTERS // 4, THREADS, 4])
+    return tl.reshape(tl.permute(tile, 1, 3, 2, 0), [REGISTERS, THREADS, POSITIONS])
+
+
+@triton.jit
+def _add(total, g, x, w):
+    """The last dimension of g (rows) and x (columns), position by position, added to the total."""
+    POSITIONS: tl.constexpr = g.shape[2]
+    if POSITIONS == 1:
+        g, x = tl.reshape(g, g.shape[:2]), tl.reshape(x, x.shape[:2])
+        return tl.fma(g[:, None, :, None], slope(x[None, :, None, :] - w, True), total)
+    else:
+        g0, g1 = tl.split(tl.reshape(g, [g.shape[0], g.shape[1], POSITIONS // 2, 2]))
+        x0, x1 = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], POSITIONS // 2, 2]))
+        return _add(_add(total, g0, x0, w), g1, x1, w)
 
 
 @triton.jit(do_not_specialize=[*GEOMETRY, "splits", "dw_split"])
 def dense(
     g_ptr,
+    g_sum_ptr,
     x_ptr,
     w_ptr,
     dw_ptr,
@@ -49,49 +76,96 @@ def dense(
     ROW_THREADS: tl.constexpr,
     COLUMN_THREADS: tl.constexpr,
     STAGES: tl.constexpr,
+    EVEN: tl.constexpr,
+    POSITIONS: tl.constexpr,
 ):
-    """dF of w (Cout, kh, kw, Cin/groups) as (splits, Cout, kh, kw, Cin/groups), float32."""
+    """dF of w (Cout, kh, kw, Cin/groups) as (splits, Cout, kh, kw, Cin/groups), float32.
+
+    g and x are N,H,W,C, g_sum is the sum of g over all positions (Cout,). EVEN: the channels and
+    the filters of a group are multiples of 4.
+    """
     ROW_REGISTERS: tl.constexpr = ROWS // ROW_THREADS
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
-    column_tiles, row_tiles = tl.cdiv(channels, COLUMNS), tl.cdiv(filters, ROWS)
-    taps = kernel_height * kernel_width
-    # A program is a part of the sums, a group, a tap, a tile of filters and one of channels.
+    # Loads are of whole units; offsets are counted in them, which keeps loads vectors.
+    UNIT: tl.constexpr = 4 if EVEN else 1
+    ROW_UNITS: tl.constexpr = ROWS // UNIT
+    COLUMN_UNITS: tl.constexpr = COLUMNS // UNIT
+    values = kernel_height * kernel_width * channels
+    column_tiles, row_tiles = tl.cdiv(values, COLUMNS), tl.cdiv(filters, ROWS)
+    # A program is a part of the sums, a group, a tile of its filters and one of their values.
     column_tile, program = unravel(tl.program_id(0), column_tiles)
     row_tile, program = unravel(program, row_tiles)
-    tap, program = unravel(program, taps)
     group, split = unravel(program, groups)
 
     filter = row_tile * ROWS + tl.arange(0, ROWS)
-    channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    w_row = ((group * filters + filter).to(tl.int64) * taps + tap) * channels
-    w_row = spread_rows(w_row, ROW_REGISTERS, ROW_THREADS)
-    at = w_row + spread_columns(channel, COLUMN_REGISTERS, COLUMN_THREADS)
-    mask = spread_rows(filter < filters, ROW_REGISTERS, ROW_THREADS)
-    mask &= spread_columns(channel < channels, COLUMN_REGISTERS, COLUMN_THREADS)
-    w = tl.load(w_ptr + at, mask=mask, other=0.0)
+    w_row = (group * filters + filter).to(tl.int64) * values + column_tile * COLUMNS
+    w_at = tile_pointers(
+        w_ptr, w_row, 1, ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS, _VECTOR
+    )
+    value = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    mask = spread_rows(filter < filters, ROW_REGISTERS, ROW_THREADS, _VECTOR)
+    mask &= spread_columns(value < values, COLUMN_REGISTERS, COLUMN_THREADS, _VECTOR)
+    w = tl.load(w_at, mask=mask, other=0.0)
 
-    steps = tl.cdiv(images.to(tl.int64) * (out_height * out_width), 4)
-    start, stop = steps * split // splits, steps * (split + 1) // splits
+    # A turn reads so many units of g and of x. Each has a position, and a row or a column: its tap
+    # adds to the position what it adds to all.
+    g_unit, x_unit = tl.arange(0, POSITIONS * ROW_UNITS), tl.arange(0, POSITIONS * COLUMN_UNITS)
+    unit = tl.arange(0, UNIT)[None, :]
+    row = row_tile * ROW_UNITS + g_unit % ROW_UNITS
+    row_exists = row < filters // UNIT
+    g_units = (filters * groups // UNIT).to(tl.int64)
+    g_position = g_unit // ROW_UNITS
+    g_at = g_position * g_units + group * (filters // UNIT) + row
+    g_at = g_ptr + g_at[:, None] * UNIT + unit
+
+    column = (column_tile * COLUMN_UNITS + x_unit % COLUMN_UNITS) * UNIT
+    tap, channel = column // channels, column % channels
     down = tap // kernel_width * dilation_h - padding_h
     right = tap % kernel_width * dilation_w - padding_w
+    pixel_units = (channels * groups // UNIT).to(tl.int64)
+    tap_at = (down.to(tl.int64) * width + right) * pixel_units
+    tap_at += (group * channels + channel) // UNIT
+    # A column that does not exist sees no row of any image.
+    down = tl.where(column < values, down, -(2**31))
+
+    pixels = height.to(tl.int64) * width
+    per_image = out_height * out_width
+    steps = tl.cdiv(images.to(tl.int64) * per_image, POSITIONS)
+    start = (steps * split // splits).to(tl.int32)
+    stop = (steps * (split + 1) // splits).to(tl.int32)
+    # Where the positions of x lie, and how far the next turn's are.
+    first = start.to(tl.int64) * POSITIONS
+    image, out_row, out_column = locate_each(first, x_unit // COLUMN_UNITS, per_image, out_width)
+    image = image.to(tl.int32)
+    images_on, rows_on = POSITIONS // per_image, POSITIONS % per_image // out_width
+    columns_on = POSITIONS % per_image % out_width
+    positions = images.to(tl.int64) * per_image
+
+    seen = tl.zeros([ROWS], tl.float32)
+    if split == 0:
+        seen = tl.load(g_sum_ptr + group * filters + filter, mask=filter < filters, other=0.0)
     total = tl.zeros([ROW_REGISTERS, COLUMN_REGISTERS, ROW_THREADS, COLUMN_THREADS], tl.float32)
-    g_sum = tl.zeros([ROW_REGISTERS, ROW_THREADS], tl.float32)
-    for step in tl.range(start, stop, num_stages=STAGES):
-        live, inside, position, pixel = under_tap(
-            step * 4, images, height, width, out_height, out_width, stride_h, stride_w, down, right,
-            4,
-        )  # fmt: skip
-        g_at = (position * (filters * groups))[None, :] + (group * filters + filter)[:, None]
-        x_at = (pixel * (channels * groups))[None, :] + (group * channels + channel)[:, None]
-        g = tl.load(g_ptr + g_at, mask=live[None, :] & (filter < filters)[:, None], other=0.0)
-        x_mask = inside[None, :] & (channel < channels)[:, None]
-        x = tl.load(x_ptr + x_at, mask=x_mask, other=0.0).to(tl.float32)
-        g0, g1, g2, g3 = four_columns(g, ROW_REGISTERS, ROW_THREADS)
-        x0, x1, x2, x3 = four_columns(x, COLUMN_REGISTERS, COLUMN_THREADS)
-        total = tl.fma(g0[:, None, :, None], slope(x0[None, :, None, :] - w, True), total)
-        total = tl.fma(g1[:, None, :, None], slope(x1[None, :, None, :] - w, True), total)
-        total = tl.fma(g2[:, None, :, None], slope(x2[None, :, None, :] - w, True), total)
-        total = tl.fma(g3[:, None, :, None], slope(x3[None, :, None, :] - w, True), total)
-        g_sum += (g0 + g1) + (g2 + g3)
-    result = total * 2 - g_sum[:, None, :, None]
-    tl.store(dw_ptr + split.to(tl.int64) * dw_split + at, result, mask=mask)
+    total += spread_rows(seen, ROW_REGISTERS, ROW_THREADS, _VECTOR) * -0.5
+    for _ in tl.range(start, stop, num_stages=STAGES):
+        g_mask = row_exists & (first + g_position < positions)
+        g = tl.load(g_at + first * g_units * UNIT, mask=g_mask[:, None], other=0.0)
+        in_row, in_column = out_row * stride_h, out_column * stride_w
+        inside = (in_row + down).to(tl.uint32, bitcast=True) < height
+        inside &= (in_column + right).to(tl.uint32, bitcast=True) < width
+        inside &= image < images
+        # Counted without the padding that the taps subtract: up to 32 bits, unsigned.
+        pixel = (in_row * width + in_column).to(tl.uint32, bitcast=True)
+        x_at = (image * pixels + pixel.to(tl.int64)) * pixel_units + tap_at
+        x = tl.load(x_ptr + x_at[:, None] * UNIT + unit, mask=inside[:, None], other=0.0)
+        g = _turned(g, POSITIONS, ROW_REGISTERS, ROW_THREADS)
+        x = _turned(x.to(tl.float32), POSITIONS, COLUMN_REGISTERS, COLUMN_THREADS)
+        total = _add(total, g, x, w)
+        first += POSITIONS
+        image, out_row, out_column = advance(
+            image, out_row, out_column, images_on, rows_on, columns_on, out_height, out_width
+        )
+    dw_at = tile_pointers(
+        dw_ptr + split.to(tl.int64) * dw_split, w_row, 1,
+        ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS, _VECTOR,
+    )  # fmt: skip
+    tl.store(dw_at, total * 2, mask=mask)
