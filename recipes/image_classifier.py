@@ -31,7 +31,7 @@ from recipes.schedules import schedule
 class TopK(Metric):
     """Top-k accuracy in percent.
 
-    torchmetrics' own takes twenty kernels a step, and looks at the labels on the host.
+    torchmetrics' own makes one-hot tensors, and looks at them on the host.
     """
 
     right: Tensor

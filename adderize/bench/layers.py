@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from adderize.bench import gpu, processor_limits
-from adderize.bench.limits import limits
+from adderize.bench.gpu_limits import limits
 from adderize.bench.timing import side_by_side
 from adderize.ops import convolution
 from adderize.ops.bytes import pack

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 # What the profiler calls an op, and what it is here.
@@ -30,18 +31,29 @@ def phases(step: Callable[[], object], device: str, steps: int = 3) -> dict[str,
             step()
         if on_gpu:
             torch.cuda.synchronize(device)
+    found = summed(profiler.events() or (), on_gpu=on_gpu)
+    return {name: microseconds / 1e3 / steps for name, microseconds in found.items()}
+
+
+def summed(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Microseconds of each phase from the profiler's events.
+
+    On a GPU a kernel is an event of its own, and belongs to each op around its launch.
+    """
     found = dict.fromkeys(PHASES.values(), 0.0)
     total = 0.0
-    for event in profiler.events() or ():
-        total += _microseconds(event, "self_", on_gpu)
+    for event in events:
+        is_kernel = event.device_type != DeviceType.CPU
+        if is_kernel:
+            total += 0.0 if event.is_user_annotation else event.device_time_total
+            continue
+        if not on_gpu:
+            total += event.self_cpu_time_total
         if event.name in PHASES and not _is_within_itself(event):
-            found[PHASES[event.name]] += _microseconds(event, "", on_gpu)
+            time = event.device_time_total if on_gpu else event.cpu_time_total
+            found[PHASES[event.name]] += time
     found[REST] = max(0.0, total - sum(found.values()))
-    return {name: value / 1e3 / steps for name, value in found.items()}
-
-
-def _microseconds(event: Any, own: str, on_gpu: bool) -> float:
-    return float(getattr(event, f"{own}{'device' if on_gpu else 'cpu'}_time_total"))
+    return found
 
 
 def _is_within_itself(event: Any) -> bool:

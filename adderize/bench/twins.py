@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from adderize.bench import gpu, processor_limits
+from adderize.bench.gpu_limits import limits
 from adderize.bench.layers import TRAINING_PASSES
-from adderize.bench.limits import limits
 from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
 from adderize.evaluation import evaluation

@@ -24,7 +24,7 @@ from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
 # What may differ between a run and its continuation.
-_FREE = {"accelerator", "num_threads", "output", "resume", "workers"}
+_FREE = {"accelerator", "data_on_device", "num_threads", "output", "resume", "workers"}
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

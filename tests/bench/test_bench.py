@@ -14,8 +14,8 @@ from torch import nn
 
 from adderize import AdderConv2d
 from adderize.bench import gpu, layers, networks, twins
+from adderize.bench.gpu_limits import Limits
 from adderize.bench.layers import LAYERS, PASSES, Layer, measure
-from adderize.bench.limits import Limits
 from adderize.bench.timing import side_by_side
 from adderize.cli import bench, main
 from adderize.ops import native

@@ -6,18 +6,20 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.bench import cifar_epoch, gpu, gpu_report, limits
+from adderize.bench import cifar_epoch, gpu, gpu_limits, gpu_report
 from adderize.bench.cifar_epoch import Epoch, measure_epoch
 from adderize.bench.gpu_report import ON_CPU, ON_GPU, write_report
 from adderize.bench.gpu_steps import Network
-from adderize.bench.phases import phases
+from adderize.bench.phases import phases, summed
 from adderize.cli import main
 
 TINY = ON_CPU._replace(
@@ -118,7 +120,9 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
     parts = [part.section for part in gpu_report._parts(ON_GPU, "cuda", lambda: 100.0)]
-    assert parts == ["limits", *["layers"] * 9, *["steps"] * 4, *["cifar"] * 3, *["steps"] * 6]
+    assert parts == [
+        "limits", *["layers"] * 9, *["steps"] * 4, "cifar", *["steps"] * 6, "cifar", "cifar"
+    ]  # fmt: skip
     assert {network.batch for network in ON_GPU.networks} == {128}
 
 
@@ -176,6 +180,31 @@ def test_phases_of_a_step_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert only["input gradient"] == only["filter gradient"] == 0 < only["adder forward"]
 
 
+def _event(name: str, kernels: float, parent: Any = None, **more: Any) -> Any:
+    """Of the profiler on a GPU."""
+    return SimpleNamespace(**{
+        "name": name, "cpu_parent": parent, "device_type": DeviceType.CPU,
+        "device_time_total": kernels, "is_user_annotation": False, **more,
+    })  # fmt: skip
+
+
+def test_phases_on_a_gpu_count_each_kernel_once() -> None:
+    """An op within itself (autocast), its kernel, a convolution's kernel, and an annotation."""
+    on_gpu = {"device_type": DeviceType.CUDA}
+    outer = _event("adderize::adder_conv2d", 5.0)
+    events = [
+        outer,
+        _event("adderize::adder_conv2d", 5.0, _event("aten::to", 5.0, outer)),
+        _event("forward_kernel", 5.0, **on_gpu),
+        _event("aten::convolution", 3.0),
+        _event("convolution_kernel", 3.0, **on_gpu),
+        _event("Optimizer.step#SGD.step", 8.0, is_user_annotation=True, **on_gpu),
+    ]
+    assert summed(events, on_gpu=True) == {
+        "adder forward": 5.0, "input gradient": 0.0, "filter gradient": 0.0, "rest": 3.0
+    }  # fmt: skip
+
+
 def test_no_limit_is_measured_without_a_gpu() -> None:
-    assert limits.limits("cpu") is None
-    assert limits.Limits(2.0, 1.0).both == pytest.approx(4 / 3)
+    assert gpu_limits.limits("cpu") is None
+    assert gpu_limits.Limits(2.0, 1.0).both == pytest.approx(4 / 3)

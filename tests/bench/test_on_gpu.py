@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from adderize.bench.gpu_limits import limits
 from adderize.bench.gpu_report import ON_CPU, write_report
 from adderize.bench.gpu_steps import Network
-from adderize.bench.limits import limits
 from adderize.bench.tuning import kept, tune
 from recipes import cifar
 from tests.recipes.test_cifar import arguments
