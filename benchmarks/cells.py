@@ -1,0 +1,89 @@
+"""What the tables of figures share: numbers, names of networks and of layers as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adderize.bench.layers import LAYERS, Layer
+
+Row = Mapping[str, Any]
+GIGA, TERA = 1e9, 1e12
+_NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet20": "ResNet-20",
+    "adderize.models:resnet20": "ResNet-20",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNet v2",
+}
+
+
+def network(row: Row) -> str:
+    return _NETWORKS.get(row["arch"], row["arch"])
+
+
+def network_and_batch(row: Row) -> str:
+    cell = f"{network(row)}, {row['batch']}"
+    return f"{cell}, {row['instruction_set'].upper()}" if "instruction_set" in row else cell
+
+
+def layer(name: str) -> str:
+    """A layer of `adderize bench layers` in words; other names as they are."""
+    return next((_in_words(each) for each in LAYERS if each.name == name), name)
+
+
+def _in_words(layer: Layer) -> str:
+    (stride, _), _, (dilation, _), groups = layer.geometry
+    kind = f"{layer.kernel}x{layer.kernel}"
+    if groups == layer.channels:
+        kind = f"depthwise {kind}"
+    elif groups > 1:
+        kind += f" in {groups} groups"
+    parts = [kind]
+    if stride > 1:
+        parts.append(f"stride {stride}")
+    if dilation > 1:
+        parts.append(f"dilation {dilation}")
+    same = layer.channels == layer.filters
+    parts.append(f"{layer.channels}{'' if same else f' to {layer.filters}'} channels")
+    return ", ".join([*parts, f"{layer.size}x{layer.size}", f"batch {layer.batch}"])
+
+
+def number(value: float, digits: int = 0) -> str:
+    """An integer that was kept as such has no digits behind the point."""
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def ratio(value: Any) -> str:
+    """Each run's, of two digits behind the point unless fewer are known."""
+    return ", ".join(_short(each) for each in each_of(value))
+
+
+def span(value: Any, unit: float = 1) -> str:
+    """The least and the largest."""
+    low, high = min(each_of(value)) / unit, max(each_of(value)) / unit
+    return _short(low) if low == high else f"{_short(low)} to {_short(high)}"
+
+
+def each_of(value: Any) -> list[float]:
+    return value if isinstance(value, list) else [value]
+
+
+def _short(value: float) -> str:
+    return str(round(value, 2)).removesuffix(".0") if value >= 10 else str(round(value, 2))
+
+
+def speedups(row: Row) -> dict[str, float]:
+    """Times faster than torch's float32 CNN, of every network of a row of 8-bit inference."""
+    known = dict(row.get("speedup", {}))
+    times = row.get("ms", {})
+    return {name: times["cnn, torch"] / ms for name, ms in times.items()} | known
+
+
+def two_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def chosen(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]

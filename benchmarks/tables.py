@@ -1,0 +1,280 @@
+"""The tables of documentation that hold figures, from machines' files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from adderize.ops.native.register_loops import LOOPS
+from adderize.tables import Table, shape_text
+from benchmarks.cells import (
+    GIGA,
+    TERA,
+    Row,
+    chosen,
+    layer,
+    network,
+    network_and_batch,
+    number,
+    ratio,
+    span,
+    speedups,
+    two_digits,
+)
+from benchmarks.machines import Machine
+
+_PASSES = ("forward", "input gradient", "filter gradient", "sign filter gradient", "8 bits")
+_INT8_CNN = "cnn int8, onnxruntime"
+
+
+def overview(machines: Mapping[str, Machine], *archs: str) -> Table:
+    """Steps of these networks, and 8-bit inference of ResNet-18, on every machine."""
+    rows = [
+        (f"training step, {network({'arch': arch})}: times the CNN's", _step_cell, arch)
+        for arch in archs
+    ]
+    faster = "times faster than torch's float32 CNN"
+    rows += [
+        (f"8-bit ResNet-18, batch 1 and 8: {faster}", _int8_cell, "adder int8"),
+        ("int8 CNN of onnxruntime: likewise", _int8_cell, _INT8_CNN),
+    ]
+    return Table(
+        ["", *(machine["machine"]["name"] for machine in machines.values())],
+        [[title, *(cell(m, key) for m in machines.values())] for title, cell, key in rows],
+    )
+
+
+def _step_cell(machine: Machine, arch: str) -> str:
+    for row in _of(machine.get("step", ()), arch):
+        if "ratio" in row:
+            return span(row["ratio"])
+        half = row["adder_bf16_ms"] / row["cnn_bf16_ms"]
+        return f"{row['adder_ms'] / row['cnn_tf32_ms']:.1f}; {half:.1f} in bf16"
+    for row in _of(machine.get("cuda_graph", ()), arch):
+        return f"{row['adder_s_per_epoch'] / row['cnn_s_per_epoch']:.1f}, as a CUDA graph"
+    return ""
+
+
+def _int8_cell(machine: Machine, name: str) -> str:
+    rows = chosen(machine.get("int8", ()), arch="resnet18", instruction_set=None)
+    most = max((row["threads"] for row in rows), default=0)
+    figures = [speedups(row).get(name) for row in chosen(rows, threads=most)]
+    return ", ".join(ratio(round(each, 2)) for each in figures if each)
+
+
+def _of(rows: Sequence[Row], arch: str) -> list[Row]:
+    return [row for row in rows if network(row) == network({"arch": arch})]
+
+
+def facts(machine: Machine) -> Table:
+    """What was measured on, and what is not known of it."""
+    about = machine["machine"]
+    texts = {
+        "processor": about.get("processor"),
+        "GPU": about.get("gpu"),
+        "threads": about.get("threads"),
+        "features": ", ".join(about.get("features", ())),
+        "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+        "measured": about.get("date", "on an unknown day"),
+        "notes": " ".join(about.get("notes", ())),
+    }
+    return Table(["", about["name"]], [[name, str(text)] for name, text in texts.items() if text])
+
+
+def step(machine: Machine) -> Table:
+    rows = machine["step"]
+    header = ["training step", "CNN, ms", "adder, ms", "time", "peak memory"]
+    limits = any("percent_of_limit" in row for row in rows)
+    return Table(
+        header + ["of the limit"] * limits,
+        [
+            [
+                f"{network(row)}, {shape_text(row['input_size'][1:])}, batch {row['batch']}",
+                number(row["cnn_ms"]),
+                number(row["adder_ms"]),
+                _times(row["ratio"]),
+                _times(row["memory_ratio"]),
+                *([_percent(row)] if limits else []),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _percent(row: Row) -> str:
+    return f"{row['percent_of_limit']:.0f} %" if "percent_of_limit" in row else ""
+
+
+def _times(value: object) -> str:
+    return ", ".join(f"{each}x" for each in ratio(value).split(", "))
+
+
+def layers(machine: Machine) -> Table:
+    rows = machine["layers"]
+    passes = [name for name in _PASSES if any(name in row for row in rows)]
+    header = [f"{name}, forward" if name == "8 bits" else name for name in passes]
+    return Table(
+        ["layer", *header],
+        [[layer(row["layer"]), *(_pass(row[name]) for name in passes)] for row in rows],
+    )
+
+
+def _pass(figures: Row) -> str:
+    percent = _percent(figures)
+    return two_digits(figures["ratio"]) + (f" ({percent})" if percent else "")
+
+
+def rates(machine: Machine) -> Table:
+    """Of layers of which only the least and the largest figures are known."""
+    return Table(
+        ["", "G pairs a second", "of the limit", "times oneDNN's convolution"],
+        [
+            [
+                ", ".join(row[key] for key in ("pass", "layers") if key in row),
+                span(row["pairs_per_second"], GIGA),
+                f"{span(row['percent_of_limit'])} %" if "percent_of_limit" in row else "",
+                span(row["ratio"]) if "ratio" in row else "",
+            ]
+            for row in machine["rates"]
+        ],
+    )
+
+
+def limits(machine: Machine) -> Table:
+    cpus = machine["limits"]
+    return Table(
+        ["G pairs a second, one core", "a pair of x and F", *map(str.upper, cpus)],
+        [
+            [name, f"`{term}`", *(_rate(cpu.get(name)) for cpu in cpus.values())]
+            for name, term in LOOPS.items()
+        ],
+    )
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value / GIGA:.1f}".removesuffix(".0")
+
+
+def int8(machine: Machine) -> Table:
+    """Ratios to torch's float32 CNN."""
+    columns = {
+        "adder": "adder, float32",
+        "adder int8": "adder, 8 bits",
+        _INT8_CNN: "CNN, onnxruntime int8",
+    }
+    return Table(
+        ["network, batch", "threads", *columns.values()],
+        [
+            [
+                network_and_batch(row),
+                str(row["threads"]),
+                *(two_digits(speedups(row).get(name)) for name in columns),
+            ]
+            for row in machine["int8"]
+        ],
+    )
+
+
+def int8_ms(machine: Machine) -> Table:
+    columns = {
+        "cnn, torch": "CNN, torch",
+        "cnn, onnxruntime": "CNN, onnxruntime",
+        "adder": "adder, float32",
+        "adder int8": "adder, 8 bits",
+        _INT8_CNN: "CNN, onnxruntime int8",
+    }
+    return Table(
+        ["network, batch", "threads", *columns.values()],
+        [
+            [
+                network_and_batch(row),
+                str(row["threads"]),
+                *(number(row["ms"][name], 1) if name in row["ms"] else "" for name in columns),
+            ]
+            for row in machine["int8"]
+        ],
+    )
+
+
+def gpu_step(machine: Machine) -> Table:
+    keys = ("cnn_tf32_ms", "adder_ms", "cnn_bf16_ms", "adder_bf16_ms")
+    return Table(
+        ["network", "CNN, float32", "adder, float32", "CNN, bf16", "adder, bf16"],
+        [[network(row), *(number(row[key], 1) for key in keys)] for row in machine["step"]],
+    )
+
+
+_FILTERS = "adder float32, bf16; convolution TF32, bf16"
+
+
+def gpu_rates(machine: Machine) -> Table:
+    """Layers of which pairs a second are known."""
+    return Table(
+        [
+            "layer",
+            "forward, T pairs/s",
+            "input gradient, T pairs/s",
+            f"filter gradient, ms: {_FILTERS}",
+        ],
+        [
+            [
+                row["layer"],
+                *(
+                    f"{row[name]['pairs_per_second'] / TERA:.1f}"
+                    for name in ("forward", "input gradient")
+                ),
+                _filters(row["filter gradient"]),
+            ]
+            for row in machine["layers"]
+            if "pairs_per_second" in row["forward"]
+        ],
+    )
+
+
+def gpu_ms(machine: Machine) -> Table:
+    """Layers of which only milliseconds are known."""
+    return Table(
+        [
+            "layer, ms (the convolution's)",
+            "forward",
+            "input gradient",
+            f"filter gradient: {_FILTERS}",
+        ],
+        [
+            [
+                row["layer"],
+                *(
+                    f"{row[name]['adder_ms']:.2f} ({row[name]['convolution_ms']:.2f})"
+                    for name in ("forward", "input gradient")
+                ),
+                _filters(row["filter gradient"]),
+            ]
+            for row in machine["layers"]
+            if "pairs_per_second" not in row["forward"]
+        ],
+    )
+
+
+def _filters(row: Row) -> str:
+    adder, convolution = (
+        f"{two_digits(row[full])}, {two_digits(row[half])}"
+        for full, half in (
+            ("adder_ms", "adder_bf16_ms"),
+            ("convolution_tf32_ms", "convolution_bf16_ms"),
+        )
+    )
+    return f"{adder}; {convolution}"
+
+
+# By the name behind a machine's in a page.
+OF_MACHINE: dict[str, Callable[[Machine], Table]] = {
+    "machine": facts,
+    "step": step,
+    "layers": layers,
+    "rates": rates,
+    "limits": limits,
+    "int8": int8,
+    "int8-ms": int8_ms,
+    "gpu-step": gpu_step,
+    "gpu-rates": gpu_rates,
+    "gpu-ms": gpu_ms,
+}
