@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist rv32i test docs dist zoo sanitize format clean
+.PHONY: help install mnist rv32i test docs dist zoo sanitize aarch64 format clean
 
 help:
 	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
@@ -14,6 +14,7 @@ help:
 	@echo "make dist      sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
 	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
+	@echo "make aarch64   the C++ kernels for aarch64, by cross compiler, and their tests under emulation"
 	@echo "make format    let ruff and clang-format format the code"
 
 install: $(INSTALLED)
@@ -67,6 +68,18 @@ sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# It needs the Debian packages g++-aarch64-linux-gnu and qemu-user.
+aarch64: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	$(BIN)/cmake --build build/aarch64 --parallel
+	for driver in test_kernels test_u8; do \
+		aarch64-linux-gnu-g++ -std=gnu++17 -O1 -fopenmp -Iadderize/csrc tests/csrc/$$driver.cpp \
+			build/aarch64/libadderize.so -o build/aarch64/$$driver \
+		&& qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/aarch64 \
+			build/aarch64/$$driver 6 || exit 1; \
+	done
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
