@@ -123,7 +123,7 @@ def _depthwise_filter_tile(layer: Layer, sign: bool) -> dict[str, int]:
     sums = 9 if sign else 15
     columns = max(1, min(3, layer.kernel_width, sums // layer.kernel_height))
     tile = {**_depthwise_tile(layer), "TAPS_W": columns}
-    if not sign and layer.stride_h <= 2:
+    if not sign and layer.stride_h <= 2 and layer.dilation_h == 1 and tile["VECTOR"] == 4:
         tile |= _at_most(128 if columns * layer.kernel_height <= 9 else 168)
     return tile
 
