@@ -17,6 +17,7 @@ from adderize.cli.shared_options import (
     add_conversion_options,
     arch_options,
     conversion_options,
+    output_file,
     size,
 )
 from adderize.errors import AdderizeError
@@ -70,8 +71,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
     )
     parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the stages (png, svg)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    parser.add_argument(
+        "--plot", type=output_file, metavar="FILE", help="also draw the stages (png, svg)"
+    )
+    parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help="default: stdout")
     add_conversion_options(parser)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adderize.checkpoints import named
 from adderize.cli.messages import note
-from adderize.cli.shared_options import add_arch_options, arch_options, size
+from adderize.cli.shared_options import add_arch_options, arch_options, output_folder, size
 from adderize.data.image_sources import SOURCES, load_labelled
 from adderize.data.normalisation import Statistics
 from adderize.errors import AdderizeError
@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("c", "hex", "onnx"), default="c",
         help="C99, $readmemh files, or ONNX (c)",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="for the files")
+    parser.add_argument(
+        "-o", "--output", type=output_folder, metavar="FOLDER", required=True, help="for the files"
+    )
     parser.add_argument("--name", help="of the network in C and of the ONNX file (CHECKPOINT's)")
     parser.add_argument(
         "--data", metavar="PATH",
@@ -88,18 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{len(contents['instructions'])} instructions, {len(contents['slots'])} tensors")
     else:
         report = export_c(network, arguments.output, name=name, examples=examples)
-        print(
-            _checked(report, network, Path(arguments.output), examples)
-            if arguments.check
-            else report
-        )
+        print(_checked(report, network, arguments.output, examples) if arguments.check else report)
     note(f"written to {arguments.output}")
     return 0
 
 
 def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> int:
     shape = arguments.input or input_size(loaded.arch, loaded.model)
-    folder = Path(arguments.output)
+    folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.onnx"
     export_onnx(loaded.model, torch.zeros(1, *shape), path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from adderize.bench.gpu_report import write_report
+from adderize.cli.shared_options import output_file
 from adderize.tables import Table
 
 HELP = "limits, layers, training steps and a CIFAR epoch of a GPU, in one file"
@@ -14,7 +14,7 @@ HELP = "limits, layers, training steps and a CIFAR epoch of a GPU, in one file"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE",
+        "-o", "--output", type=output_file, required=True, metavar="FILE",
         help="JSON, written anew with each result",
     )  # fmt: skip
     parser.add_argument(

@@ -20,6 +20,7 @@ from adderize.cli.shared_options import (
     image_statistics,
     images,
     labelled_images,
+    output_folder,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.integer import IntegerNetwork, integer_report, to_integer
@@ -44,7 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"images to calibrate on, training ones where there are any: {SOURCES}",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", metavar="FOLDER", required=True, help="where the result is saved"
+        "-o",
+        "--output",
+        type=output_folder,
+        metavar="FOLDER",
+        required=True,
+        help="where the result is saved",
     )
     parser.add_argument(
         "--method", choices=("minmax", "percentile", "mse"), default="minmax",

@@ -14,6 +14,7 @@ from adderize.cli.shared_options import (
     arch_options,
     conversion_options,
     images,
+    output_file,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.models import by_name
@@ -30,7 +31,7 @@ EXAMPLES = (
 def configure(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser, fresh=True)
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, required=True,
+        "-o", "--output", metavar="FILE", type=output_file, required=True,
         help="the page, in HTML; it needs no other file and no network",
     )  # fmt: skip
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -144,6 +145,25 @@ def image_statistics(
 
 def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
+
+
+def output_file(text: str) -> Path:
+    """A file that can be written, said before the work and not after it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; expected a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} for {path.name}")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """A folder, or where one can be made, said before the work and not after it."""
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise argparse.ArgumentTypeError(f"{part} is a file; expected a folder")
+    return path
 
 
 def size(text: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from adderize.cli.shared_options import (
     arch_options,
     conversion_options,
     labelled_images,
+    output_folder,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
@@ -61,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"training images, and test images to compare on: {SOURCES}",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", metavar="FOLDER", required=True,
+        "-o", "--output", type=output_folder, metavar="FOLDER", required=True,
         help=f"gets the adder network, {REPORT}, and the 8-bit network in {BYTES}/; a stopped "
         "command that is given again goes on from there",
     )  # fmt: skip
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         labels = test_labels = None
     few = images[:: max(1, len(images) // arguments.images)][: arguments.images]
     stages = Stages(teacher, test, test_labels)
-    folder = Path(arguments.output)
+    folder = arguments.output
     model, report = _transferred(arguments, teacher, few, stages, folder)
     if arguments.epochs:
         tuning = Tuning(

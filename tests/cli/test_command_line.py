@@ -190,3 +190,30 @@ def test_naming_a_command_needs_no_torch() -> None:
         "assert not {'torch', 'adderize.cli.bench'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["count", "resnet18", "-o", "missing/table.txt"], "there is no folder missing for table"),
+        (["count", "resnet18", "--plot", "."], ". is a folder; expected a file"),
+        (["report", "resnet18", "-o", "file/report.html"], "there is no folder file for report"),
+        (["bench", "gpu-report", "-o", "missing/all.json"], "there is no folder missing for all"),
+        (["quantize", "saved", "--data", "d", "-o", "file"], "file is a file; expected a folder"),
+        (["export", "saved", "-o", "file/c"], "file is a file; expected a folder"),
+        (["transfer", "resnet20", "--weights", "w", "--data", "d", "-o", "file/x"], "is a file"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    argv: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(SystemExit) as leaving:
+        main(argv)
+    assert leaving.value.code == 2
+    assert reason in capsys.readouterr().err
