@@ -70,11 +70,11 @@ def make_parser() -> argparse.ArgumentParser:
         "recipes.mnist --distort does to its larger network's, 0 nothing",
     )
     protocol = parser.add_argument_group("training in floats")
-    classifier.add_protocol(protocol, epochs=40, falls="falls to 0 along a half cosine")
+    classifier.add_protocol(protocol, epochs=50, falls="falls to 0 along a half cosine")
     tuning = parser.add_argument_group("fine-tuning with the rounding")
     tuning.add_argument("--trained", metavar="RUN", help="skip the training: a finished run of it")
     tuning.add_argument("--tuning-epochs", type=run.positive_int, default=10)
-    tuning.add_argument("--tuning-lr", type=run.positive_float, default=0.02)
+    tuning.add_argument("--tuning-lr", type=run.positive_float, default=0.05)
     tuning.add_argument(
         "--tuning-distortion",
         type=run.non_negative_float,
