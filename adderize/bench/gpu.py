@@ -27,6 +27,10 @@ def precision(name: str, device: str = "cuda") -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+def is_cuda(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
 def in_precision(
     name: str, call: Callable[[], object], device: str = "cuda"
 ) -> Callable[[], object]:
@@ -39,7 +43,7 @@ def in_precision(
 
 def peak_megabytes(call: Callable[[], object], device: str) -> float | None:
     """Most memory that a call allocates beyond what was allocated before it; None on a CPU."""
-    if torch.device(device).type != "cuda":
+    if not is_cuda(device):
         return None
     call()
     torch.cuda.synchronize(device)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from adderize.bench import gpu
 from adderize.ops.choice import choose
 
 # 64 values a thread; as many blocks a multiprocessor as its registers hold, and a loop of 5 ms.
@@ -34,7 +35,7 @@ class Limits(NamedTuple):
 @functools.cache
 def limits(device: str) -> Limits | None:
     """Those of a device; None where Triton's kernels do not serve it."""
-    if torch.device(device).type != "cuda" or choose("cuda").name != "triton":
+    if not gpu.is_cuda(device) or choose("cuda").name != "triton":
         return None
     from adderize.ops.triton.kernels import register_loops
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adderize.bench import layers
+from adderize.bench import gpu, layers
 from adderize.bench.cifar_epoch import Epoch, measure_epoch
 from adderize.bench.gpu_limits import limits
 from adderize.bench.gpu_steps import Network, measure_step
@@ -122,7 +122,7 @@ def write_report(
     """
     start = clock()
     if settings is None:
-        settings = ON_GPU if torch.device(device).type == "cuda" else ON_CPU
+        settings = ON_GPU if gpu.is_cuda(device) else ON_CPU
     report: dict[str, Any] = {
         "machine": machine_facts(device),
         "limits": None,
@@ -152,7 +152,7 @@ def write_report(
 def machine_facts(device: str) -> dict[str, Any]:
     """Processor, GPU, versions."""
     facts = machine(torch.device(device)) | {"device": device, "cuda": torch.version.cuda}
-    if torch.device(device).type == "cuda":
+    if gpu.is_cuda(device):
         properties = torch.cuda.get_device_properties(device)
         facts["multiprocessors"] = properties.multi_processor_count
         facts["compute_capability"] = f"{properties.major}.{properties.minor}"

@@ -52,7 +52,7 @@ def measure_step(network: Network, precision: str, device: str, **timing: Any) -
     row |= {f"{kind}_ms": seconds * 1e3 for kind, seconds in best.items()}
     row["ratio"] = best["adder"] / best["cnn"]
     row["adder_phases_ms"] = phases(calls["adder"], device)
-    if torch.device(device).type == "cuda":
+    if gpu.is_cuda(device):
         calls.clear()
         torch.cuda.empty_cache()
     return row

@@ -100,7 +100,7 @@ def measure(
         timing: `rounds` and `seconds` of `adderize.bench.timing.side_by_side`.
     """
     if every_precision is None:
-        every_precision = torch.device(device).type == "cuda"
+        every_precision = gpu.is_cuda(device)
     for layer in layers:
         row: dict[str, Any] = {"layer": layer.name, "pairs": layer.pairs}
         rivals = _rivals(layer, device, every_precision)

@@ -9,6 +9,8 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
+from adderize.bench import gpu
+
 # What the profiler calls an op, and what it is here.
 PHASES = {
     "adderize::adder_conv2d": "adder forward",
@@ -23,7 +25,7 @@ def phases(step: Callable[[], object], device: str, steps: int = 3) -> dict[str,
 
     Kernels that run at the same time count each, and gaps between kernels count nowhere.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = gpu.is_cuda(device)
     step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:

@@ -65,7 +65,7 @@ def kept(device: str = "cuda") -> Tuned:
 
 def _choosing(device: str) -> Any:
     here = "this machine has one" if torch.cuda.is_available() else "this machine has none"
-    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+    if not gpu.is_cuda(device) or not torch.cuda.is_available():
         raise AdderizeError(f"tiles are timed on a CUDA device, not on {device}; {here}")
     choice = choose("cuda")
     if choice.name != "triton":

@@ -48,7 +48,7 @@ def measure(
     images = noise(input_size, batch, device)
     networks = {name: twin(name, arch, device) for name in TWINS}
     calls = {name: TASKS[task](name, network, images) for name, network in networks.items()}
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = gpu.is_cuda(device)
     limit: dict[str, float] = {}
     if on_gpu:
         best = side_by_side(_in_every_precision(calls), **timing)

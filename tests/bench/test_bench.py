@@ -198,12 +198,11 @@ def test_pairs_of_a_network_by_hand() -> None:
 @pytest.fixture
 def _pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of CUDA devices, on the CPU."""
-    real = torch.device
     for module in (layers, twins):
         monkeypatch.setattr(module, "limits", lambda device: Limits(1e12, 1e12))
     monkeypatch.setattr(gpu, "peak_megabytes", lambda call, device: 1.0)
     monkeypatch.setattr(gpu, "in_precision", lambda name, call, device="cuda": call)
-    monkeypatch.setattr(torch, "device", lambda name: SimpleNamespace(type="cuda", name=real(name)))
+    monkeypatch.setattr(gpu, "is_cuda", lambda device: True)
 
 
 def test_rows_of_a_gpu_have_rates_and_every_precision(_pretended_gpu: None) -> None:
