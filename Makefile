@@ -4,18 +4,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist rv32i test docs dist zoo sanitize aarch64 format clean
+.PHONY: help install mnist rv32i test test-oldest docs dist zoo sanitize aarch64 format clean
 
 help:
-	@echo "make mnist     train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
-	@echo "make rv32i     the same for a core without a multiplier: integers, C, an emulated RV32I"
-	@echo "make test      ruff, mypy, lint-imports and pytest"
-	@echo "make docs      the documentation as a site, in build/site; fails on broken links"
-	@echo "make dist      sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
-	@echo "make zoo       convert every classification model of torchvision and timm (an hour of a core)"
-	@echo "make sanitize  the C++ kernels under AddressSanitizer and UBSan"
-	@echo "make aarch64   the C++ kernels for aarch64, by cross compiler, and their tests under emulation"
-	@echo "make format    let ruff and clang-format format the code"
+	@echo "make mnist        train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
+	@echo "make rv32i        the same for a core without a multiplier: integers, C, an emulated RV32I"
+	@echo "make test         ruff, mypy, lint-imports and pytest"
+	@echo "make test-oldest  most of pytest with Python 3.11 and the oldest versions allowed"
+	@echo "make docs         the documentation as a site, in build/site; fails on broken links"
+	@echo "make dist         sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
+	@echo "make zoo          convert every classification model of torchvision and timm (an hour of a core)"
+	@echo "make sanitize     the C++ kernels under AddressSanitizer and UBSan"
+	@echo "make aarch64      the C++ kernels for aarch64, by cross compiler, and their tests under emulation"
+	@echo "make format       let ruff and clang-format format the code"
 
 install: $(INSTALLED)
 
@@ -23,7 +24,7 @@ $(INSTALLED): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "adderize needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[recipes,demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint,test]'
 	touch $@
 
 mnist: $(INSTALLED)
@@ -39,6 +40,24 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed.
+UV := build/uv/bin/uv
+OLDEST := build/oldest/bin
+OLDEST_TESTS := tests/checkpoints tests/cli tests/counting tests/data tests/dataflow tests/export \
+	tests/inspection tests/integer tests/layers tests/models tests/ops/test_op.py tests/quantize \
+	tests/reporting tests/surgery tests/training tests/transfer $(wildcard tests/test_*.py)
+
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
+
+test-oldest: export ADDERIZE_REQUIRE_NATIVE = 1
+test-oldest: $(UV)
+	$(UV) venv --quiet --clear --python 3.11 build/oldest
+	$(UV) pip install --quiet --python $(OLDEST)/python --resolution lowest-direct -e '.[test]'
+	$(UV) pip check --quiet --python $(OLDEST)/python
+	PATH=$(abspath $(OLDEST)):$$PATH $(OLDEST)/python -m pytest $(OLDEST_TESTS)
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null \
