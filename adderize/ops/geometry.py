@@ -111,7 +111,7 @@ def as_pair(value: int | Sequence[int], name: str) -> Pair:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) == 1:
         pair *= 2
-    if len(pair) != 2 or not all(isinstance(v, int | torch.SymInt) for v in pair):
+    if len(pair) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in pair):
         raise AdderizeError(f"{name} is {value!r}; expected an integer or a pair of integers")
     return pair
 

@@ -378,7 +378,7 @@ def test_every_optimizer_of_torch_and_timm_is_known() -> None:
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     ]
     unknown = {kind.__name__ for kind in classes if kind.__name__.lower() not in RESCALING}
-    assert unknown == plain
+    assert unknown <= plain  # timm 1.0.3 has no SGDW yet.
 
 
 class ScalarSGD(torch.optim.SGD):
