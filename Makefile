@@ -41,12 +41,13 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed.
+# The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: tests
+# that use newer torch (FSDP2 on CPUs, .item() of meta tensors) or timm (LayerScale2d) themselves.
 UV := build/uv/bin/uv
 OLDEST := build/oldest/bin
-OLDEST_TESTS := tests/export tests/test_formulas.py \
-	$(filter-out %/test_tensors.py,$(wildcard tests/checkpoints/test_*.py)) \
-	$(addprefix tests/training/test_,adaptive_rate.py before_validation.py callback_logging.py callbacks.py)
+OLDEST_TESTS := tests/checkpoints tests/data tests/export tests/inspection tests/transfer tests/test_formulas.py \
+	$(filter-out %/test_distributed.py,$(wildcard tests/training/test_*.py)) \
+	$(filter-out %/test_lightning.py %/test_roles.py %/test_zero_scales.py,$(wildcard tests/surgery/test_*.py))
 
 $(UV):
 	$(PYTHON) -m venv build/uv

@@ -128,12 +128,11 @@ def test_the_default_device_and_dtype_do_not_matter(device: str, tmp_path: Path)
     fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     dtype = torch.get_default_dtype()
     try:
-        torch.set_default_device(device)
         torch.set_default_dtype(torch.float64)
-        save_model(saved, tmp_path)
-        load_model(fresh, tmp_path)
+        with torch.device(device):
+            save_model(saved, tmp_path)
+            load_model(fresh, tmp_path)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(dtype)
     for name, tensor in saved.state_dict().items():
         found = fresh.state_dict()[name]

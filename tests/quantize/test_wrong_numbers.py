@@ -513,12 +513,11 @@ def test_defaults_of_torch_make_no_difference(method, traced):
     model = model if traced else Outer(model).eval()
     large = torch.randn(8, 3, 160, 160)
     expected = quantize(model, [large], method=method)(X)
-    torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)
     try:
-        quantized = quantize(model, [large], method=method)
-        given = quantized(X)
+        with torch.device("meta"):
+            quantized = quantize(model, [large], method=method)
+            given = quantized(X)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert torch.equal(given, expected)

@@ -193,15 +193,14 @@ def test_everything_in_a_batch_is_moved() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_torch_s_defaults_do_not_matter(dtype: torch.dtype) -> None:
     model, layer = seeded(), AdderConv2d(2, 3, 3)
-    torch.set_default_device("meta")
     torch.set_default_dtype(dtype)
     try:
-        recalibrate(model, [IMAGES, IMAGES])
-        nothing = scale_adder_gradients_(layer)
-        layer.weight.grad = layer.weight.detach().clone()
-        scaled = scale_adder_gradients_(layer, 0.5)
+        with torch.device("meta"):
+            recalibrate(model, [IMAGES, IMAGES])
+            nothing = scale_adder_gradients_(layer)
+            layer.weight.grad = layer.weight.detach().clone()
+            scaled = scale_adder_gradients_(layer, 0.5)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(model[1].running_mean, mean_of(IMAGES))
     assert nothing.to_dict() == {} and nothing.norms.dtype == torch.float32
