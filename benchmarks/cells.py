@@ -35,7 +35,7 @@ def layer(name: str) -> str:
 def _in_words(layer: Layer) -> str:
     (stride, _), _, (dilation, _), groups = layer.geometry
     kind = f"{layer.kernel}x{layer.kernel}"
-    if groups == layer.channels:
+    if groups == layer.channels > 1:
         kind = f"depthwise {kind}"
     elif groups > 1:
         kind += f" in {groups} groups"
