@@ -58,7 +58,7 @@ def measure_every_instruction_set(**timing: Any) -> dict[str, dict[str, float]]:
     facts = native.info()
     rates = {}
     try:
-        for cpu in facts["cpus"]:  # type: ignore[attr-defined]
+        for cpu in facts["cpus"]:
             native.set_cpu(cpu)
             rates[cpu] = measure(**timing)
     finally:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from pathlib import Path
+from typing import Any
 
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
 
@@ -199,13 +200,13 @@ def set_cpu(name: str) -> None:
         raise AdderizeError(f"the instruction set {name!r} is not among those offered: {offered}")
 
 
-def info() -> dict[str, object]:
+def info() -> dict[str, Any]:
     """What `adderize doctor` prints: path, ABI version, instruction sets, OpenMP, threads."""
     try:
         library, reason = load()
     except AdderizeError as error:
         library, reason = None, str(error)
-    facts: dict[str, object] = {"available": library is not None, "reason": reason}
+    facts: dict[str, Any] = {"available": library is not None, "reason": reason}
     if library is None:
         return facts
     return facts | {
