@@ -81,9 +81,14 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--kd-arch", metavar="ARCH", help="the teacher's network, for a PyTorch file"
     )
     group.add_argument("--kd-arch-options", nargs="+", default=[], metavar="KEY=VALUE")
-    group.add_argument("--kd-temperature", type=run.positive_float, default=4.0)
     group.add_argument(
-        "--kd-weight", type=run.fraction, default=0.9, help="of the teacher beside the labels"
+        "--kd-temperature", type=run.positive_float, default=1.0, help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--kd-weight",
+        type=run.fraction,
+        default=0.3,
+        help="of the teacher beside the labels (default: %(default)s)",
     )
     group.add_argument(
         "--kd-mean",

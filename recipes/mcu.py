@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     distillation.add_arguments(parser.add_argument_group("distillation"))
     run.add_arguments(parser)
     # A teacher of recipes.mnist was trained on images that are normalised in the usual way.
-    parser.set_defaults(kd_mean=[*MNIST.mean], kd_std=[*MNIST.std], kd_temperature=1, kd_weight=0.3)
+    parser.set_defaults(kd_mean=[*MNIST.mean], kd_std=[*MNIST.std])
     parser.set_defaults(output=str(Path("runs") / "mcu"))
     return parser
 
