@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, save_model
 from adderize.checkpoints.named import blank, load, start_from
-from adderize.models import lenet5_bn
+from adderize.models import lenet5_bn, resnet20
 from recipes.image_classifier import ImageClassifier
 
 ARCH = "adderize.models:lenet5_bn"
@@ -90,6 +90,21 @@ def test_plain_state_dicts_need_to_be_told(tmp_path: Path, prefix: str) -> None:
     assert "5 were taken as such" in loaded.note
     with pytest.raises(AdderizeError, match=r"the model lacks .*fc1\.norm"):
         load(str(path), ARCH)
+
+
+def test_small_filters_are_asked_about(tmp_path: Path) -> None:
+    """A convolution's weights as a file of adders: the file cannot tell, the sizes can."""
+    path = tmp_path / "x.pth"
+    for deviation, asked in ((0.1, True), (1.0, False)):
+        model = resnet20()
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                nn.init.normal_(parameter, std=deviation)
+        torch.save(model.state_dict(), path)
+        note = load(str(path), "adderize.models:resnet20").note
+        assert ("The filters' standard deviation is 0.1, where adders" in note) == asked
+        start = load(str(path), "adderize.models:resnet20", exclude="*")
+        assert "convolutional network" not in start.note
 
 
 def test_convolutions_and_safetensors(tmp_path: Path) -> None:
