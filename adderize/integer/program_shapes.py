@@ -11,8 +11,8 @@ from typing import Any
 
 from adderize.errors import AdderizeError
 from adderize.integer.program import Instruction, Slot
+from adderize.ops.byte_operands import Window
 from adderize.ops.geometry import Geometry
-from adderize.ops.operands import Window
 
 Shape = tuple[int, ...]
 

@@ -1,6 +1,7 @@
 """The ops: ``torch.ops.adderize`` is defined when this package is imported.
 
-schemas.py, operands.py       the registry: schemas, what is accepted, fakes
+schemas.py                    the registry: schemas and fakes
+operands.py, byte_operands.py what the ops accept
 geometry.py                   stride, padding, dilation, groups and the output's size
 gradients.py                  the gradient modes
 choice.py                     which backend serves a device and dtype, and why

@@ -68,6 +68,13 @@ class Geometry(NamedTuple):
         return self._replace(stride=(min(stride_h, height), min(stride_w, width)))
 
 
+def as_record(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int = 1
+) -> Geometry:
+    """The geometry that the dispatcher hands over in lists; nothing is checked."""
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+
+
 def resolve(
     kernel: Sequence[int],
     stride: int | Sequence[int],

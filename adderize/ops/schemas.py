@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adderize.ops import operands as accepted
-from adderize.ops import reference
+from adderize.ops import byte_operands, operands, reference
+from adderize.ops.byte_operands import Requantization, Shifting, Window
 from adderize.ops.formats import memory_format, output_dtype
 from adderize.ops.geometry import Geometry
-from adderize.ops.operands import Requantization, Shifting, Window
 
 
 class Op(NamedTuple):
@@ -105,52 +104,54 @@ _SHIFTED = (
 )
 
 OPS = {
-    "adder_conv2d": Op(f"{_FLOATS}, str gradient", accepted.accept_adder, _adder),
+    "adder_conv2d": Op(f"{_FLOATS}, str gradient", operands.accept_adder, _adder),
     "adder_conv2d_input_gradient": Op(
         f"Tensor grad, {_FLOATS}, str gradient",
-        accepted.accept_adder_gradient,
+        operands.accept_adder_gradient,
         _input_gradient,
         operand=1,
     ),
     "adder_conv2d_weight_gradient": Op(
         f"Tensor grad, {_FLOATS}, str gradient",
-        accepted.accept_adder_gradient,
+        operands.accept_adder_gradient,
         _weight_gradient,
         operand=1,
     ),
-    "adder_conv2d_u8": Op(f"Tensor input, Tensor weight, {_BYTES}", accepted.accept_bytes, _bytes),
+    "adder_conv2d_u8": Op(
+        f"Tensor input, Tensor weight, {_BYTES}", byte_operands.accept_bytes, _bytes
+    ),
     "adder_conv2d_u8_packed": Op(
         f"Tensor input, Tensor packed, int[4] weight_shape, {_BYTES}",
-        accepted.accept_packed,
+        byte_operands.accept_packed,
         _packed,
     ),
     "adder_conv2d_u8_shifted": Op(
         f"Tensor input, Tensor packed, int[4] weight_shape, {_SHIFTED}",
-        accepted.accept_shifted,
+        byte_operands.accept_shifted,
         _packed,
     ),
     "to_bytes": Op(
         "Tensor input, float scale, int zero_point, int levels",
-        accepted.accept_to_bytes,
+        byte_operands.accept_to_bytes,
         _to_bytes,
     ),
     "max_pool2d_u8": Op(
         "Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
         "bool ceil_mode",
-        accepted.accept_max_pool,
+        byte_operands.accept_max_pool,
         _max_pool,
     ),
     # Made of torch's own operators: they serve every device, and fake tensors.
-    "binary_conv2d": Op(_FLOATS, accepted.accept_binary, reference.binary_conv2d, None),
+    "binary_conv2d": Op(_FLOATS, operands.accept_binary, reference.binary_conv2d, None),
     "binary_conv2d_input_gradient": Op(
         f"Tensor grad, {_FLOATS}",
-        accepted.accept_binary_gradient,
+        operands.accept_binary_gradient,
         reference.binary_conv2d_input_gradient,
         None,
     ),
     "binary_conv2d_weight_gradient": Op(
         f"Tensor grad, {_FLOATS}",
-        accepted.accept_binary_gradient,
+        operands.accept_binary_gradient,
         reference.binary_conv2d_weight_gradient,
         None,
     ),

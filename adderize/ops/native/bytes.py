@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adderize.ops.byte_operands import Requantization, Shifting, Window
 from adderize.ops.formats import nhwc
 from adderize.ops.geometry import Geometry, Shape
 from adderize.ops.native.library import (
@@ -15,7 +16,6 @@ from adderize.ops.native.library import (
     pooling_shape,
     shape_of,
 )
-from adderize.ops.operands import Requantization, Shifting, Window
 from adderize.ops.packing import pack
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch  # before the library: it brings the OpenMP runtime whose symbols the library uses
 
 from adderize.errors import AdderizeError
+from adderize.ops.byte_operands import Window
 from adderize.ops.geometry import Geometry
-from adderize.ops.operands import Window
 
 ABI_VERSION = 6
 CPUS = ("avx512", "avx2", "portable")

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adderize.ops.byte_operands import Requantization, Shifting, Window
 from adderize.ops.formats import nhwc
 from adderize.ops.geometry import Geometry, Shape
-from adderize.ops.operands import Requantization, Shifting, Window
 from adderize.ops.packing import unpack
 from adderize.ops.reference.floats import adder_conv2d
 
