@@ -49,8 +49,10 @@ def _in_words(layer: Layer) -> str:
     return ", ".join([*parts, f"{layer.size}x{layer.size}", f"batch {layer.batch}"])
 
 
-def number(value: float, digits: int = 0) -> str:
-    """An integer that was kept as such has no digits behind the point."""
+def number(value: float | None, digits: int = 0) -> str:
+    """An integer that was kept as such has no digits behind the point; empty for None."""
+    if value is None:
+        return ""
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 

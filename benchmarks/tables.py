@@ -166,17 +166,7 @@ def int8(machine: Machine) -> Table:
         "adder int8": "adder, 8 bits",
         _INT8_CNN: "CNN, onnxruntime int8",
     }
-    return Table(
-        ["network, batch", "threads", *columns.values()],
-        [
-            [
-                network_and_batch(row),
-                str(row["threads"]),
-                *(two_digits(speedups(row).get(name)) for name in columns),
-            ]
-            for row in machine["int8"]
-        ],
-    )
+    return _inference(machine, columns, lambda row, name: two_digits(speedups(row).get(name)))
 
 
 def int8_ms(machine: Machine) -> Table:
@@ -187,14 +177,17 @@ def int8_ms(machine: Machine) -> Table:
         "adder int8": "adder, 8 bits",
         _INT8_CNN: "CNN, onnxruntime int8",
     }
+    return _inference(machine, columns, lambda row, name: number(row["ms"].get(name), 1))
+
+
+def _inference(
+    machine: Machine, columns: Mapping[str, str], cell: Callable[[Row, str], str]
+) -> Table:
+    """A row for each network, batch and number of threads, a column for each rival."""
     return Table(
         ["network, batch", "threads", *columns.values()],
         [
-            [
-                network_and_batch(row),
-                str(row["threads"]),
-                *(number(row["ms"][name], 1) if name in row["ms"] else "" for name in columns),
-            ]
+            [network_and_batch(row), str(row["threads"]), *(cell(row, name) for name in columns)]
             for row in machine["int8"]
         ],
     )
