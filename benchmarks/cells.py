@@ -19,7 +19,8 @@ _NETWORKS = {
 
 
 def network(row: Row) -> str:
-    return _NETWORKS.get(row["arch"], row["arch"])
+    arch: str = row["arch"]
+    return _NETWORKS.get(arch, arch)
 
 
 def network_and_batch(row: Row) -> str:

@@ -29,7 +29,7 @@ _INT8_CNN = "cnn int8, onnxruntime"
 def overview(machines: Mapping[str, Machine], *archs: str) -> Table:
     """Steps of these networks, and 8-bit inference of ResNet-18, on every machine that has them."""
     machines = {name: each for name, each in machines.items() if "step" in each or "int8" in each}
-    rows = [
+    rows: list[tuple[str, Callable[[Machine, str], str], str]] = [
         (f"training step, {network({'arch': arch})}: times the CNN's", _step_cell, arch)
         for arch in archs
     ]

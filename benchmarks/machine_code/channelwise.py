@@ -8,6 +8,7 @@ multiprocessors, four a clock, 1.755 GHz: an H100). A computation, not a measure
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adderize.ops.triton import channelwise as launches
@@ -63,11 +64,12 @@ class Forecast(NamedTuple):
 def forecast(of: Layer, kernel: str, sm: int = 90, dtype: str = "fp32", **flags: Any) -> Forecast:
     """Flags: OUT_NHWC and SIGN."""
     flags = {"OUT_NHWC": True, "SIGN": False, **flags}
-    launch = {
+    launch_of: dict[str, Callable[[Layer], Any]] = {
         "forward": launches.forward_launch,
         "input_gradient": launches.input_gradient_launch,
         "filter_gradient": lambda of: launches.filter_gradient_launch(of, flags["SIGN"]),
-    }[kernel](of)
+    }
+    launch = launch_of[kernel](of)
     options = {name: value for name, value in launch.options.items() if name.islower()}
     tile = {name: value for name, value in launch.options.items() if name.isupper()}
     compiled = compile_kernel(launch.kernel, {**tile, **flags}, options, sm, dtype)
