@@ -44,14 +44,15 @@ def train(model: nn.Module, steps: int = 4, lr: float = 0.05) -> float:
     return float(loss.detach())
 
 
-def steps_apart(model: nn.Module, quantized: nn.Module) -> float:
-    """The largest difference of the logits, as a share of their spread.
+def same_but_for_ties(model: nn.Module, quantized: nn.Module) -> bool:
+    """Whether most images have the same logits, and the others nearly so, relative to their spread.
 
     A value in the middle between two bytes may become either one, by the rounding of float32.
     """
     with torch.no_grad():
         expected = model.eval()(NEW)
-        return float((quantized(NEW) - expected).abs().max() / expected.std())
+        images = (quantized(NEW) - expected).abs().amax(1) / expected.std()
+    return bool(images.median() < 1e-3 and images.max() < 0.1)
 
 
 @pytest.mark.parametrize("network", [Residual, Branches, Untraceable])
@@ -63,13 +64,13 @@ def test_it_computes_what_the_integers_do_before_and_after_training(
     model = trained(network())
     prepared = prepare_qat(model, [X], **options)
     directly = quantize(model, [X], **options)
-    assert steps_apart(prepared, directly) < 0.03
-    assert steps_apart(prepared, quantize(prepared, [X])) < 0.03
+    assert same_but_for_ties(prepared, directly)
+    assert same_but_for_ties(prepared, quantize(prepared, [X]))
     before = prepared.eval()(NEW)
     train(prepared.train())
     assert not torch.allclose(prepared.eval()(NEW), before, atol=0.05)
     trained_bytes = quantize(prepared, [NEW])
-    assert steps_apart(prepared, trained_bytes) < 0.03
+    assert same_but_for_ties(prepared, trained_bytes)
     errors = [row.error for row in quantize_report(trained_bytes).layers]
     assert max(errors) < 0.03
 
@@ -163,7 +164,7 @@ def test_a_layer_called_on_inputs_of_two_scales_has_two_forms_of_one_filter() ->
     prepared = prepare_qat(model, [X])
     assert len([*prepared.parameters()]) == len([*model.parameters()])
     train(prepared)
-    assert steps_apart(prepared, quantize(prepared, [X])) < 0.03
+    assert same_but_for_ties(prepared, quantize(prepared, [X]))
 
 
 def test_linear_layers_take_part() -> None:
@@ -171,7 +172,7 @@ def test_linear_layers_take_part() -> None:
     prepared = prepare_qat(model, [X], filter_bits=3)
     train(prepared)
     quantized = quantize(prepared, [X])
-    assert steps_apart(prepared, quantized) < 0.03
+    assert same_but_for_ties(prepared, quantized)
     assert len(quantized.get_submodule("1").weight.unique()) <= 8
 
 
@@ -192,7 +193,7 @@ def test_dropout_and_norms_of_kept_convolutions_train() -> None:
     mean = prepared.stem.get_submodule("1").running_mean.clone()
     train(prepared)
     assert not torch.equal(prepared.stem.get_submodule("1").running_mean, mean)
-    assert steps_apart(prepared, quantize(prepared, [X])) < 0.03
+    assert same_but_for_ties(prepared, quantize(prepared, [X]))
 
 
 def test_the_float_model_stays_as_it_was() -> None:
@@ -251,7 +252,7 @@ def test_it_trains_under_lightning_with_the_adaptive_rate(tmp_path: Any) -> None
     change = prepared.block.conv1.weight.detach() - before
     # Two steps, each of the length that the rule gives: lr * eta.
     assert 0.5 * 0.05 * 0.2 < float(change.square().mean().sqrt()) <= 2.01 * 0.05 * 0.2
-    assert steps_apart(prepared, quantize(prepared, [X])) < 0.03
+    assert same_but_for_ties(prepared, quantize(prepared, [X]))
 
 
 def test_what_is_refused(tmp_path: Any) -> None:
