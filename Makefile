@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+JOBS ?= 2
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
 .PHONY: help install mnist rv32i test test-oldest docs dist zoo sanitize aarch64 format clean
@@ -9,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csr
 help:
 	@echo "make mnist        train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
 	@echo "make rv32i        the same for a core without a multiplier: integers, C, an emulated RV32I"
-	@echo "make test         ruff, mypy, lint-imports and pytest"
+	@echo "make test         ruff, mypy, lint-imports and pytest (JOBS=2 processes, a gigabyte each)"
 	@echo "make test-oldest  a part of pytest with Python 3.11 and the oldest versions allowed"
 	@echo "make docs         the documentation as a site, in build/site; fails on broken links"
 	@echo "make dist         sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
@@ -39,7 +40,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 # The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: tests
 # that use newer torch (FSDP2 on CPUs, .item() of meta tensors) or timm (LayerScale2d) themselves.
