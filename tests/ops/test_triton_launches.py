@@ -68,9 +68,9 @@ def test_filter_gradients_launch_few_kernels(
     assert len(launches.names) <= most, launches.names
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize(("channels", "kernel"), [(1, "depthwise"), (4, "grouped")])
 def test_filter_gradients_of_channels_launch_two_kernels(
-    channels: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They read g and x as these are, in N,H,W,C order."""
     input, grad = (
@@ -80,7 +80,7 @@ def test_filter_gradients_of_channels_launch_two_kernels(
     with _Launches(monkeypatch) as launches:
         geometry = Geometry.of(1, 1, 1, 32 // channels)
         kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "full")
-    assert launches.names == ["filter_gradient", "combine"]
+    assert launches.names == [kernel, "combine"]
 
 
 def test_the_parts_of_sums_are_added_by_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:

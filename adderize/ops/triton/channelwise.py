@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adderize.ops.formats import memory_format
-from adderize.ops.triton.kernels import channelwise, depthwise
+from adderize.ops.triton.kernels import channelwise, channelwise_filter_gradient, depthwise
 from adderize.ops.triton.layer import Layer, taps_by_channel, taps_by_filter
 
 _THREADS = 128
@@ -75,13 +75,13 @@ def input_gradient_launch(layer: Layer) -> Launch:
 
 
 def filter_gradient_launch(layer: Layer, sign: bool) -> Launch:
-    kernel = depthwise.filter_gradient
+    kernel = channelwise_filter_gradient.depthwise
     if is_unrolled(layer):
         tile = _depthwise_filter_tile(layer, sign)
         rows = -(-layer.out_height // tile["STRIP"]) * layer.out_width
         blocks = _column_tiles(layer, tile) * -(-layer.kernel_width // tile["TAPS_W"])
     else:
-        kernel = channelwise.filter_gradient
+        kernel = channelwise_filter_gradient.grouped
         tile = _group_tile(layer.channels, layer.filters, 2)
         rows = layer.out_height * layer.out_width
         vectors = _vector_tiles(layer.groups * layer.filters, tile)
@@ -185,7 +185,7 @@ def _combined(parts: Tensor, totals: Tensor, weight: Tensor, sign: bool) -> Tens
     result = torch.empty_like(weight, memory_format=wanted)
     filters, channels, *kernel = weight.shape
     taps, columns = math.prod(kernel), 16
-    channelwise.combine[(taps * channels * -(-filters // columns),)](
+    channelwise_filter_gradient.combine[(taps * channels * -(-filters // columns),)](
         parts,
         totals,
         weight,

@@ -1,4 +1,4 @@
-"""Groups of a few channels: forward, and the gradients of the input and of the filters.
+"""Groups of a few channels: forward and input gradient.
 
 A thread has up to four neighbouring filters of one group (in the input gradient: channels) at a few
 positions, and reads up to four channels of the group at once: tiles are (ROWS, GROUPS, VECTOR),
@@ -43,7 +43,7 @@ def _column(tile, INDEX: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _neighbours(tile, per_group, GROUPS: tl.constexpr, VECTOR: tl.constexpr):
+def neighbours(tile, per_group, GROUPS: tl.constexpr, VECTOR: tl.constexpr):
     """(GROUPS, VECTOR) numbers of neighbours among all, and the group of each vector."""
     vector = tile * GROUPS + tl.arange(0, GROUPS)
     number = (vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
@@ -92,7 +92,7 @@ def forward(
     all_filters = groups * filters
     # A program is a tile of positions and a tile of all filters.
     tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
-    filter, group = _neighbours(tile, filters, GROUPS, OUT)
+    filter, group = neighbours(tile, filters, GROUPS, OUT)
     image, out_row, out_column, live = locate_in_image(program, out_height, out_width, ROWS)
     real, real_group = filter < all_filters, group < groups
     top, left = out_row * stride_h - padding_h, out_column * stride_w - padding_w
@@ -160,7 +160,7 @@ def input_gradient(
     tile, program = unravel(tl.program_id(0), tl.cdiv(all_channels, GROUPS * OUT))
     residue_w, program = unravel(program, stride_w)
     residue_h, program = unravel(program, stride_h)
-    channel, group = _neighbours(tile, channels, GROUPS, OUT)
+    channel, group = neighbours(tile, channels, GROUPS, OUT)
     image, row, column, live = locate_in_image(
         program, tl.cdiv(height, stride_h), tl.cdiv(width, stride_w), ROWS
     )
@@ -212,135 +212,3 @@ def input_gradient(
     total = tl.where(x == x, total, x)
     pixels = height * width
     _store(dx_ptr, total, image, pixel, channel, live, real, pixels, all_channels, OUT_NHWC)
-
-
-@triton.jit(do_not_specialize=[*GEOMETRY, "splits"])
-def filter_gradient(
-    g_ptr,
-    x_ptr,
-    w_ptr,
-    parts_ptr,
-    totals_ptr,
-    images,
-    height,
-    width,
-    out_height,
-    out_width,
-    channels,
-    filters,
-    groups,
-    kernel_height,
-    kernel_width,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    splits,
-    ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    SIGN: tl.constexpr,
-):
-    """Parts of sum g x and of G: (splits, kh, kw, Cin/groups, Cout), (splits, Cout), float64.
-
-    A program has a tap, a vector of channels, a tile of filters and part of the positions. It sums
-    g (x - c) and adds c G, c being the mean of the pixels that it sees first. SIGN: sums of
-    g sgn(x - F) for w (kh, kw, Cin/groups, Cout), and no G.
-    """
-    channels, filters = channels // IN * IN, filters // OUT * OUT
-    all_filters = groups * filters
-    tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
-    chunk, split = unravel(program, kernel_height * kernel_width * (channels // IN))
-    filter, group = _neighbours(tile, filters, GROUPS, OUT)
-    real, real_group = filter < all_filters, group < groups
-    tap = chunk // (channels // IN)
-    down = tap // kernel_width * dilation_h - padding_h
-    right = tap % kernel_width * dilation_w - padding_w
-    channel = group[:, None] * channels + chunk % (channels // IN) * IN + tl.arange(0, IN)[None, :]
-    steps = images.to(tl.int64) * tl.cdiv(out_height * out_width, ROWS)
-    start = (steps * split // splits).to(tl.int32)
-    stop = (steps * (split + 1) // splits).to(tl.int32)
-
-    w_at = (chunk * IN + tl.arange(0, IN))[None, :, None] * all_filters + filter[:, None, :]
-    if SIGN:
-        w = tl.load(w_ptr + w_at, mask=real[:, None, :], other=0.0)
-    centre = tl.zeros([GROUPS, IN], tl.float32)
-    if not SIGN:
-        image, out_row, out_column, live = locate_in_image(start, out_height, out_width, ROWS)
-        row = tl.minimum(out_row * stride_h, height - 1)
-        column = tl.minimum(out_column * stride_w, width - 1)
-        first = ((image * height + row) * width + column) * (channels * groups)
-        mask = live[:, None, None] & real_group[None, :, None]
-        pixels = tl.load(x_ptr + first[:, None, None] + channel[None, :, :], mask=mask, other=0.0)
-        centre = tl.sum(pixels.to(tl.float32), 0) / tl.sum(live.to(tl.float32), 0)
-        centre = tl.where(tl.abs(centre) < float("inf"), centre, 0.0)
-    total = tl.zeros([ROWS, GROUPS, IN, OUT], tl.float32)
-    g_sum = tl.zeros([ROWS, GROUPS, OUT], tl.float64)
-    for step in range(start, stop):
-        image, out_row, out_column, live = locate_in_image(step, out_height, out_width, ROWS)
-        row, column = out_row * stride_h + down, out_column * stride_w + right
-        inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        g_at = ((image * out_height + out_row) * out_width + out_column) * all_filters
-        x_at = ((image * height + row) * width + column) * (channels * groups)
-        mask_g = live[:, None, None] & real[None, :, :]
-        g = tl.load(g_ptr + g_at[:, None, None] + filter[None, :, :], mask=mask_g, other=0.0)
-        mask_x = inside[:, None, None] & real_group[None, :, None]
-        x = tl.load(x_ptr + x_at[:, None, None] + channel[None, :, :], mask=mask_x, other=0.0)
-        x = x.to(tl.float32)
-        if SIGN:
-            difference = tl.reshape(x, [ROWS, GROUPS, IN, 1]) - w[None, :, :, :]
-            sign = tl.fma(slope(difference, True), 2.0, -1.0)
-            total = tl.fma(tl.reshape(g, [ROWS, GROUPS, 1, OUT]), sign, total)
-        else:
-            difference = tl.reshape(x - centre[None, :, :], [ROWS, GROUPS, IN, 1])
-            total = tl.fma(tl.reshape(g, [ROWS, GROUPS, 1, OUT]), difference, total)
-            g_sum += g.to(tl.float64)
-    result = tl.sum(total, 0).to(tl.float64)
-    if not SIGN:
-        totals = tl.sum(g_sum, 0)
-        result += centre.to(tl.float64)[:, :, None] * totals[:, None, :]
-        if chunk == 0:
-            tl.store(totals_ptr + split.to(tl.int64) * all_filters + filter, totals, mask=real)
-    parts_ptr += split.to(tl.int64) * (kernel_height * kernel_width * channels * all_filters)
-    tl.store(parts_ptr + w_at, result, mask=real[:, None, :])
-
-
-@triton.jit(do_not_specialize=["splits", "taps", "channels", "filters"])
-def combine(
-    parts_ptr,
-    totals_ptr,
-    w_ptr,
-    dw_ptr,
-    splits,
-    taps,
-    channels,
-    filters,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    NHWC: tl.constexpr,
-    SIGN: tl.constexpr,
-):
-    """dF of parts (splits, taps, channels, filters) and w in dF's order; SIGN: without F * G."""
-    tile, row = unravel(tl.program_id(0), tl.cdiv(filters, COLUMNS))
-    channel, tap = row % channels, row // channels
-    filter = tile * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], tl.float64)
-    grad_sum = tl.zeros([ROWS, COLUMNS], tl.float64)
-    for first in range(0, splits, ROWS):
-        split = (first + tl.arange(0, ROWS))[:, None]
-        mask = (split < splits) & (filter < filters)[None, :]
-        at = (split.to(tl.int64) * (taps * channels) + row) * filters + filter[None, :]
-        total += tl.load(parts_ptr + at, mask=mask, other=0.0)
-        if not SIGN:
-            at = split * filters + filter[None, :]
-            grad_sum += tl.load(totals_ptr + at, mask=mask, other=0.0)
-    at = filter.to(tl.int64) * (channels * taps)
-    at += tap * channels + channel if NHWC else channel * taps + tap
-    result = tl.sum(total, 0)
-    if not SIGN:
-        w = tl.load(w_ptr + at, mask=filter < filters, other=0.0)
-        result -= w.to(tl.float64) * tl.sum(grad_sum, 0)
-    tl.store(dw_ptr + at, result.to(tl.float32), mask=filter < filters)

@@ -1,4 +1,4 @@
-"""Depthwise layers: forward, and the gradients of the input and of the filters.
+"""Depthwise layers: forward and input gradient.
 
 They are bound by memory. A thread has neighbouring channels of a vertical strip of positions, reads
 each row under the strip once for every column of taps, and uses it for all positions that see it.
@@ -22,7 +22,7 @@ from adderize.ops.triton.kernels.indexing import (
 
 
 @triton.jit
-def _tile(program, strips, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_of_strips(program, strips, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """A tile's image (int64), strips, columns, whether these are real, and channels."""
     column_tile, program = unravel(program, tl.cdiv(channels, COLUMNS))
     image, strip, column, live = locate_in_image(program, strips, width, ROWS)
@@ -30,12 +30,12 @@ def _tile(program, strips, width, channels, ROWS: tl.constexpr, COLUMNS: tl.cons
 
 
 @triton.jit
-def _within(at, size):
+def within(at, size):
     return (at >= 0) & (at < size)
 
 
 @triton.jit
-def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     tiles = ()
     for _ in tl.static_range(COUNT):
         tiles = tiles + (tl.zeros([ROWS, COLUMNS], tl.float32),)
@@ -43,7 +43,7 @@ def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _replaced(tiles, INDEX: tl.constexpr, tile, COUNT: tl.constexpr):
+def replaced(tiles, INDEX: tl.constexpr, tile, COUNT: tl.constexpr):
     result = ()
     for index in tl.static_range(COUNT):
         if index == INDEX:
@@ -54,7 +54,7 @@ def _replaced(tiles, INDEX: tl.constexpr, tile, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _column_of_taps(w_at, mask, step, KERNEL_H: tl.constexpr):
+def column_of_taps(w_at, mask, step, KERNEL_H: tl.constexpr):
     taps = ()
     for row in tl.static_range(KERNEL_H):
         taps = taps + (tl.load(w_at + row * step, mask=mask, other=0.0),)
@@ -94,27 +94,27 @@ def forward(
     """Y of w (kh, kw, C), float32."""
     channels = groups // VECTOR * VECTOR
     strips = tl.cdiv(out_height, STRIP)
-    image, strip, out_column, live, channel = _tile(
+    image, strip, out_column, live, channel = tile_of_strips(
         tl.program_id(0), strips, out_width, channels, ROWS, COLUMNS
     )
     real = channel < channels
     top, left = strip * (STRIP * STRIDE) - padding_h, out_column * stride_w - padding_w
     x_row = ((image * height + top) * width + left) * channels
     x_at = x_ptr + x_row[:, None] + channel[None, :]
-    total = _zeros(STRIP, ROWS, COLUMNS)
+    total = zeros(STRIP, ROWS, COLUMNS)
     for tap_w in range(kernel_width):
         step = kernel_width * channels
-        w = _column_of_taps(w_ptr + tap_w * channels + channel, real, step, KERNEL_H)
-        inside = (live & _within(left + tap_w * dilation_w, width))[:, None] & real[None, :]
+        w = column_of_taps(w_ptr + tap_w * channels + channel, real, step, KERNEL_H)
+        inside = (live & within(left + tap_w * dilation_w, width))[:, None] & real[None, :]
         for row in tl.static_range((STRIP - 1) * STRIDE + (KERNEL_H - 1) * DILATION + 1):
             offset = (row * width + tap_w * dilation_w) * channels.to(tl.int64)
-            mask = inside & _within(top + row, height)[:, None]
+            mask = inside & within(top + row, height)[:, None]
             x = tl.load(x_at + offset, mask=mask, other=0.0).to(tl.float32)
             for r in tl.static_range(STRIP):
                 for tap_h in tl.static_range(KERNEL_H):
                     if r * STRIDE + tap_h * DILATION == row:
                         new = total[r] + tl.abs(x - w[tap_h][None, :])
-                        total = _replaced(total, r, new, STRIP)
+                        total = replaced(total, r, new, STRIP)
     for r in tl.static_range(STRIP):
         out_row = strip * STRIP + r
         pixel, pixels = out_row * out_width + out_column, out_height * out_width
@@ -165,7 +165,7 @@ def input_gradient(
     channels = groups // VECTOR * VECTOR
     residue, program = unravel(tl.program_id(0), stride_w)
     strips = tl.cdiv(height + padding_h % STRIDE, STRIP)
-    image, strip, column, live, channel = _tile(
+    image, strip, column, live, channel = tile_of_strips(
         program, strips, tl.cdiv(width, stride_w), channels, ROWS, COLUMNS
     )
     real = channel < channels
@@ -183,7 +183,7 @@ def input_gradient(
     shift: tl.constexpr = 0.0 if SIGN else 0.5
     x = ()
     for r in tl.static_range(STRIP):
-        mask = real_columns & _within(top + r, height)[:, None]
+        mask = real_columns & within(top + r, height)[:, None]
         at = ((image * height + top + r) * width + column) * channels
         pixels = tl.load(x_ptr + at[:, None] + channel[None, :], mask=mask, other=0.0)
         x = x + ((pixels.to(tl.float32) - centre[None, :]) * scale,)
@@ -191,138 +191,25 @@ def input_gradient(
     least = tl.zeros([ROWS, COLUMNS], tl.float32)
     g_row = ((image * out_height + out_top) * out_width + out_column) * channels
     g_at = g_ptr + g_row[:, None] + channel[None, :]
-    total = _zeros(STRIP, ROWS, COLUMNS)
+    total = zeros(STRIP, ROWS, COLUMNS)
     for back in range(tl.cdiv(tl.maximum(kernel_width - first_w, 0), period_w)):
         w_at = w_ptr + (first_w + back * period_w) * channels + channel
-        w = _column_of_taps(w_at, real, kernel_width * channels, KERNEL_H)
-        inside = real_columns & _within(out_column - back * step_w, out_width)[:, None]
+        w = column_of_taps(w_at, real, kernel_width * channels, KERNEL_H)
+        inside = real_columns & within(out_column - back * step_w, out_width)[:, None]
         for tap_h in tl.static_range(KERNEL_H):
             least = tl.minimum(least, w[tap_h][None, :], propagate_nan=tl.PropagateNan.ALL)
         for row in tl.static_range(BEFORE + (STRIP - 1) // STRIDE + 1):
             offset = (row * out_width - back * step_w) * channels.to(tl.int64)
-            mask = inside & _within(out_top + row, out_height)[:, None]
+            mask = inside & within(out_top + row, out_height)[:, None]
             g = tl.load(g_at + offset, mask=mask, other=0.0)
             for r in tl.static_range(STRIP):
                 for tap_h in tl.static_range(KERNEL_H):
                     if r - tap_h * DILATION == (row - BEFORE) * STRIDE:
                         tap = ((w[tap_h] - centre) * scale + shift)[None, :]
                         clipped = tl.fma(slope(tap - x[r], SIGN), 2.0, -1.0)
-                        total = _replaced(total, r, tl.fma(g, clipped, total[r]), STRIP)
+                        total = replaced(total, r, tl.fma(g, clipped, total[r]), STRIP)
     for r in tl.static_range(STRIP):
-        mask = real_columns & _within(top + r, height)[:, None]
+        mask = real_columns & within(top + r, height)[:, None]
         result = tl.where(x[r] == x[r], total[r], x[r]) + tl.where(least == least, 0.0, least)
         pixel, size = (top + r) * width + column, height * width
         store_tile(dx_ptr, result, image, pixel, channel, mask, size, channels, OUT_NHWC)
-
-
-@triton.jit(do_not_specialize=[*GEOMETRY, "splits"])
-def filter_gradient(
-    g_ptr,
-    x_ptr,
-    w_ptr,
-    parts_ptr,
-    totals_ptr,
-    images,
-    height,
-    width,
-    out_height,
-    out_width,
-    channels,
-    filters,
-    groups,
-    kernel_height,
-    kernel_width,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    splits,
-    KERNEL_H: tl.constexpr,
-    TAPS_W: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DILATION: tl.constexpr,
-    STRIP: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SIGN: tl.constexpr,
-):
-    """Parts of sum g x and of G: (splits, kh, kw, C) and (splits, C), float64.
-
-    A program has TAPS_W columns of taps and part of the positions. It sums g (x - c) and adds c G,
-    c being the mean of the pixels that it sees first. SIGN: sums of g sgn(x - F), and no G.
-    """
-    channels = groups // VECTOR * VECTOR
-    strips = tl.cdiv(out_height, STRIP)
-    column_tiles = tl.cdiv(channels, COLUMNS)
-    column_tile, program = unravel(tl.program_id(0), column_tiles)
-    block, split = unravel(program, tl.cdiv(kernel_width, TAPS_W))
-    steps = images.to(tl.int64) * tl.cdiv(strips * out_width, ROWS)
-    start = (steps * split // splits).to(tl.int32)
-    stop = (steps * (split + 1) // splits).to(tl.int32)
-
-    first_w = block * TAPS_W
-    centre = tl.zeros([COLUMNS], tl.float32)
-    if not SIGN:
-        image, strip, out_column, live, channel = _tile(
-            start * column_tiles + column_tile, strips, out_width, channels, ROWS, COLUMNS
-        )
-        first_row = tl.minimum(strip * (STRIP * STRIDE), height - 1)
-        first_column = tl.minimum(out_column * stride_w, width - 1)
-        first = ((image * height + first_row) * width + first_column) * channels
-        seen = live[:, None] & (channel < channels)[None, :]
-        pixels = tl.load(x_ptr + first[:, None] + channel[None, :], mask=seen, other=0.0)
-        centre = tl.sum(pixels.to(tl.float32), 0) / tl.sum(live.to(tl.float32), 0)
-        centre = tl.where(tl.abs(centre) < float("inf"), centre, 0.0)
-
-    sums = _zeros(TAPS_W * KERNEL_H, ROWS, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], tl.float64)
-    for step in range(start, stop):
-        image, strip, out_column, live, channel = _tile(
-            step * column_tiles + column_tile, strips, out_width, channels, ROWS, COLUMNS
-        )
-        real = channel < channels
-        g = ()
-        for r in tl.static_range(STRIP):
-            out_row = strip * STRIP + r
-            mask = (live & (out_row < out_height))[:, None] & real[None, :]
-            at = ((image * out_height + out_row) * out_width + out_column) * channels
-            g = g + (tl.load(g_ptr + at[:, None] + channel[None, :], mask=mask, other=0.0),)
-            total += g[r].to(tl.float64)
-        top = strip * (STRIP * STRIDE) - padding_h
-        left = out_column * stride_w - padding_w + first_w * dilation_w
-        x_row = ((image * height + top) * width + left) * channels
-        x_at = x_ptr + x_row[:, None] + channel[None, :]
-        for tap_w in tl.static_range(TAPS_W):
-            inside = (live & _within(left + tap_w * dilation_w, width))[:, None] & real[None, :]
-            if SIGN:
-                w_at = w_ptr + tl.minimum(first_w + tap_w, kernel_width - 1) * channels + channel
-                w = _column_of_taps(w_at, real, kernel_width * channels, KERNEL_H)
-            for row in tl.static_range((STRIP - 1) * STRIDE + (KERNEL_H - 1) * DILATION + 1):
-                offset = (row * width + tap_w * dilation_w) * channels.to(tl.int64)
-                mask = inside & _within(top + row, height)[:, None]
-                x = tl.load(x_at + offset, mask=mask, other=0.0).to(tl.float32)
-                difference = x - centre[None, :]
-                for r in tl.static_range(STRIP):
-                    for tap_h in tl.static_range(KERNEL_H):
-                        if r * STRIDE + tap_h * DILATION == row:
-                            if SIGN:
-                                sign = slope(x - w[tap_h][None, :], True)
-                                difference = tl.fma(sign, 2.0, -1.0)
-                            new = tl.fma(g[r], difference, sums[tap_h * TAPS_W + tap_w])
-                            sums = _replaced(sums, tap_h * TAPS_W + tap_w, new, TAPS_W * KERNEL_H)
-
-    channel = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    real = channel < channels
-    grad_sum = tl.sum(total, 0)
-    if block == 0:
-        tl.store(totals_ptr + split.to(tl.int64) * channels + channel, grad_sum, mask=real)
-    parts_ptr += split.to(tl.int64) * (kernel_height * kernel_width * channels)
-    for tap_h in tl.static_range(KERNEL_H):
-        for tap_w in tl.static_range(TAPS_W):
-            result = tl.sum(sums[tap_h * TAPS_W + tap_w], 0).to(tl.float64)
-            result += centre.to(tl.float64) * grad_sum
-            at = (tap_h * kernel_width + first_w + tap_w) * channels + channel
-            tl.store(parts_ptr + at, result, mask=real & (first_w + tap_w < kernel_width))
