@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from adderize.ops.triton.kernels import forward, input_gradient, sign_filter_gradient
 from adderize.ops.triton.tiles import (
     FORWARD,
+    FORWARD_ODD,
     INPUT_GRADIENT,
     SIGN_FILTER_GRADIENT,
     SIGN_POSITIONS,
@@ -39,7 +40,7 @@ FORMS = {
     "forward": _FORWARD,
     "forward, bf16": _FORWARD._replace(dtype="bf16"),
     "forward, NCHW": _FORWARD._replace(flags={"OUT_NHWC": False}),
-    "forward, odd channels": _FORWARD._replace(even=False),
+    "forward, odd channels": _FORWARD._replace(tiles=FORWARD_ODD, even=False),
     "input gradient": _INPUT,
     "input gradient, bf16": _INPUT._replace(dtype="bf16"),
     "input gradient, NCHW": _INPUT._replace(flags={"OUT_NHWC": False, "SIGN": False}),
@@ -47,7 +48,6 @@ FORMS = {
     "input gradient, sign": _INPUT._replace(flags={"OUT_NHWC": True, "SIGN": True}),
     "filter gradient, sign": _SIGNS,
     "filter gradient, sign, bf16": _SIGNS._replace(dtype="bf16"),
-    "filter gradient, sign, odd channels": _SIGNS._replace(even=False),
 }
 
 

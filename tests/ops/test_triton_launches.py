@@ -16,6 +16,7 @@ from adderize.ops import triton as kernels
 from adderize.ops.geometry import Geometry
 
 _NO_KERNEL = {"empty", "empty_like", "view", "permute", "as_strided", "detach", "unsqueeze"}
+_NO_KERNEL |= {"alias", "slice"}
 
 
 class _Launches(TorchDispatchMode):
@@ -94,8 +95,7 @@ def test_the_parts_of_sums_are_added_by_one_launch(monkeypatch: pytest.MonkeyPat
         assert launches.names == ["clone", "forward", "add_parts"]
         launches.names.clear()
         kernels.adder_conv2d_input_gradient(grad, input, weight, geometry, "full")
-        assert launches.names[-2:] == ["input_gradient", "add_parts"]
-        assert "copy_" not in launches.names and len(launches.names) <= 8
+        assert launches.names == ["slope_operands", "sum", "input_gradient", "add_parts"]
         launches.names.clear()
         kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "sign")
     # The filters as they are read, the sum of g, the kernel, its parts, the weight's own format.

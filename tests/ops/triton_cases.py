@@ -67,6 +67,9 @@ CASES = {
     "signs, groups of 16, dilated": Case(
         (2, 32, 6, 5), (40, 16, 3, 3), padding=(2, 1), dilation=(2, 1), groups=2, gradient="sign"
     ),
+    "signs, groups of 17": Case(
+        (2, 34, 4, 3), (38, 17, 1, 3), padding=(0, 1), groups=2, gradient="sign"
+    ),
     "signs, many images of few positions": Case(
         (9, 4, 1, 2),
         (16, 4, 2, 2),

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from adderize.ops.formats import memory_format, nhwc
+from adderize.ops.formats import is_channels_last, memory_format, nhwc
 from adderize.ops.geometry import Geometry
 from adderize.ops.gradients import SIGNS
 from adderize.ops.triton import channelwise
@@ -28,18 +29,18 @@ from adderize.ops.triton.kernels import forward as dense_forward
 from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
 from adderize.ops.triton.kernels import sign_filter_gradient
 from adderize.ops.triton.kernels.parts import add_parts
-from adderize.ops.triton.layer import Layer, filters_by_tap, grouped_by_channel
+from adderize.ops.triton.kernels.slope_operands import slope_operands
+from adderize.ops.triton.layer import Layer, filters_by_tap
 from adderize.ops.triton.rule import Work
 from adderize.ops.triton.tiles import (
     FORWARD,
+    FORWARD_ODD,
     INPUT_GRADIENT,
     SIGN_POSITIONS,
     Tile,
     sign_tile,
     splits,
 )
-
-_LARGEST_CENTRE = 65504.0
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -91,8 +92,10 @@ def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 def _dense_forward(
     image: Tensor, filters: Tensor, output: Tensor, layer: Layer, out_nhwc: bool
 ) -> Tensor:
+    even = layer.channels % 4 == 0
+    tiles = FORWARD if even else FORWARD_ODD
     steps = layer.taps * -(-layer.channels // 4)
-    count = splits(layer.groups * _blocks(layer.positions, layer.filters, FORWARD[0]), steps)
+    count = splits(layer.groups * _blocks(layer.positions, layer.filters, tiles[0]), steps)
     target = output if count == 1 else _parts(count, output)
 
     def launch(tile: Tile) -> None:
@@ -104,13 +107,13 @@ def _dense_forward(
             *layer,
             count,
             output.numel(),
-            EVEN=layer.channels % 4 == 0,
+            EVEN=even,
             OUT_NHWC=out_nhwc,
             **tile.options(),
         )
 
     work = Work(layer.positions, layer.filters, -(-steps // count), layer.groups * count)
-    launch(choose_tile(launch, FORWARD, work, image.device, ("forward", _dtype_name(image))))
+    launch(choose_tile(launch, tiles, work, image.device, ("forward", _dtype_name(image))))
     return output if count == 1 else _summed(target, output)
 
 
@@ -130,22 +133,33 @@ def adder_conv2d_input_gradient(
             images = output_gradient, image
             channelwise.input_gradient(images, weight, result, layer, **flags)
             return result
-        filters, centre = _slope_operands(grouped_by_channel(weight, layer.groups), sign)
+        filters, centre = _slope_operands(weight, layer, sign)
         operands = output_gradient, _group_sums(grad, layer.groups), image, filters, centre
         return _dense_input_gradient(operands, result, layer, flags)
 
 
-def _slope_operands(filters: Tensor, sign: bool) -> tuple[Tensor, Tensor]:
-    """w' = (F - c) / 2 + 1/2 and the centre c of each channel; F itself and zeros for signs.
-
-    A NaN makes its channel's centre NaN, and with it the gradient; infinite filters do not.
-    """
-    centre = filters.clamp(-_LARGEST_CENTRE, _LARGEST_CENTRE).mean((1, 2, 4))
-    if sign:
-        return filters.contiguous(), centre.mul_(0)
-    halved = torch.empty_like(filters, memory_format=torch.contiguous_format)
-    torch.sub(filters, centre[:, None, None, :, None], out=halved)
-    return halved.mul_(0.5).add_(0.5), centre
+def _slope_operands(weight: Tensor, layer: Layer, sign: bool) -> tuple[Tensor, Tensor]:
+    """w' (groups, kh, kw, Cin/groups, Cout/groups) and the centre of each channel."""
+    weight = weight.contiguous(memory_format=memory_format(weight))
+    channels, filters, taps = layer.channels, layer.filters, layer.taps
+    slopes, centre = (
+        torch.empty((layer.groups, *size), dtype=torch.float32, device=weight.device)
+        for size in ((taps, channels, filters), (channels,))
+    )
+    slope_operands[(layer.groups * -(-channels // 4),)](
+        weight,
+        slopes,
+        centre,
+        channels,
+        filters,
+        taps,
+        ROWS=1024,
+        COLUMNS=4,
+        NHWC=is_channels_last(weight),
+        SIGN=sign,
+        num_warps=8,
+    )
+    return slopes, centre
 
 
 def _group_sums(grad: Tensor, groups: int) -> Tensor:
@@ -200,28 +214,37 @@ def adder_conv2d_weight_gradient(
             return channelwise.filter_gradient(*images, weight, layer, sign=sign)
         if not sign:
             return full_filter_gradient(grad, input, weight, geometry)
-        result = _dense_sign_gradient(nhwc(grad), nhwc(input), filters_by_tap(weight), layer)
+        output_gradient, image = (nhwc(each).permute(0, 2, 3, 1) for each in (grad, input))
+        result = _dense_sign_gradient(output_gradient, image, filters_by_tap(weight), layer)
         result = result.permute(0, 3, 1, 2).to(weight.dtype)
         return result.contiguous(memory_format=wanted)
 
 
 def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: Layer) -> Tensor:
-    """dF: (Cout, kh, kw, Cin/groups), float32; the memory of g and the input is N,H,W,C."""
-    tile = sign_tile(layer.filters)
-    blocks = layer.groups * _blocks(layer.filters, layer.taps * layer.channels, tile)
+    """dF: (Cout, kh, kw, Cin/groups), float32, of g and the input in N,H,W,C order."""
+    grouped = layer.groups, -1
+    grad, image = grad.unflatten(3, grouped), image.unflatten(3, grouped)
+    filters = filters.unflatten(0, grouped)
+    more = -layer.filters % 4, -layer.channels % 4
+    if any(more):
+        grad, image = pad(grad, (0, more[0])), pad(image, (0, more[1]))
+        filters = pad(filters, (0, more[1], 0, 0, 0, 0, 0, more[0]))
+    padded = layer._replace(filters=grad.shape[4], channels=image.shape[4])
+    tile = sign_tile(padded.filters)
+    blocks = layer.groups * _blocks(padded.filters, layer.taps * padded.channels, tile)
     count = splits(blocks, layer.positions // SIGN_POSITIONS, most=256, warps=tile.warps)
     parts = _parts(count, filters)
     sign_filter_gradient.dense[(blocks * count,)](
         grad,
-        grad.sum((0, 2, 3)),
+        grad.sum((0, 1, 2)),
         image,
         filters,
         parts,
-        *layer,
+        *padded,
         count,
         filters.numel(),
-        EVEN=layer.channels % 4 == 0 and layer.filters % 4 == 0,
         POSITIONS=SIGN_POSITIONS,
         **tile.options(),
     )
-    return _summed(parts, torch.empty_like(filters))
+    result = _summed(parts, torch.empty_like(filters))
+    return result[:, : layer.filters, ..., : layer.channels].flatten(0, 1)

@@ -102,10 +102,5 @@ def taps_by_filter(weight: Tensor) -> Tensor:
 
 def taps_by_channel(weight: Tensor, groups: int) -> Tensor:
     """(kh, kw, Cout/groups, Cin), dense float32."""
-    return grouped_by_channel(weight, groups).permute(1, 2, 4, 0, 3).contiguous()
-
-
-def grouped_by_channel(weight: Tensor, groups: int) -> Tensor:
-    """(groups, kh, kw, Cin/groups, Cout/groups), float32: what is summed over comes last."""
     grouped: Tensor = weight.float().unflatten(0, (groups, -1))
-    return grouped.permute(0, 3, 4, 2, 1)
+    return grouped.permute(3, 4, 1, 0, 2).contiguous()

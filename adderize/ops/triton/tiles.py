@@ -47,6 +47,11 @@ FORWARD = (
     Tile(32, 32, 8, 8, 168),
     Tile(256, 16, 32, 2, 168),
 )
+# Where channels are not a multiple of 4, their masks take registers as well: narrow tiles would
+# spill in the loop.
+FORWARD_ODD = tuple(
+    tile._replace(registers=None) if tile.column_threads < 8 else tile for tile in FORWARD
+)
 INPUT_GRADIENT = (
     Tile(128, 64, 16, 8),
     Tile(64, 128, 8, 16),

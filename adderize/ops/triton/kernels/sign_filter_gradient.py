@@ -76,18 +76,17 @@ def dense(
     ROW_THREADS: tl.constexpr,
     COLUMN_THREADS: tl.constexpr,
     STAGES: tl.constexpr,
-    EVEN: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
     """dF of w (Cout, kh, kw, Cin/groups) as (splits, Cout, kh, kw, Cin/groups), float32.
 
-    g and x are N,H,W,C, g_sum is the sum of g over all positions (Cout,). EVEN: the channels and
-    the filters of a group are multiples of 4.
+    g and x are N,H,W,C, g_sum is the sum of g over all positions (Cout,). The channels and the
+    filters of a group are multiples of 4.
     """
     ROW_REGISTERS: tl.constexpr = ROWS // ROW_THREADS
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
     # Loads are of whole units; offsets are counted in them, which keeps loads vectors.
-    UNIT: tl.constexpr = 4 if EVEN else 1
+    UNIT: tl.constexpr = 4
     ROW_UNITS: tl.constexpr = ROWS // UNIT
     COLUMN_UNITS: tl.constexpr = COLUMNS // UNIT
     values = kernel_height * kernel_width * channels
