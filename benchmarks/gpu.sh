@@ -4,8 +4,9 @@
 #   benchmarks/gpu.sh FOLDER [SECONDS]
 #
 # FOLDER gets tests.log, tests.xml, tune.log, report.json, report.log, cache/ and summary.txt. A step
-# that fails or runs out of its time is said to have, and the next one follows. $PYTHON (python3) is
-# used as it is where it has what the package needs; otherwise `make install` fetches that first.
+# that fails or runs out of its time is said to have, and the next one follows; what it found until
+# then is in its files. $PYTHON (python3) is used as it is where it has what the package needs;
+# otherwise `make install` fetches that first.
 set -u
 
 if [ $# -lt 1 ]; then
@@ -17,7 +18,7 @@ folder=$(cd "$1" && pwd)
 seconds=${2:-570}
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD ADDERIZE_CACHE=$folder/cache
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 ADDERIZE_CACHE=$folder/cache
 summary=$folder/summary.txt
 : > "$summary"
 failed=0
@@ -32,7 +33,8 @@ step() {
     if [ "$most" -le 0 ]; then
         status="left out for want of time"
     else
-        timeout --kill-after=5 "$most" "$@" > "$folder/$name.log" 2>&1
+        # As Ctrl-C does: pytest and the report still write what they have.
+        timeout --signal=INT --kill-after=10 "$most" "$@" > "$folder/$name.log" 2>&1
         status="exit status $?"
     fi
     [ "$status" = "exit status 0" ] || failed=1
@@ -44,15 +46,18 @@ adderize() { echo 'import sys; from adderize.cli import main; sys.exit(main(sys.
 needs='import torch, torchvision, lightning, timm, torchmetrics, fvcore, safetensors, tqdm, filelock
 import pytest, sybil, triton'
 if ! "$python" -c "$needs" 2> "$folder/install.log"; then
-    step install 240 make install PYTHON="$python"
-    python=$PWD/.venv/bin/python
+    step install 200 make install PYTHON="$python"
+    # Without a network: with what there is.
+    .venv/bin/python -c "$needs" 2>> "$folder/install.log" && python=$PWD/.venv/bin/python
 fi
 
-mapfile -t tests < <(grep -rl 'mark\.gpu' tests)
-step tests 150 "$python" -m pytest -m gpu -q "${tests[@]}" --junit-xml="$folder/tests.xml"
-step tune 60 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
+# The kernels' tests first.
+mapfile -t tests < <(grep -rl 'mark\.gpu' tests | sort -r)
+step tests 200 "$python" -m pytest -m gpu -v --continue-on-collection-errors "${tests[@]}" \
+    --junit-xml="$folder/tests.xml"
+step tune 80 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
 # Room for the part that runs when the time is up.
 most=$(left)
 step report "$most" "$python" -c "$(adderize)" bench gpu-report -o "$folder/report.json" \
-    --budget $((most > 300 ? 240 : most - 60))
+    --budget $((most > 80 ? most - 40 : most / 2))
 exit "$failed"

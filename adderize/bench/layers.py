@@ -38,10 +38,13 @@ class Layer(NamedTuple):
         return self.filters, self.channels // self.geometry.groups, self.kernel, self.kernel
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        return tuple(self.geometry.output_shape(self.input_shape, self.weight_shape))
+
+    @property
     def pairs(self) -> int:
         """Input-filter pairs of one forward pass."""
-        output = self.geometry.output_shape(self.input_shape, self.weight_shape)
-        return math.prod(output) * math.prod(self.weight_shape[1:])
+        return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
 
 
 LAYERS = (
@@ -149,7 +152,6 @@ def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls
         adder["8 bits"] = _call_on_bytes(layer, x, w)
         return {"convolution": convolution, "adder": adder}
     half = x.bfloat16(), w.bfloat16()
-    own = layer.geometry.groups > 1 and x.device.type == "cuda"
     return {
         "convolution": {
             name: gpu.in_precision("fp32", call, device) for name, call in convolution.items()
@@ -160,7 +162,8 @@ def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls
         },
         "convolution_bf16": _convolution(layer, *half),
         "adder_bf16": _adder(layer, *half),
-        **({"cudnn": _cudnn(layer, x, w), "cudnn_bf16": _cudnn(layer, *half)} if own else {}),
+        "cudnn": _cudnn(layer, x, w),
+        "cudnn_bf16": _cudnn(layer, *half),
     }
 
 
@@ -179,7 +182,12 @@ def _convolution(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
 
 
 def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
-    """cuDNN's kernels without torch's choice; its weight gradient cannot be called by itself."""
+    """cuDNN's kernels without torch's choice, for groups, where it has some.
+
+    Its weight gradient cannot be called by itself.
+    """
+    if layer.geometry.groups == 1 or x.device.type != "cuda":
+        return {}
     stride, padding, dilation, groups = layer.geometry
     flags = (torch.backends.cudnn.benchmark, False, False)
 
@@ -189,7 +197,8 @@ def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
         )
         return result
 
-    grad = torch.randn_like(forward())
+    grad = torch.randn(layer.output_shape, dtype=x.dtype, device=x.device)
+    grad = grad.to(memory_format=torch.channels_last)
     reached = [
         (out - 1) * step - 2 * pad + wide * (size - 1) + 1
         for out, step, pad, wide, size in zip(
@@ -197,13 +206,24 @@ def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
         )
     ]
     beyond = [size - last for size, last in zip(x.shape[2:], reached, strict=True)]
-    transpose = torch.ops.aten.cudnn_convolution_transpose
-    return {
-        "forward": forward,
-        "input gradient": lambda: transpose(
+
+    def input_gradient() -> torch.Tensor:
+        result: torch.Tensor = torch.ops.aten.cudnn_convolution_transpose(
             grad, w, padding, beyond, stride, dilation, groups, *flags
-        ),
-    }
+        )
+        return result
+
+    calls: Calls = {"forward": forward, "input gradient": input_gradient}
+    return {name: call for name, call in calls.items() if _runs(call)}
+
+
+def _runs(call: Callable[[], object]) -> bool:
+    """Whether cuDNN has a kernel: it raises where it has none for a dtype and a format."""
+    try:
+        call()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _adder(layer: Layer, x: torch.Tensor, w: torch.Tensor, gradient: str = "full") -> Calls:

@@ -51,10 +51,13 @@ def tune(
     network = twin("adder", arch, device)
     step = training_step("adder", network, noise(input_size, batch, device))
     with choosing.timing() as tiles:
-        for name in precisions:
-            with gpu.precision(name, device):
-                step()
-    file = choosing.keep(torch.device(device), tiles)
+        try:
+            for name in precisions:
+                with gpu.precision(name, device):
+                    step()
+        finally:
+            # What was timed before an error, or before someone lost patience, holds.
+            file = choosing.keep(torch.device(device), tiles)
     return Tuned(file, len(tiles))
 
 
@@ -64,9 +67,13 @@ def kept(device: str = "cuda") -> Tuned:
 
 
 def _choosing(device: str) -> Any:
-    here = "this machine has one" if torch.cuda.is_available() else "this machine has none"
-    if not gpu.is_cuda(device) or not torch.cuda.is_available():
-        raise AdderizeError(f"tiles are timed on a CUDA device, not on {device}; {here}")
+    if not gpu.is_cuda(device):
+        raise AdderizeError(f"tiles are timed on a CUDA device, not on {device}")
+    if not torch.cuda.is_available():
+        raise AdderizeError(
+            "tiles are timed on a CUDA device, and torch finds none on this machine; "
+            "what is not timed a rule chooses"
+        )
     choice = choose("cuda")
     if choice.name != "triton":
         raise AdderizeError(f"{choice.name} serves {device}, without tiles: {choice.reason}")

@@ -14,7 +14,7 @@ from adderize.bench.gpu_report import ON_CPU, write_report
 from adderize.bench.gpu_steps import Network
 from adderize.bench.tuning import kept, tune
 from recipes import cifar
-from tests.recipes.test_cifar import arguments
+from tests.recipes.networks import arguments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def test_a_small_report_fails_nowhere(tmp_path: Path) -> None:
     settings = ON_CPU._replace(networks=(Network("resnet20", 16, (3, 32, 32)),), epochs=())
     report = write_report(tmp_path / "report.json", "cuda", 120.0, settings)
     assert report["failed"] == {} and report["left_out"] == []
-    assert {"cudnn_ms", "percent_of_limit"} < set(report["layers"][1]["forward"])
+    assert report["layers"][1]["forward"]["percent_of_limit"] > 0
     for row in report["steps"]:
         assert min(row["adder_phases_ms"].values()) > 0 and row["adder_peak_mb"] > 0
 

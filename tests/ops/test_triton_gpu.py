@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -16,7 +21,7 @@ from tests import oracle
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops import triton_cases
-from tests.ops.triton_cases import CASES
+from tests.ops.triton_cases import CASES, Case
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +29,31 @@ pytestmark = [
 ]
 
 adder_conv2d = torch.ops.adderize.adder_conv2d
+LAYERS = {
+    f"{channels} to {filters}, {groups} groups, {kernel}x{kernel}/{stride}, {gradient}": Case(
+        (8, channels, 28, 28),
+        (filters, channels // groups, kernel, kernel),
+        stride=(stride, stride),
+        padding=(kernel // 2, kernel // 2),
+        groups=groups,
+        gradient=gradient,
+    )
+    for channels, filters, groups, kernel, stride in (
+        (64, 64, 1, 3, 1), (256, 64, 1, 1, 1), (64, 128, 1, 3, 2),
+        (96, 96, 96, 3, 1), (96, 96, 96, 7, 1), (40, 40, 40, 5, 2),
+        (128, 128, 32, 3, 1), (64, 64, 8, 3, 2),
+    )
+    for gradient in GRADIENTS
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """A kernel takes a second to compile, hundreds take minutes: on all cores first."""
+    workers, cases = min(12, os.cpu_count() or 1), (*LAYERS.values(), *CASES.values())
+    context = multiprocessing.get_context("spawn")
+    with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(workers, context) as pool:
+        list(pool.map(triton_cases.compile_kernels, (None, *cases)))
 
 
 @pytest.fixture(autouse=True)
@@ -40,40 +70,9 @@ def test_kernels_against_the_formulas(name: str) -> None:
         assert error < limit, errors
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize(
-    ("channels", "filters", "kernel", "stride"), [(64, 64, 3, 1), (256, 64, 1, 1), (64, 128, 3, 2)]
-)
-def test_layers_of_networks(
-    channels: int, filters: int, kernel: int, stride: int, gradient: str
-) -> None:
-    case = triton_cases.Case(
-        (8, channels, 28, 28),
-        (filters, channels, kernel, kernel),
-        stride=(stride, stride),
-        padding=(kernel // 2, kernel // 2),
-        gradient=gradient,
-    )
-    assert max(triton_cases.errors(case, "cuda")) < 1e-5
-
-
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize(
-    ("channels", "groups", "kernel", "stride"),
-    [(96, 96, 3, 1), (96, 96, 7, 1), (40, 40, 5, 2), (128, 32, 3, 1), (64, 8, 3, 2)],
-)
-def test_layers_of_small_groups(
-    channels: int, groups: int, kernel: int, stride: int, gradient: str
-) -> None:
-    case = triton_cases.Case(
-        (8, channels, 28, 28),
-        (channels, channels // groups, kernel, kernel),
-        stride=(stride, stride),
-        padding=(kernel // 2, kernel // 2),
-        groups=groups,
-        gradient=gradient,
-    )
-    assert max(triton_cases.errors(case, "cuda")) < 1e-5
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_networks_and_small_groups(name: str) -> None:
+    assert max(triton_cases.errors(LAYERS[name], "cuda")) < 1e-5
 
 
 @pytest.mark.parametrize("where", ["input", "weight"])

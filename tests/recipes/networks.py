@@ -1,8 +1,17 @@
-"""Small networks that the tests of the recipes name on the command line."""
+"""Small networks, and the command lines by which the tests of the recipes name them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
+
+BATCH_NORMS, GROUP_NORMS = (f"tests.recipes.networks:{name}_norms" for name in ("batch", "group"))
+
+
+def arguments(output: Path, *more: str, arch: str = BATCH_NORMS) -> list[str]:
+    return ["--data", "fake", "--arch", arch, "--config", "cifar-short", "--epochs", "2",
+            "--batch-size", "64", "--num-threads", "1", "--output", str(output), *more]  # fmt: skip
 
 
 def group_norms(num_classes: int = 10) -> nn.Module:

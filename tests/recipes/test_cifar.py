@@ -23,15 +23,10 @@ from adderize.models.by_name import build
 from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
 from recipes.run import trainer
+from tests.recipes.networks import BATCH_NORMS, GROUP_NORMS, arguments
 
 ROOT = Path(__file__).parents[2]
-BATCH_NORMS, GROUP_NORMS = (f"tests.recipes.networks:{name}_norms" for name in ("batch", "group"))
 TIMES = ("seconds_per_epoch", "images_per_second", "peak_memory_mb")
-
-
-def arguments(output: Path, *more: str, arch: str = BATCH_NORMS) -> list[str]:
-    return ["--data", "fake", "--arch", arch, "--config", "cifar-short", "--epochs", "2",
-            "--batch-size", "64", "--num-threads", "1", "--output", str(output), *more]  # fmt: skip
 
 
 @pytest.mark.parametrize(

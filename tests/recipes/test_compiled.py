@@ -25,7 +25,8 @@ from recipes.compiled import OwnGradients
 from recipes.image_classifier import ImageClassifier, TopK
 from recipes.run import trainer
 from recipes.run.monitors import StopOnBrokenLoss
-from tests.recipes.test_cifar import BATCH_NORMS, TIMES, _Killed, arguments
+from tests.recipes.networks import BATCH_NORMS, arguments
+from tests.recipes.test_cifar import TIMES, _Killed
 
 
 @pytest.fixture
