@@ -33,8 +33,9 @@ step() {
     if [ "$most" -le 0 ]; then
         status="left out for want of time"
     else
-        # As Ctrl-C does: pytest and the report still write what they have.
-        timeout --signal=INT --kill-after=10 "$most" "$@" > "$folder/$name.log" 2>&1
+        # Interrupted, pytest still writes what it has. (In the background shells ignore SIGINT.)
+        timeout --signal=INT --kill-after=10 "$most" env --default-signal=INT "$@" \
+            > "$folder/$name.log" 2>&1
         status="exit status $?"
     fi
     [ "$status" = "exit status 0" ] || failed=1

@@ -22,9 +22,18 @@ esac
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
-def _run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+PATIENT = """#!/bin/sh
+case "$*" in
+    *"-m pytest"*) trap 'kill $!; echo "half of it"; exit 2' INT; sleep 60 & wait ;;
+esac
+"""
+
+
+def _run(
+    tmp_path: Path, *arguments: str, python_text: str = PYTHON
+) -> subprocess.CompletedProcess[str]:
     python = tmp_path / "python"
-    python.write_text(PYTHON)
+    python.write_text(python_text)
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python)}
     command = [str(SCRIPT), *arguments]
@@ -44,6 +53,13 @@ def test_every_step_runs_and_failures_are_told(tmp_path: Path) -> None:
     asked = (folder / "report.log").read_text()
     found = re.search(rf"bench gpu-report -o {folder}/report\.json --budget (\d+)", asked)
     assert found and 500 < int(found[1]) <= 530
+
+
+def test_a_step_that_runs_out_of_time_says_what_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    done = _run(tmp_path, str(folder), "2", python_text=PATIENT)
+    assert done.stdout.startswith("tests: exit status 124, ")
+    assert (folder / "tests.log").read_text() == "half of it\n"
 
 
 def test_no_step_starts_when_the_time_is_up(tmp_path: Path) -> None:
