@@ -152,6 +152,7 @@ def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls
         adder["8 bits"] = _call_on_bytes(layer, x, w)
         return {"convolution": convolution, "adder": adder}
     half = x.bfloat16(), w.bfloat16()
+    own = layer.geometry.groups > 1 and x.device.type == "cuda"
     return {
         "convolution": {
             name: gpu.in_precision("fp32", call, device) for name, call in convolution.items()
@@ -162,8 +163,7 @@ def _rivals(layer: Layer, device: str, every_precision: bool) -> dict[str, Calls
         },
         "convolution_bf16": _convolution(layer, *half),
         "adder_bf16": _adder(layer, *half),
-        "cudnn": _cudnn(layer, x, w),
-        "cudnn_bf16": _cudnn(layer, *half),
+        **({"cudnn": _cudnn(layer, x, w), "cudnn_bf16": _cudnn(layer, *half)} if own else {}),
     }
 
 
@@ -182,12 +182,10 @@ def _convolution(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
 
 
 def _cudnn(layer: Layer, x: torch.Tensor, w: torch.Tensor) -> Calls:
-    """cuDNN's kernels without torch's choice, for groups, where it has some.
+    """cuDNN's kernels without torch's choice, where it has some.
 
     Its weight gradient cannot be called by itself.
     """
-    if layer.geometry.groups == 1 or x.device.type != "cuda":
-        return {}
     stride, padding, dilation, groups = layer.geometry
     flags = (torch.backends.cudnn.benchmark, False, False)
 

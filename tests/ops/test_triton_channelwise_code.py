@@ -12,8 +12,10 @@ from benchmarks.machine_code.channelwise import KERNELS, LAYERS, forecast, layer
 
 _DEPTHWISE, _STRIDED, *_, _GROUPS_OF_4, _GROUPS_OF_8 = LAYERS
 # Instructions of the innermost loop a pair of an input and a filter value.
-_MOST_DEPTHWISE = {"forward": 4.5, "input_gradient": 6.5, "filter_gradient": 4.5}
-_MOST_GROUPED = {"forward": 3.2, "input_gradient": 4.2, "filter_gradient": 7.5}
+_MOST_DEPTHWISE = {"forward": 4.5, "input_gradient": 6.6, "filter_gradient": 4.5}
+_MOST_GROUPED = {"forward": 3.2, "input_gradient": 4.25, "filter_gradient": 7.5}
+# More of them on sm_80, for addresses, and on half precision, for its conversion.
+_MORE_ON_SM_80, _MORE_FOR_HALF = 0.25, 0.7
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -37,9 +39,10 @@ def test_machine_code_of_every_layer(
 def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> None:
     found = forecast(LAYERS[name], kernel, sm, dtype, SIGN=sign)
     loop, whole = found.machine.loop, found.machine.whole
-    # Outside of the loop a limit of registers may cost a few.
-    assert not loop["LDL"] + loop["STL"]
-    assert found.machine.spills <= (0 if sm >= 90 and not sign else 16)
+    # A limit of registers, which lets more blocks share a multiprocessor, may cost a few.
+    in_loop, limited = loop["LDL"] + loop["STL"], "maxnreg" in found.launch.options
+    assert in_loop <= (loop.total() // 100 if limited and dtype == "fp16" else 0)
+    assert found.machine.spills <= (found.instructions // 100 if limited else 0)
     assert not loop["LDS"] + loop["LDS.128"] + loop["BAR"], "a tile changes hands in the loop"
     # Four neighbours at once: 16 bytes of float32, 8 of half precision. Single values are filters',
     # which the input gradient looks at once more for NaN.
@@ -47,12 +50,14 @@ def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> N
     assert loop["LDG.128"] > 0 and loop["LDG"] <= singles
     assert whole["STG.128"] + whole["STG.64"] > 0 and not whole["STG"]
     if dtype != "fp32":
-        assert loop["LDG.64"] > 0
+        # The input gradient reads its input once, before the loop.
+        assert (whole if kernel == "input_gradient" else loop)["LDG.64"] > 0
     grouped = LAYERS[name].channels > 1
     if not sign and LAYERS[name].stride_h == 1:
         most = (_MOST_GROUPED if grouped else _MOST_DEPTHWISE)[kernel]
+        most += _MORE_ON_SM_80 * (sm == 80) + _MORE_FOR_HALF * (dtype != "fp32")
         pairs = found.pairs / found.launch.turns
-        assert loop.total() / pairs <= most + (0.7 if dtype != "fp32" else 0)
+        assert loop.total() / pairs <= most
 
 
 def test_results_in_contiguous_images_keep_the_loop() -> None:
