@@ -48,6 +48,7 @@ def fit_epilogue(
     low: int,
     high: int,
     zero: int = 0,
+    about: float | None = None,
     other: tuple[float, float, Bounds] | None = None,
 ) -> Fitted:
     """The epilogue that comes nearest to ``scale a + offset + zero``, clamped.
@@ -60,22 +61,29 @@ def fit_epilogue(
         bounds: of `a`.
         terms: T, powers of two for a scale.
         low, high: the clamp.
-        zero: the result's integer for zero. What a scale is off by turns around it, for that is
-            where activations bend.
-        other: scale, zero point and bounds of `r`, which adds ``scale (r - zero)``.
+        zero: the result's integer for zero.
+        about: what a scale is off by turns around this value of ``scale a + offset + zero``, or the
+            nearest that `a` reaches; by default zero, for that is where activations bend.
+        other: scale, zero point and bounds of `r`, which adds ``scale (r - zero)``. What its scale
+            is off by turns around its :func:`centre`.
 
     Raises:
         AdderizeError: 32 bits do not hold the sums even without fraction bits.
     """
     low, high = max(low, -LIMIT), min(high, LIMIT)
+    about = zero if about is None else about
     other_scale, other_zero, other_bounds = other or (0.0, 0.0, Bounds.of(0, 0))
+    other_centre = centre(other_zero, other_bounds)
+    other_value = other_scale * (other_centre - other_zero)
     added_scale = torch.tensor([other_scale], dtype=torch.float64, device="cpu")
+    held = ((about - zero - offset) / scale).nan_to_num().clamp(bounds.low, bounds.high)
     for fraction in range(MOST_FRACTION_BITS, -1, -1):
         own = shifts_of(scale, terms, fraction)
         added = shifts_of(added_scale, terms, fraction)
         unit = 2.0**-fraction
         ratio = torch.where(scale != 0, factors_of(*own) * unit / scale, 1.0)
-        real = offset * ratio + zero - factors_of(*added) * unit * other_zero
+        real = offset + zero + (1 - ratio) * scale * held
+        real = real + other_value - factors_of(*added) * unit * other_centre
         bias = (real / unit).round() + (2**fraction >> 1)
         total = bounds.largest.double() * factors_of(own[0], own[1].abs()) + bias.abs()
         total = total + other_bounds.largest * factors_of(added[0], added[1].abs())
@@ -96,6 +104,13 @@ def fit_epilogue(
     worst = float(errors.max()) if errors.numel() else 0.0
     settings: dict[str, Setting] = {"fraction": fraction, "low": low, "high": high}
     return Fitted(settings, tensors, worst, Bounds.of(low, high))
+
+
+def centre(zero: float, bounds: Bounds) -> float:
+    """The integer around which a tensor's values lie: that for zero if it is one of them, else the
+    middle between its bounds."""
+    low, high = float(bounds.low.min()), float(bounds.high.max())
+    return zero if low <= zero < high else (low + high) / 2
 
 
 def fit_product(

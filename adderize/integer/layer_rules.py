@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,9 +11,9 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.integer.fitting import fit_epilogue, fit_product
+from adderize.integer.fitting import centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import Bounds
-from adderize.integer.lowered_values import VALUE_BITS, LoweredValues
+from adderize.integer.lowered_values import LoweredValues, unit_for
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer, number
@@ -43,16 +44,19 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         unit, result = 1.0, Value.of_bytes(output)
         low, high = int(layer.low), int(layer.high)
     else:
-        unit = min(float(largest), max(abs(layer.low), abs(layer.high))) / 2**VALUE_BITS or 1.0
+        real = min(float(largest), max(abs(layer.low), abs(layer.high)))
+        unit = unit_for(real, float(scale.abs().max()))
         low, high = (nearest_integer(end / unit) for end in (layer.low, layer.high))
-        low, high = max(low, -(2**VALUE_BITS) - 1), min(high, 2**VALUE_BITS + 1)
+        most = math.ceil(real / unit) + 1
+        low, high = max(low, -most), min(high, most)
         result = Value(number(unit), number(0.0), Bounds.of(low, high))
     if other:
         other = (other[0] / unit, *other[1:])
     middle = output.zero_point if output else 0
     fitted = fit_epilogue(
         scale / unit, (offset - middle) / unit, bounds,
-        terms=values.terms, low=low, high=high, zero=middle, other=other,
+        terms=values.terms, low=low, high=high, zero=middle,
+        about=centre(middle, Bounds.of(low, high)), other=other,
     )  # fmt: skip
     settings: dict[str, Setting] = {"levels": layer.qparams.levels}
     weight, kind = layer.weight.cpu(), "adder_linear"

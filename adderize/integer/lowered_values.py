@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.fx import Node
 
-from adderize.integer.fitting import Fitted, fit_epilogue
+from adderize.integer.fitting import Fitted, centre, fit_epilogue
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.moves import MOVES, indices, moved, strided_copy
 from adderize.integer.program import Setting
@@ -170,14 +170,12 @@ class LoweredValues:
                     return wanted
         return None
 
-    def free(self, node: Node, real: float) -> Value:
+    def free(self, node: Node, real: float, scale: float | None = None) -> Value:
         """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
-        them, where any do."""
-        unit = real / 2**VALUE_BITS or 1.0
-        wanted = self.wanted(node)
-        if wanted:
-            unit = wanted * 2.0 ** math.ceil(math.log2(unit / wanted))
-        return Value(number(unit), number(0.0), Bounds.of(-(2**VALUE_BITS), 2**VALUE_BITS))
+        them, where any do, else those of a scale are."""
+        unit = unit_for(real, self.wanted(node) or scale)
+        most = math.ceil(real / unit) + 1
+        return Value(number(unit), number(0.0), Bounds.of(-most, most))
 
     def rescaled(
         self,
@@ -203,13 +201,22 @@ class LoweredValues:
         fitted = fit_epilogue(
             scale, (offset / result.scale - scale * value.zero).reshape(-1), value.bounds,
             terms=self.terms, low=int(result.bounds.low), high=int(result.bounds.high),
-            zero=int(result.zero), other=other,
+            zero=int(result.zero), about=centre(int(result.zero), result.bounds), other=other,
         )  # fmt: skip
         settings = {"drop": drop, "other_drop": other_drop, **fitted.settings}
         slot = slot_of(source.meta["shape"], result.is_bytes)
         number = self.builder.emit("rescale", name_of(node), inputs, slot, settings, fitted.tensors)
         self.builder.note(self.terms, fitted.worst_error)
         return number
+
+
+def unit_for(real: float, scale: float | None) -> float:
+    """What one of 32 bits stands for where values reach a magnitude.
+
+    A change between it and the scale is a single shift, which is exact.
+    """
+    unit = real / 2**VALUE_BITS or 1.0
+    return scale * 2.0 ** math.ceil(math.log2(unit / scale)) if scale else unit
 
 
 def name_of(node: Node) -> str:

@@ -24,7 +24,7 @@ def lower_add(values: LoweredValues, node: Node) -> None:
     (first, a), (second, b) = values.operand(node), values.operand(node, 1)
     if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
         raise RefusedError("it adds tensors of two shapes, or to the image")
-    result = values.free(node, a.real + b.real)
+    result = values.free(node, a.real + b.real, float(a.scale))
     values.put_shaped(node, values.rescaled(node, first, result, added=second), result)
 
 
@@ -86,6 +86,8 @@ def lower_pad(values: LoweredValues, node: Node) -> None:
 
 def lower_join(values: LoweredValues, node: Node) -> None:
     tensors: Any = node.args[0]
+    if isinstance(tensors, Node):
+        raise RefusedError("it joins a list that is computed: write its tensors one by one")
     if any(tensor not in values.values for tensor in tensors):
         raise RefusedError("it joins a tensor that does not come from the image")
     parts = [values.values[tensor] for tensor in tensors]
@@ -96,7 +98,7 @@ def lower_join(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it joins the images of a batch")
     first = parts[0]
     if any((value.scale, value.zero) != (first.scale, first.zero) for value in parts):
-        first = values.free(node, max(value.real for value in parts))
+        first = values.free(node, max(value.real for value in parts), float(first.scale))
         slots, parts = [values.rescaled(node, tensor, first) for tensor in tensors], [first]
     else:
         slots = [values.slot(tensor) for tensor in tensors]

@@ -106,6 +106,36 @@ def test_a_dead_channel_gives_its_offset() -> None:
     assert epilogue(torch.tensor([[200, 9]], dtype=torch.int32)).tolist() == [[5, 9]]
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e-5, 2e-5])
+def test_a_nearly_dead_channel_gives_its_offset(scale: float) -> None:
+    scales, offset = torch.tensor([scale, 1.0]).double(), torch.tensor([50.0, 0.0]).double()
+    bounds = Bounds.of(0, 255 * 576)  # they leave too few fraction bits for the small scale
+    epilogue = layer_of(fit_epilogue(scales, offset, bounds, terms=3, low=0, high=255))
+    assert scale < 2.0**-epilogue.fraction
+    found = epilogue(torch.tensor([[20_000, 9]], dtype=torch.int32)).tolist()
+    assert found == [[round(50 + 20_000 * scale), 9]]
+
+
+def test_an_error_of_the_scale_turns_around_the_middle_of_a_range_without_zero() -> None:
+    scale = torch.tensor([0.3], dtype=torch.float64)
+    bounds, added = Bounds.of(0, 20_000), Bounds.of(100, 200)
+    for about, zero in ((128, 500), (100, -400)):
+        exact = torch.tensor([about - zero - 0.3 * 10_000]).double()
+        fitted = fit_epilogue(
+            scale, exact, bounds, terms=1, low=0, high=255, zero=zero, about=about
+        )
+        assert layer_of(fitted)(torch.tensor([[10_000]], dtype=torch.int32)).item() == about
+    fitted = fit_epilogue(
+        scale, torch.zeros(1).double(), bounds, terms=1, low=0, high=255,
+        other=(0.3, 400.0, added),
+    )  # fmt: skip
+    for sums, others in ((900, 150), (600, 150)):
+        arguments = torch.tensor([[sums]]).int(), torch.tensor([[others]]).byte()
+        # 1 term is 2^-2 for 0.3: turns around 75, where the sum gives 0, and around 150.
+        expected = 0.25 * sums - 0.3 * 250
+        assert layer_of(fitted)(*arguments).item() == round(expected)
+
+
 def test_the_proof_is_tight_enough_to_keep_digits_at_4608_taps() -> None:
     farthest = 255 * 4608
     scale = torch.tensor([2.0**-7], dtype=torch.float64)

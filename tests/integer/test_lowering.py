@@ -71,6 +71,24 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
     return network.second(x).view(x.size(0), 8, x.shape[2], -1)
 
 
+def quantized_network(
+    between: Callable[[Network, Tensor], Tensor], dead: int = 0
+) -> tuple[Tensor, nn.Module, Tensor]:
+    """Raw images, the quantized network and its logits; so many channels have a gain near 0."""
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    network = Network(between)
+    nn.init.uniform_(network.over_rows.weight, 0.2, 2)
+    with torch.no_grad():
+        network.second[1].weight[:dead] = 1e-9
+        network.second[1].bias[:dead] = 2
+        for _ in range(20):
+            network(images)
+        quantized = quantize(network.eval(), images)
+        return raw, quantized, quantized(images)
+
+
 @pytest.mark.parametrize(
     ("between", "tolerance"),
     [
@@ -86,21 +104,48 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
 def test_integers_follow_the_quantized_network(
     between: Callable[[Network, Tensor], Tensor], tolerance: float
 ) -> None:
-    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    images = (raw / 255 - mean) / std
-    network = Network(between)
-    nn.init.uniform_(network.over_rows.weight, 0.2, 2)
-    with torch.no_grad():
-        for _ in range(20):
-            network(images)
-        quantized = quantize(network.eval(), images)
-        expected = quantized(images)
+    raw, quantized, expected = quantized_network(between)
     integers = to_integer(
         quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=6, filter_terms=6
     )
     assert torch.equal(integers(raw), integers.reference(raw))
     assert float((integers.logits(raw) - expected).norm() / expected.norm()) < tolerance
+
+
+def pooled_before_its_norm(network: Network, x: Tensor) -> Tensor:
+    adder, norm = network.second
+    return F.relu(norm(F.max_pool2d(adder(x), 2)))
+
+
+def joined_before_a_norm(network: Network, x: Tensor) -> Tensor:
+    adder, norm = network.second
+    return F.relu(norm(torch.cat([adder(x), adder(x[..., 2:])], 3)))
+
+
+def added_before_a_norm(network: Network, x: Tensor) -> Tensor:
+    adder, norm = network.second
+    return F.relu(norm(adder(x) + F.max_pool2d(adder(x), 3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "between", [pooled_before_its_norm, joined_before_a_norm, added_before_a_norm]
+)
+def test_distances_far_from_zero_keep_their_differences(
+    between: Callable[[Network, Tensor], Tensor],
+) -> None:
+    raw, quantized, expected = quantized_network(between)
+    integers = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), filter_terms=6)
+    # 3 terms of a scale are off by up to 2.3 %, and distances lie many deviations from zero.
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.03
+
+
+def test_channels_of_a_norm_that_hardly_scales_give_its_bias() -> None:
+    def between(network: Network, x: Tensor) -> Tensor:
+        return F.relu(network.second(x))
+
+    raw, quantized, expected = quantized_network(between, dead=4)
+    integers = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), filter_terms=6)
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.03
 
 
 def test_what_surrounds_an_image_loses_the_bits_that_the_image_loses() -> None:
