@@ -21,6 +21,7 @@ from adderize.surgery import Decision
 from adderize.tables import shape_text
 
 _TEMPLATE = "page.html"
+_WORST = "of the output's deviation, in the worst layer"
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -76,7 +77,8 @@ def _content(report: Contents) -> dict[str, Any]:
         "energy_chart": charts.energy(report.budget),
         "notes": report.budget.notes(),
         "planned": report.plan and page_tables.planned(report.plan),
-        "layers": inspection and page_tables.layers(inspection, parameters),
+        "layers": inspection
+        and page_tables.layers(inspection, parameters, settled=report.is_settled),
         "norms": inspection and page_tables.norms(inspection),
         "saturation_chart": _saturation(report),
         "histograms": _histograms(report),
@@ -109,7 +111,8 @@ def _histograms(report: Contents) -> Sequence[tuple[str, str, str]]:
         if filters is not None:
             inputs = report.inputs.get(row.name)
             chart = charts.histogram(row.name, filters, inputs, row.inputs if inputs else None)
-            text = row.kind if row.outside is None else f"{row.outside:.1%} outside"
+            told = row.outside is not None and report.is_settled
+            text = f"{row.outside:.1%} outside" if told else row.kind
             found.append((row.name or "(model)", chart, text))
     return found
 
@@ -147,7 +150,7 @@ def facts(report: Contents) -> list[Fact]:
     errors = [] if report.quantization is None else _errors(report)
     if errors:
         bits = report.quantization.bits if report.quantization else 8
-        found.append(Fact(f"error in {bits} bits", f"{max(errors):.2%}", "of the worst layer"))
+        found.append(Fact(f"error in {bits} bits", f"{max(errors):.2%}", _WORST))
     return found
 
 

@@ -32,7 +32,7 @@ _NOTHING = Cell("-")
 
 
 class Column(NamedTuple):
-    """A title, whether the column holds numbers, and what they are."""
+    """A title, whether the column holds numbers, and what is said of it below the table."""
 
     title: str
     numeric: bool = False
@@ -96,7 +96,8 @@ def operations(budget: OpBudget, parameters: Mapping[str, int]) -> PageTable:
     ]
     prices = ["energy before", "energy after", "cycles before", "cycles after"]
     columns = [
-        *_texts("layer", "kind", "output"),
+        Column("layer", meaning="(model) is what the network's own code computes between them"),
+        *_texts("kind", "output"),
         *(Column(title, True) for title in ("parameters", *counts, *prices)),
     ]
     return PageTable(columns, rows)
@@ -130,8 +131,14 @@ def planned(plan: Plan) -> PageTable:
     return PageTable(_texts("layer", "kind", "filters", "decision", "why", "norm"), rows)
 
 
-def layers(inspection: Inspection, parameters: Mapping[str, int]) -> PageTable:
-    """Ranges, deviations and saturation; without images only what filters tell."""
+def layers(
+    inspection: Inspection, parameters: Mapping[str, int], *, settled: bool = True
+) -> PageTable:
+    """Ranges, deviations and saturation; without images only what filters tell.
+
+    Args:
+        settled: without it the share outside, which means nothing behind new norms, is left out.
+    """
     measured = inspection.images > 0
     rows = [
         [
@@ -141,7 +148,7 @@ def layers(inspection: Inspection, parameters: Mapping[str, int]) -> PageTable:
             _count(parameters.get(row.name, 0)),
             *_range(row.filters),
             _number(row.filter_std),
-            *(_measured(row) if measured else ()),
+            *(_measured(row, settled) if measured else ()),
         ]
         for row in inspection.layers
     ]
@@ -153,21 +160,21 @@ _PLAIN = (
     Column("parameters", True),
     Column("filter min", True),
     Column("filter max", True),
-    Column("filter std", True),
+    Column("filter std", True, "standard deviation of the filter values"),
 )
 _MEASURED = (
-    Column("input min", True, "with the zeros of a padding"),
-    Column("input max", True, "with the zeros of a padding"),
+    Column("input min", True, "like the largest one, with the zeros of a padding"),
+    Column("input max", True),
     Column("outside", True, "share of the filter values outside the range of the inputs"),
-    Column("output mean", True, "before the norm"),
-    Column("output std", True, "before the norm"),
-    Column("correlation", True, "mean over the pairs of output channels"),
+    Column("output mean", True, "like the standard deviation, before the norm"),
+    Column("output std", True),
+    Column("correlation", True, "of two output channels, the mean over all pairs"),
 )
 
 
-def _measured(row: Layer) -> list[Cell]:
+def _measured(row: Layer, settled: bool) -> list[Cell]:
     outside = _NOTHING
-    if row.outside is not None:
+    if row.outside is not None and settled:
         outside = Cell(f"{row.outside:.1%}", row.outside, row.outside, row.outside >= SATURATED)
     return [
         *(_range(row.inputs) if row.inputs is not None else [_NOTHING, _NOTHING]),
@@ -214,12 +221,13 @@ def norms(inspection: Inspection) -> PageTable:
 
 
 _NORM_COLUMNS = (
-    *_texts("layer", "norm", "kind", "state", "statistics"),
-    Column("batches", True, "that the running statistics were updated with"),
-    Column("least gamma", True, "by absolute value"),
-    Column("largest gamma", True, "by absolute value"),
+    *_texts("layer", "norm", "kind", "state"),
+    Column("statistics", meaning="the running ones, new until a training has updated them"),
+    Column("batches", True, "that they were updated with"),
+    Column("least gamma", True, "factor of a channel, by absolute value"),
+    Column("largest gamma", True),
     Column("mean shift", True, "of the images from the running means, in running deviations"),
-    Column("variance ratio", True, "of the images to the running ones"),
+    Column("variance ratio", True, "of the images to the running ones; 1 where they agree"),
 )
 
 
@@ -247,10 +255,11 @@ def quantized(report: QuantizationReport) -> PageTable:
 
 _QUANTIZED_COLUMNS = (
     Column("layer"),
-    Column("error", True, "root mean square deviation over the deviation of the float output"),
-    Column("input low", True, "what the input's bytes cover"),
-    Column("input high", True, "what the input's bytes cover"),
-    Column("zero", True, "the byte of zero"),
+    Column("error", True),
+    Column("input low", True, "with the high end, what the input's bytes cover"),
+    Column("input high", True),
+    Column("zero", True, "the byte that stands for 0"),
     Column("clamped", True, "share of the filter values outside, clamped without loss"),
-    *_texts("output", "fused"),
+    Column("output", meaning="bytes, or float32 for what has no form in bytes"),
+    Column("fused", meaning="what the layer's kernel computes along"),
 )

@@ -21,7 +21,7 @@ from adderize.quantize import quantize, quantize_report
 from adderize.reporting import report
 from tests.reporting.networks import HOSTILE, Hostile, images, settled_lenet
 
-LEFT_OPEN = {"meta", "link", "br"}
+LEFT_OPEN = {"meta", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -174,6 +174,8 @@ def test_findings_say_what_to_do() -> None:
     assert [notice.advice for notice in found.notices] == [f.advice for f in kinds.values()]
     text = found.to_html()
     assert "missing norm" in text and "fc1, fc2" in text and "hardly learns" in text
+    assert {row["outside"][0] for row in Page(text).rows("outside")} == {"-"}
+    assert "% outside" not in text
     assert not found.is_settled and "of new norms" in found.absent["quantization"]
 
 
