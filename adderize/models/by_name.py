@@ -33,14 +33,23 @@ def build(name: str, **options: Any) -> nn.Module:
         options: keyword arguments of the builder, such as ``num_classes``.
 
     Raises:
-        AdderizeError: the name is unknown or its builder does not return a module.
+        AdderizeError: the name is unknown, its builder does not take the options, or does not
+            return a module.
     """
     name = full_name(name)
-    if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"), options)
-    if ":" in name:
-        return _from_callable(name, options)
-    return _from_torchvision(name, options)
+    try:
+        if name.startswith("timm:"):
+            return _from_timm(name.removeprefix("timm:"), options)
+        if ":" in name:
+            return _from_callable(name, options)
+        return _from_torchvision(name, options)
+    except AdderizeError:
+        raise
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise AdderizeError(f"cannot build {name!r} with {given} ({error})") from error
 
 
 def options_from(pairs: Sequence[str]) -> dict[str, Any]:

@@ -43,6 +43,14 @@ def test_wrong_names(name: str, message: str) -> None:
         build(name)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet10t"])
+@pytest.mark.parametrize("options", [{"num_classes": "many"}, {"depth": 3}])
+def test_options_that_a_builder_does_not_take(name: str, options: dict[str, object]) -> None:
+    (key,) = options
+    with pytest.raises(AdderizeError, match=f"cannot build '{name}' with {key}="):
+        build(name, **options)
+
+
 def test_a_model_states_its_own_input_size() -> None:
     model = nn.Identity()
     assert own_input_size(model) is None
