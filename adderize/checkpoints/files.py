@@ -69,8 +69,8 @@ def _content(path: Path) -> dict[str, Any]:
             "whole module; expected a state dict: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise AdderizeError(f"{path} is not a PyTorch checkpoint: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise AdderizeError(f"{path} is not a PyTorch checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise AdderizeError(f"{path} holds a {type(content).__name__}; expected a state dict")
     return content

@@ -120,6 +120,8 @@ def blank(
                 f"{target} {what}; expected an architecture, {by_name.FORMS}, or a folder that "
                 "save_model wrote"
             )
+        if arch is not None:
+            raise AdderizeError(f"{target} does not exist; expected the folder of a saved {arch}")
         return by_name.blank(target, **more)
     if holds_integers(_saved_in(folder)):
         return load_model(_saved_in(folder))

@@ -17,7 +17,7 @@ from adderize.cli import gpu_report
 from adderize.cli.shared_options import images, positive, size
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
-from adderize.models.by_name import build, input_size
+from adderize.models.by_name import FORMS, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table
 
@@ -38,14 +38,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     single.set_defaults(measure=_layers)
     for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
         network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
-        network.add_argument("--arch", nargs="+", default=["resnet18"], metavar="ARCH")
-        network.add_argument("--batch", nargs="+", type=positive, default=[8], metavar="N")
+        network.add_argument(
+            "--arch", nargs="+", default=["resnet18"], metavar="ARCH", help=f"{FORMS} (resnet18)"
+        )
+        network.add_argument(
+            "--batch", nargs="+", type=positive, default=[8], metavar="N", help="images (8)"
+        )
         network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
         network.set_defaults(measure=_networks, task=task)
         if task == "inference":
             _configure_int8(network)
     for command in what.choices.values():
-        command.add_argument("--device", default="cpu")
+        command.add_argument("--device", default="cpu", help="such as cpu or cuda (cpu)")
     bounds = what.add_parser(
         "limits", help="what the processor's arithmetic allows, with each instruction set"
     )

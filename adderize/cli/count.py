@@ -15,6 +15,7 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_arch_options,
     add_conversion_options,
+    add_format,
     arch_options,
     conversion_options,
     output_file,
@@ -25,7 +26,6 @@ from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
 from adderize.surgery import adderize, binarize
-from adderize.tables import FORMATS
 
 HELP = "multiplications against additions, before and after a conversion"
 EXAMPLES = (
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--counter", choices=("meta", "fvcore"), default="meta",
         help="traces PyTorch's dispatcher without data (default), or TorchScript with fvcore",
     )  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    add_format(parser)
     parser.add_argument("--depth", type=int, metavar="N", help="sum up layers below N names")
     parser.add_argument("--only", metavar="KIND", help="rows of one kind of layer, such as adder")
     parser.add_argument(

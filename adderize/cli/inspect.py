@@ -10,6 +10,7 @@ from adderize.checkpoints import named
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
+    add_format,
     add_image_options,
     add_network_arguments,
     arch_options,
@@ -21,7 +22,7 @@ from adderize.errors import AdderizeError
 from adderize.inspection import inspect
 from adderize.integer import IntegerNetwork, integer_report, shift_report
 from adderize.integer.multiplication_free import shifts_of_network
-from adderize.tables import FORMATS, Report
+from adderize.tables import Report
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 EXAMPLES = (
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"images to measure on: {SOURCES}; without it only filters and norms are shown",
     )  # fmt: skip
     add_image_options(parser, limit=256)
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    add_format(parser)
     add_conversion_options(parser)
 
 

@@ -8,12 +8,12 @@ from adderize.checkpoints import named
 from adderize.cli.shared_options import (
     add_arch_options,
     add_conversion_options,
+    add_format,
     arch_options,
     conversion_options,
 )
 from adderize.models.by_name import FORMS
 from adderize.surgery import plan
-from adderize.tables import FORMATS
 
 HELP = "which layers of a model would become adders or binary, and why"
 EXAMPLES = (
@@ -27,7 +27,7 @@ _TARGETS = {"adder": "adder", "bnn": "binary"}
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="ARCH", help=FORMS)
     add_arch_options(parser)
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    add_format(parser)
     parser.add_argument(
         "--layers", choices=tuple(_TARGETS), default="adder",
         help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",

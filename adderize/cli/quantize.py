@@ -14,6 +14,7 @@ from adderize.checkpoints.hub import is_on_hub, repository_of
 from adderize.checkpoints.model_card import ModelCard
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
+    add_format,
     add_image_options,
     add_network_arguments,
     arch_options,
@@ -76,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of --integer: powers of two for a scale, and for a weight of kept layers (3 3)",
     )  # fmt: skip
     add_image_options(parser, limit=1024)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    add_format(parser, ("table", "json"))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.errors import AdderizeError
 from adderize.models.by_name import FORMS, input_size, options_from
+from adderize.tables import FORMATS
 
 _FLAGS = {
     "stem": "convert the layers that read the input too",
@@ -55,6 +57,10 @@ def add_arch_options(parser: argparse.ArgumentParser) -> None:
 def arch_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of `--arch-options`, as keyword arguments of the builder."""
     return options_from(arguments.arch_options)
+
+
+def add_format(parser: argparse.ArgumentParser, forms: Sequence[str] = FORMATS) -> None:
+    parser.add_argument("--format", choices=forms, default="table", help="of the result (table)")
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
@@ -120,12 +126,13 @@ def labelled_images(
     """
     shape = arguments.input or input_size(arch, model)
     statistics = image_statistics(arguments, model, shape)
+    found = load_labelled(
+        arguments.data, shape, statistics, limit=limit or arguments.limit, split=split
+    )
     if not again and None in (arguments.mean, arguments.std):
         mean, std = map(_listed, statistics)
         note(f"images normalised with mean {mean} and deviation {std}")
-    return load_labelled(
-        arguments.data, shape, statistics, limit=limit or arguments.limit, split=split
-    )
+    return found
 
 
 def image_statistics(

@@ -17,11 +17,13 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_arch_options,
     add_conversion_options,
+    add_format,
     add_image_options,
     arch_options,
     conversion_options,
     labelled_images,
     output_folder,
+    positive,
 )
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
@@ -70,9 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method", choices=("match", "reconstruct"), default="reconstruct",
         help="reconstruct (default) fits each layer to the trained one; match takes seconds",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=300, help="steps for each layer (300)")
     parser.add_argument(
-        "--images", type=int, default=2048, metavar="N",
+        "--steps", type=positive, default=300, metavar="N", help="steps for each layer (300)"
+    )
+    parser.add_argument(
+        "--images", type=positive, default=2048, metavar="N",
         help="images to match or reconstruct on (2048)",
     )  # fmt: skip
     parser.add_argument(
@@ -85,21 +89,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="passes over the training images (0); without --labels the trained network's outputs "
         "are the targets",
     )  # fmt: skip
-    tuning.add_argument("--lr", type=float, default=0.05, help="learning rate at the start (0.05)")
+    tuning.add_argument(
+        "--lr", type=float, default=0.05, metavar="RATE", help="learning rate at the start (0.05)"
+    )
     tuning.add_argument(
         "--eta", type=float, default=0.1, help="root mean square of the filters' gradients (0.1)"
     )
-    tuning.add_argument("--batch-size", type=int, default=128)
+    tuning.add_argument(
+        "--batch-size", type=positive, default=128, metavar="N", help="images of a step (128)"
+    )
     tuning.add_argument(
         "--no-flip", dest="flip", action="store_false", help="never mirror images (digits, text)"
     )
     parser.add_argument(
-        "--test-images", type=int, default=2000, metavar="N", help="images to compare on (2000)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+        "--test-images", type=positive, default=2000, metavar="N",
+        help="images to compare on (2000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of the order of the images, and of their flips and shifts (0)",
+    )  # fmt: skip
     parser.add_argument("--device", default=None, help="such as cpu or cuda (cuda where there is)")
     add_image_options(parser, limit=50000)
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    add_format(parser, ("table", "json"))
     add_conversion_options(parser)
 
 
