@@ -146,7 +146,7 @@ def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
 def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     chosen = tuple(each for each in layers.LAYERS if (arguments.only or "") in each.name)
     if not chosen:
-        names = ", ".join(layer.name for layer in layers.LAYERS)
+        names = "; ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
     timing = _timing(arguments)
     on_gpu = torch.device(arguments.device).type == "cuda"

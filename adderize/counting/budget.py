@@ -188,7 +188,7 @@ class OpBudget(Report):
         notes = []
         hidden = sum(not layer.arithmetic for layer in self.layers)
         if hidden:
-            notes.append(f"{hidden} rows without multiplications and additions are not shown")
+            notes.append(f"not shown: rows without multiplications and additions ({hidden})")
         occurring = self.before + self.after
         for what, table in (("energy", self.energy), ("latency", self.latency)):
             unpriced = table.unpriced(occurring)

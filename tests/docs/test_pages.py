@@ -111,6 +111,12 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
+def test_instructions_in_the_readme_are_those_of_the_page() -> None:
+    readme, page = (ROOT / name for name in ("README.md", "docs/microcontroller.md"))
+    rows = [line for line in readme.read_text().splitlines() if "| RV32I" in line]
+    assert len(rows) == 6 and set(rows) <= set(page.read_text().splitlines())
+
+
 def test_few_examples_are_not_run() -> None:
     skipped = sum(page.read_text().count("skip: next") for page in PAGES)
     assert skipped <= 6
