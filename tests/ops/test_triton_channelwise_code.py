@@ -39,10 +39,13 @@ def test_machine_code_of_every_layer(
 def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> None:
     found = forecast(LAYERS[name], kernel, sm, dtype, SIGN=sign)
     loop, whole = found.machine.loop, found.machine.whole
-    # A limit of registers, which lets more blocks share a multiprocessor, may cost a few.
-    in_loop, limited = loop["LDL"] + loop["STL"], "maxnreg" in found.launch.options
-    assert in_loop <= (loop.total() // 100 if limited and dtype == "fp16" else 0)
-    assert found.machine.spills <= (found.instructions // 100 if limited else 0)
+    # A limit of registers, ours or the assembler's, may cost one instruction in a hundred before
+    # and after the loop; in the loop only that of fp16's filter gradient, whose conversions take
+    # registers, where fewer blocks on a multiprocessor would cost more.
+    strict = sm >= 90 and dtype == "fp32" and not sign
+    assert found.machine.spills <= (0 if strict else found.instructions // 100)
+    may_reload = kernel == "filter_gradient" and dtype == "fp16"
+    assert loop["LDL"] + loop["STL"] <= (loop.total() // 100 if may_reload else 0)
     assert not loop["LDS"] + loop["LDS.128"] + loop["BAR"], "a tile changes hands in the loop"
     # Four neighbours at once: 16 bytes of float32, 8 of half precision. Single values are filters',
     # which the input gradient looks at once more for NaN.

@@ -17,7 +17,8 @@ from adderize.ops.triton.tiles import Tile
 _SCHEDULERS, _WARP = 4, 32
 _REGISTERS, _WARPS, _BLOCKS = 2**16, 64, 32
 # Instructions of a step, as counted in the machine code: two for each of a patch's pairs and of the
-# four elements, those that load its rows and columns, and those of the loop.
+# four elements, those that load its rows and columns, and those of the loop. That is within 6 % of
+# every tile's; channels that 4 does not divide take 7 to 31 % more, most in narrow tiles.
 _A_PAIR, _A_VALUE, _A_STEP = 8, 2, 45
 
 
