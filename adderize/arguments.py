@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from adderize.errors import AdderizeError
@@ -22,3 +24,16 @@ def check_module(model: object) -> None:
 def check_switch(key: str, value: object) -> None:
     if not isinstance(value, bool):
         raise AdderizeError(f"{key} is {value!r}; expected True or False")
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise unless images of so many channels, pixels in [0, 1], can have this mean and deviation.
+
+    Statistics of bytes are refused: images normalised with them would all be nearly alike.
+    """
+    fits = len(mean) == len(std) == channels
+    if not fits or not all(value > 0 for value in std) or not all(0 <= m <= 1 for m in mean):
+        raise AdderizeError(
+            f"mean is {tuple(mean)} and std {tuple(std)}; expected {channels} of each, "
+            "of pixels in [0, 1] (those of bytes are divided by 255), std above 0"
+        )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adderize.arguments import check_statistics
 from adderize.data.mnist import idx_set, read_idx
 from adderize.data.normalisation import Statistics, normalised
 from adderize.data.parquet import column_names, count_rows, parquet_files, read_rows
@@ -80,11 +81,10 @@ def load_labelled(
     path = Path(source)
     if limit < 1:
         raise AdderizeError(f"limit is {limit}; expected at least one image")
-    if any(len(values) not in (1, size[0]) for values in statistics) or min(statistics.std) <= 0:
-        raise AdderizeError(
-            f"mean {statistics.mean} and deviation {statistics.std} do not fit {size[0]} channels; "
-            "expected one value a channel, deviations above 0"
-        )
+    if len(size) != 3:
+        raise AdderizeError(f"the input size is {tuple(size)}; images have (C, H, W)")
+    mean, std = (v * size[0] if len(v) == 1 else v for v in statistics)
+    check_statistics(mean, std, size[0])
     found = _reader(path)(path, size[0], limit, split)
     if not found.images:
         raise AdderizeError(f"{path} holds no images; expected {SOURCES}")
@@ -158,13 +158,21 @@ def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:
     else:
         files = [path]
     chosen = [files[index] for index in _spread(len(files), limit)]
-    classes = sorted({file.parent for file in files})
-    labels = [classes.index(file.parent) for file in chosen] if _are_classes(classes, path) else ()
+    classes = _class_folders(path, files)
+    labels = [classes.index(file.parent) for file in chosen] if classes else ()
     return _Found(_pixels(from_files(chosen), channels), labels)
 
 
-def _are_classes(folders: Sequence[Path], root: Path) -> bool:
-    return len(folders) > 1 and all(folder.parent == root for folder in folders)
+def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:
+    """The folders in `root`, where all files lie in several of them; else none.
+
+    Those without images count too: the classes behind them keep their numbers.
+    """
+    used = {file.parent for file in files}
+    if len(used) < 2 or any(folder.parent != root for folder in used):
+        return []
+    folders = (path for path in root.iterdir() if path.is_dir())
+    return sorted(path for path in folders if path in used or not path.name.startswith("."))
 
 
 def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:

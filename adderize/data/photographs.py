@@ -16,6 +16,7 @@ from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 
 TIMM = "timm:"
+_DEEP_MODES = ("I", "F")  # of PIL: 16 and 32 bits, floats
 VALIDATION = ("val", "validation", "test")
 
 
@@ -37,10 +38,16 @@ class Photographs(NamedTuple):
         """Picture `index` as a PIL image of a mode.
 
         Raises:
-            AdderizeError: it is missing or corrupt.
+            AdderizeError: it is missing or corrupt, or its pixels have more than 8 bits.
         """
         try:
-            return self.open(self.items[index]).convert(mode)
+            picture = self.open(self.items[index])
+            if picture.mode.startswith(_DEEP_MODES):  # PIL would clip them at 255
+                raise AdderizeError(
+                    f"{self.names[index]} has pixels of mode {picture.mode!r}; expected 8 bits a "
+                    "channel: convert the image, or give an array (.npy, .pt)"
+                )
+            return picture.convert(mode)
         except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
             raise AdderizeError(f"{self.names[index]} cannot be decoded: {error}") from error
 

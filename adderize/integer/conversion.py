@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from adderize.arguments import check_statistics
 from adderize.errors import AdderizeError
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.integer_network import IntegerNetwork
@@ -58,10 +59,7 @@ def to_integer(
     size = tuple(input_size or own_input_size(quantized) or ())
     if len(size) != 3:
         raise AdderizeError(f"input_size is {size or None}; expected (C, H, W)")
-    if len(mean) != size[0] or len(std) != size[0] or min(std) <= 0:
-        raise AdderizeError(
-            f"mean is {tuple(mean)} and std {tuple(std)}; expected {size[0]} of each, std above 0"
-        )
+    check_statistics(mean, std, size[0])
     body = copy.deepcopy(quantized).cpu()
     _note_results(body, size)
     zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -158,10 +159,23 @@ def test_wrong_sources(tmp_path: Path) -> None:
     write_parquet(tmp_path / "y.parquet", colours(2))
     assert "x.parquet, y.parquet: name one" in error(".")
     assert "limit is 0" in error("y.parquet", limit=0)
-    with pytest.raises(AdderizeError, match="do not fit 3 channels"):
-        load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5, 0.5), (1.0, 1.0)))
-    with pytest.raises(AdderizeError, match="deviations above 0"):
-        load_images(tmp_path / "y.parquet", (3, 4, 4), Statistics((0.5,), (0.0,)))
+    with pytest.raises(AdderizeError, match="images have"):
+        load_images(tmp_path / "y.parquet", (3, 4), PLAIN)
+    for wrong in [
+        Statistics((0.5, 0.5), (1.0, 1.0)),
+        Statistics((0.5,), (0.0,)),
+        Statistics((0.5,), (math.nan,)),
+        Statistics((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    ]:
+        with pytest.raises(AdderizeError, match="expected 3 of each, of pixels in"):
+            load_images(tmp_path / "y.parquet", (3, 4, 4), wrong)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_pixels_of_more_than_8_bits_are_not_clipped_to_white(tmp_path: Path, dtype: str) -> None:
+    Image.fromarray(np.full((4, 4), 300, dtype)).save(tmp_path / "x.tiff")
+    with pytest.raises(AdderizeError, match=r"x.tiff has pixels of mode .*; expected 8 bits"):
+        load_images(tmp_path, (3, 4, 4), PLAIN)
 
 
 def test_class_folders_of_a_split_with_their_labels(tmp_path: Path) -> None:
@@ -170,6 +184,7 @@ def test_class_folders_of_a_split_with_their_labels(tmp_path: Path) -> None:
         folder = tmp_path / ("train" if index < 8 else "val") / "abc"[index % 3]
         folder.mkdir(exist_ok=True, parents=True)
         Image.fromarray(image).save(folder / f"{index:02}.png")
+    (tmp_path / "train" / ".cache").mkdir()
     found, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN, split="train")
     red = (found[:, 0, 0, 0] * 255 / 2).round().long()
     assert sorted(red.tolist()) == list(range(8))
@@ -177,6 +192,11 @@ def test_class_folders_of_a_split_with_their_labels(tmp_path: Path) -> None:
     found, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN, limit=2)
     red = (found[:, 0, 0, 0] * 255 / 2).round().long()
     assert labels is not None and labels.tolist() == (red % 3).tolist() and min(red) >= 8
+    for file in (tmp_path / "val" / "b").iterdir():
+        file.unlink()
+    found, labels = load_labelled(tmp_path, (3, 4, 4), PLAIN)
+    red = (found[:, 0, 0, 0] * 255 / 2).round().long()
+    assert labels is not None and labels.tolist() == (red % 3).tolist() == [0, 2, 2]
 
 
 def test_labels_of_parquet_files_and_of_digits(tmp_path: Path) -> None:
