@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adderize.errors import AdderizeError
 from adderize.integer.fixed_point import checked, factors_of, is_checking
 from adderize.integer.program import Instruction, Slot
 
@@ -25,6 +26,21 @@ class IntegerLayer(nn.Module):
             setattr(self, name, value)
         for name, tensor in instruction.tensors.items():
             self.register_buffer(name, tensor)
+
+    # Settings follow from the calibration: a state dict's are compared, not loaded.
+
+    def get_extra_state(self) -> Tensor:
+        values = [getattr(self, name) for name in self._names]
+        numbers = [value if isinstance(value, tuple) else (value,) for value in values]
+        integers = [n for group in numbers for n in group if isinstance(n, int)]
+        return torch.tensor(integers, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise AdderizeError(
+                f"the state dict is of another integer network: its {self.kind} has other settings "
+                "here; save_model() and load_model() keep a network with its settings"
+            )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in self._names)

@@ -97,6 +97,21 @@ class _QuantAdder(nn.Module):
             state_dict[prefix + "packed"] = pack(weight, self.groups)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    # Scales and zero points also stand in the graph around: they are compared, not loaded.
+
+    def get_extra_state(self) -> Tensor:
+        parts = (self.qparams, self.output_qparams, self.residual_qparams)
+        numbers = [n for q in parts for n in ((q.scale, q.zero_point, q.bits) if q else (0, 0, 0))]
+        return torch.tensor([*numbers, self.low, self.high], dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise AdderizeError(
+                "the state dict is of a network with other scales, as another calibration gives "
+                "them, and would compute something else here: save_model() and load_model() keep "
+                "an 8-bit network with its scales"
+            )
+
     def _bytes(self, input: Tensor) -> Tensor:
         return input if input.dtype == torch.uint8 else self.qparams.to_bytes(input)
 

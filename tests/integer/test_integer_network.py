@@ -172,6 +172,19 @@ def test_weights_and_scales_are_sums_of_few_shifts() -> None:
     assert "no product" in str(network.report)
 
 
+def test_a_state_dict_of_another_calibration_is_refused() -> None:
+    model, size, statistics = lenet()
+    raw = images(16, size)
+    networks = [
+        to_integer(eight_bit(model, batch, statistics), input_size=size, **statistics)
+        for batch in (raw, raw, raw // 4)
+    ]
+    networks[1].load_state_dict(networks[0].state_dict())
+    assert torch.equal(networks[1](raw), networks[0](raw))
+    with pytest.raises(AdderizeError, match="other settings"):
+        networks[2].load_state_dict(networks[0].state_dict())
+
+
 def test_wrong_images_are_refused() -> None:
     model, size, statistics = lenet()
     network = to_integer(

@@ -91,3 +91,12 @@ def test_norms_that_no_manifest_describes(tmp_path):
 def test_a_quantized_network_is_not_converted_again():
     with pytest.raises(AdderizeError):
         adderize(quantize(trained(Residual()), [X]))
+
+
+def test_a_state_dict_of_another_calibration_is_refused():
+    model = trained(Residual())
+    quantized, same, other = (quantize(model, [scale * X]) for scale in (1, 1, 2))
+    same.load_state_dict(quantized.state_dict())
+    assert torch.equal(same(X), quantized(X))
+    with pytest.raises(AdderizeError, match="other scales"):
+        other.load_state_dict(quantized.state_dict())
