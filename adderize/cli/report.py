@@ -13,7 +13,9 @@ from adderize.cli.shared_options import (
     add_network_arguments,
     arch_options,
     conversion_options,
+    image_statistics,
     images,
+    normalisation,
     output_file,
 )
 from adderize.data.image_sources import SOURCES
@@ -56,12 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
         loaded = named.Loaded(by_name.build(arguments.model, **more), arguments.model)
     if loaded.note:
         note(loaded.note)
-    batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
+    size = arguments.input or by_name.input_size(loaded.arch, loaded.model)
+    batch, source = None, ""
+    if arguments.data:
+        batch = images(arguments, loaded.arch, loaded.model)
+        statistics = image_statistics(arguments, loaded.model, size)
+        source = f"{Path(arguments.data).resolve().name}, {normalisation(statistics)}"
     found = report(
         loaded.model,
         batch,
         name=_title(arguments.model, loaded.arch),
-        input_size=arguments.input or by_name.input_size(loaded.arch, loaded.model),
+        source=source,
+        input_size=size,
         energy=arguments.energy,
         latency=arguments.latency,
         **options,

@@ -130,8 +130,7 @@ def labelled_images(
         arguments.data, shape, statistics, limit=limit or arguments.limit, split=split
     )
     if not again and None in (arguments.mean, arguments.std):
-        mean, std = map(_listed, statistics)
-        note(f"images normalised with mean {mean} and deviation {std}")
+        note(f"images {normalisation(statistics)}")
     return found
 
 
@@ -150,8 +149,10 @@ def image_statistics(
     return Statistics(*(values * (shape[0] // len(values)) for values in (mean, std)))
 
 
-def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+def normalisation(statistics: Statistics) -> str:
+    """In words."""
+    mean, std = (",".join(f"{value:g}" for value in values) for values in statistics)
+    return f"normalised with mean {mean} and deviation {std}"
 
 
 def output_file(text: str) -> Path:

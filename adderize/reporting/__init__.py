@@ -34,6 +34,7 @@ def report(
     images: Tensor | None = None,
     *,
     name: str = "",
+    source: str = "",
     input_size: Sequence[int] | None = None,
     energy: str | None = None,
     latency: str | None = None,
@@ -47,6 +48,7 @@ def report(
         images: (N, C, H, W), normalised as in the training, a hundred or more of all classes; None
             leaves out what needs them: inputs, outputs, saturation and the errors in 8 bits.
         name: what to call the model.
+        source: what the images are, and how normalised, in words for the page.
         input_size: (C, H, W) of one example; that of the images, or the model's own, by default.
         energy, latency: tables of costs, as for :func:`adderize.count`.
         options: of :func:`adderize.adderize`.
@@ -80,6 +82,7 @@ def report(
     layers = () if inspection is None else inspection.layers
     return ModelReport(
         name=name or type(model).__name__,
+        source=source,
         size=Size.of(network),
         plan=planned,
         budget=budget,

@@ -50,6 +50,7 @@ class Contents:
 
     Attributes:
         name: of the model.
+        source: what the images are that it was measured on; may be empty.
         size: parameters and memory of the adder network.
         plan: which layers become adders, or are; None for what was made of an adder network.
         budget: operations, energy and latency, before and after.
@@ -61,6 +62,7 @@ class Contents:
     """
 
     name: str
+    source: str
     size: Size
     plan: Plan | None
     budget: OpBudget

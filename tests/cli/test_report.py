@@ -35,7 +35,10 @@ def test_a_saved_model(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-1] == f"adderize: wrote {page}"
     text = page.read_text()
-    assert text.startswith("<!doctype html>") and "measured on 32 images" in text
+    assert text.startswith("<!doctype html>")
+    assert (
+        "measured on 32 images of images.npy, normalised with mean 0.1307 and deviation 0.3081"
+    ) in text
     assert f"<title>model ({ARCH}): adder network report</title>" in text
     assert str(saved) not in text
     assert load_model(lenet5_bn(), saved / "model").conv1.weight.shape == (6, 1, 5, 5)
