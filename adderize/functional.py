@@ -161,7 +161,7 @@ def binary_conv2d(
     if top or left:
         # Rows and columns of zeros around the input would become ones: drop outputs instead.
         vertical, horizontal = geometry.padding
-        geometry = geometry._replace(padding=(vertical + top, horizontal + left))
+        geometry = geometry.padded(vertical + top, horizontal + left)
     output = call("binary_conv2d", input, weight, *geometry)
     if top or left:
         output = output[..., top:, left:]

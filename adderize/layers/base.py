@@ -124,7 +124,7 @@ def effective_geometry(layer: _ConvNd) -> tuple[Geometry, list[int]]:
         return geometry, []
     (vertical, horizontal), (bottom, right) = geometry.padding, beyond
     pads = [horizontal, horizontal + right, vertical, vertical + bottom]
-    return geometry._replace(padding=(0, 0)), pads
+    return geometry.padded(0, 0), pads
 
 
 def pads_with_zeros(layer: nn.Module) -> bool:

@@ -40,6 +40,10 @@ class Geometry(NamedTuple):
             groups,
         )
 
+    def padded(self, vertical: int, horizontal: int) -> Geometry:
+        """The same with another padding; torch 2.6 cannot compile `_replace`."""
+        return Geometry(self.stride, (vertical, horizontal), self.dilation, self.groups)
+
     def output_size(self, image: Sequence[int], kernel: Sequence[int]) -> Pair:
         """Rows and columns of the output for an image (H, W) and filters of (kh, kw) taps."""
         (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w), _ = self
@@ -107,8 +111,7 @@ def resolve(
     vertical, horizontal = (
         step * (taps - 1) for step, taps in zip(geometry.dilation, kernel, strict=True)
     )
-    geometry = geometry._replace(padding=(vertical // 2, horizontal // 2))
-    return geometry, (vertical % 2, horizontal % 2)
+    return geometry.padded(vertical // 2, horizontal // 2), (vertical % 2, horizontal % 2)
 
 
 def as_pair(value: int | Sequence[int], name: str) -> Pair:

@@ -35,7 +35,7 @@ def full_filter_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: 
     centre = None
     if input.dtype == torch.float32:
         input, centre = _centred(_dense(input), geometry.padding, wanted)
-        geometry = geometry._replace(padding=(0, 0))
+        geometry = geometry.padded(0, 0)
     result = convolution.weight_gradient(grad, input, weight, geometry)
     return _finished(_dense(result), _dense(weight), centre, parts, geometry.groups)
 
