@@ -11,12 +11,12 @@ help:
 	@echo "make mnist        train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
 	@echo "make rv32i        the same for a core without a multiplier: integers, C, an emulated RV32I"
 	@echo "make test         ruff, mypy, lint-imports and pytest (JOBS=2 processes, a gigabyte each)"
-	@echo "make test-oldest  a part of pytest with Python 3.11 and the oldest versions allowed"
+	@echo "make test-oldest  most of pytest with Python 3.11 and the oldest versions allowed"
 	@echo "make docs         the documentation as a site, in build/site; fails on broken links"
 	@echo "make dist         sdist and manylinux wheel in dist/, each tried in a fresh environment (Linux)"
 	@echo "make zoo          convert every classification model of torchvision and timm (an hour of a core)"
 	@echo "make sanitize     the C++ kernels under AddressSanitizer and UBSan"
-	@echo "make aarch64      the C++ kernels for aarch64, by cross compiler, and their tests under emulation"
+	@echo "make aarch64      the wheel for aarch64 by cross compiler, and the kernels' tests under emulation"
 	@echo "make format       let ruff and clang-format format the code"
 
 install: $(INSTALLED)
@@ -42,13 +42,13 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-# The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: tests
-# that use newer torch (FSDP2 on CPUs, .item() of meta tensors) or timm (LayerScale2d) themselves.
+# The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: machine
+# code and launches, as newer releases of Triton write them; benchmarks and recipes. torch 2.6 writes ONNX
+# that protobuf 7 refuses.
 UV := build/uv/bin/uv
 OLDEST := build/oldest/bin
-OLDEST_TESTS := tests/checkpoints tests/data tests/export tests/inspection tests/transfer tests/test_formulas.py \
-	$(filter-out %/test_distributed.py,$(wildcard tests/training/test_*.py)) \
-	$(filter-out %/test_lightning.py %/test_roles.py %/test_zero_scales.py,$(wildcard tests/surgery/test_*.py))
+OLDEST_LEFT_OUT := tests/bench/test_bench.py tests/ops/test_triton_channelwise_code.py \
+	tests/ops/test_triton_launches.py tests/ops/test_triton_machine_code.py tests/recipes
 
 $(UV):
 	$(PYTHON) -m venv build/uv
@@ -57,9 +57,9 @@ $(UV):
 test-oldest: export ADDERIZE_REQUIRE_NATIVE = 1
 test-oldest: $(UV)
 	$(UV) venv --quiet --clear --python 3.11 build/oldest
-	$(UV) pip install --quiet --python $(OLDEST)/python --resolution lowest-direct -e '.[test]'
+	$(UV) pip install --quiet --python $(OLDEST)/python --resolution lowest-direct -e '.[test]' 'protobuf==6.*'
 	$(UV) pip check --quiet --python $(OLDEST)/python
-	PATH=$(abspath $(OLDEST)):$$PATH $(OLDEST)/python -m pytest $(OLDEST_TESTS)
+	PATH=$(abspath $(OLDEST)):$$PATH $(OLDEST)/python -m pytest $(addprefix --ignore=,$(OLDEST_LEFT_OUT))
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null \

@@ -26,7 +26,7 @@ def export_onnx(
     The file needs no custom operator, and ONNX opset 18 or later: an adder layer is a loop over
     its K = Cin/groups * kh * kw taps, which takes one ``|x - F|`` at a time from the output (beside
     the padded input it holds three tensors of the output's size, whatever K is), a binary layer a
-    convolution of signs.
+    convolution of signs. With torch 2.6, pooling needs a protobuf before 7.
 
     Args:
         model: with float32 filters.

@@ -65,10 +65,6 @@ def resnet18() -> nn.Module:
     return recalibrate(adderize(resnet18(), scale=1), [torch.randn(4, 3, 64, 64)])
 
 
-@pytest.mark.skipif(
-    torch.__version__ < (2, 7),
-    reason="torch 2.6 writes ceil_mode of max pooling as a boolean, which protobuf refuses",
-)
 def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
     import onnx
 

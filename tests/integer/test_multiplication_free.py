@@ -211,6 +211,8 @@ REFUSED = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_multiplies_is_named(why: str) -> None:
     model = adderize(OneCall(REFUSED[why]), include="adder", head=True).eval()
+    if why == "size from its input" and torch.__version__ < (2, 7):
+        pytest.skip("torch 2.6 cannot trace it")
     with pytest.raises(AdderizeError, match=why):
         multiplication_free(model)
     network = multiplication_free(model, strict=False, norm_terms=24, filter_terms=24)
@@ -269,7 +271,8 @@ def test_the_report_copies_pickles_and_prints() -> None:
     )
     assert isinstance(network.fc1, ShiftAddLinear)
     assert shift_report(copy.deepcopy(network)) == report
-    assert shift_report(pickle.loads(pickle.dumps(network))) == report
+    if torch.__version__ >= (2, 7):  # before, graphs with annotated results have no pickle
+        assert shift_report(pickle.loads(pickle.dumps(network))) == report
     assert "no product" in str(report) and "bn2" in report.to_markdown()
     assert type(report).from_dict(report.to_dict()) == report
     with pytest.raises(AdderizeError, match="multiplication_free"):

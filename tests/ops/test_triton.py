@@ -153,6 +153,10 @@ class _Operands(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7) and not torch.cuda.is_available(),
+    reason="torch 2.6 aborts at fake tensors of a device that is not there",
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cuda_autocast_casts_the_operands_and_returns_float32(dtype: torch.dtype) -> None:
     """On fake tensors: what would run on a device."""

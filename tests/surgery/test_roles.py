@@ -20,8 +20,11 @@ def names_with(model: nn.Module, reason: str, **options: object) -> list[str]:
 
 
 def on_meta(build: Callable[..., nn.Module], **arguments: object) -> nn.Module:
-    with torch.device("meta"):
-        return build(**arguments)
+    try:
+        with torch.device("meta"):
+            return build(**arguments)
+    except RuntimeError:  # older releases of timm compute with values
+        return build(**arguments).to("meta")
 
 
 ENDS = {

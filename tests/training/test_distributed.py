@@ -22,6 +22,8 @@ from tests.training.tiny_lit import (
 )
 
 Results = list[dict[str, Any]]
+OLD = torch.__version__ < (2, 7)
+WITHOUT_FSDP2 = pytest.mark.skipif(OLD, reason="FSDP2 of torch 2.6 needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ def test_plain_ddp(results: Results) -> None:
             torch.testing.assert_close(step[name], gradient * scale, rtol=1e-4, atol=1e-6)
 
 
+@WITHOUT_FSDP2
 def test_fsdp2(results: Results, one_process: Lit) -> None:
     expected = seen_by_optimizer(one_process)
     for result in of_job(results, "lightning_fsdp2"):
@@ -91,7 +94,8 @@ def test_fsdp2(results: Results, one_process: Lit) -> None:
 
 @pytest.mark.parametrize(
     ("job", "collectives"),
-    [("fsdp2_one_dimension", 1), ("fsdp2_hybrid_replicated", 0), ("fsdp2_hybrid_sharded", 1)],
+    # torch 2.6 sends something to a group of one rank, too.
+    [("fsdp2_one_dimension", 1), ("fsdp2_hybrid_replicated", +OLD), ("fsdp2_hybrid_sharded", 1)],
 )
 def test_fsdp2_norms_take_at_most_one_collective(
     results: Results, job: str, collectives: int
@@ -116,7 +120,9 @@ def test_what_has_no_global_norm_is_refused(results: Results) -> None:
         assert "partial sum" in partial
 
 
-@pytest.mark.parametrize("job", ["recalibration_ddp", "recalibration_fsdp2"])
+@pytest.mark.parametrize(
+    "job", ["recalibration_ddp", pytest.param("recalibration_fsdp2", marks=WITHOUT_FSDP2)]
+)
 def test_recalibration_averages_over_ranks(results: Results, job: str) -> None:
     first, second = of_job(results, job)
     assert torch.equal(first, second)
