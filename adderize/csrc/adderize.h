@@ -24,8 +24,8 @@ extern "C" {
 
 #define ADDERIZE_API __attribute__((visibility("default")))
 
-/* Raised whenever a function below changes its meaning or its arguments, or disappears. */
-#define ADDERIZE_ABI_VERSION 6
+/* Raised with every change of the declarations below or of their meaning: a library of another number is refused. */
+#define ADDERIZE_ABI_VERSION 7
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {

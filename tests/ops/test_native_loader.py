@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,15 +39,32 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @built
 def test_a_stale_library_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "ABI_VERSION", 99)
-    with pytest.raises(AdderizeError, match=r"has ABI version .* needs 99: reinstall it"):
+    with pytest.raises(AdderizeError, match=r"has ABI version \d+ .* needs 99: reinstall it"):
         choice.choose("cpu")
     assert "needs 99" in str(native.info()["reason"])
 
 
-@built
-def test_what_an_older_library_lacks_is_named() -> None:
-    with pytest.raises(AdderizeError, match=r"it lacks adderize_dream: reinstall it"):
-        library.call("adderize_dream")
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("cc"), reason="no C compiler")
+def test_a_library_of_another_release_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old, source = tmp_path / "libadderize.so", tmp_path / "old.c"
+    source.write_text("int adderize_abi_version(void) { return 1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(old)], check=True)
+    monkeypatch.setenv("ADDERIZE_LIBRARY", str(old))
+    needs = rf"has ABI version 1 but .* {library.ABI_VERSION}: unset ADDERIZE_LIBRARY or reinstall"
+    with pytest.raises(AdderizeError, match=needs):
+        choice.choose("cpu")
+
+
+def test_the_declarations_and_their_version_change_together() -> None:
+    """Fails where adderize.h has changed: raise its version, library.py's and these two."""
+    header = Path(library.__file__).parents[2] / "csrc" / "adderize.h"
+    declarations = " ".join(re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL).split())
+    digest = hashlib.sha256(declarations.encode()).hexdigest()[:16]
+    assert (library.ABI_VERSION, digest) == (7, "331731cacd62f705")
+    assert f"#define ADDERIZE_ABI_VERSION {library.ABI_VERSION} " in declarations
+    assert set(library._SIGNATURES) <= set(re.findall(r"\w+(?=\()", declarations))
 
 
 @built

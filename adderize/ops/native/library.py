@@ -18,7 +18,7 @@ from adderize.errors import AdderizeError
 from adderize.ops.byte_operands import Window
 from adderize.ops.geometry import Geometry
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -124,13 +124,13 @@ def _open(path: Path) -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise AdderizeError(f"the native library {path} cannot be loaded: {error}") from None
     if found != ABI_VERSION:
+        forced = "unset ADDERIZE_LIBRARY or " if os.environ.get("ADDERIZE_LIBRARY") else ""
         raise AdderizeError(
             f"the native library {path} has ABI version {found} but this adderize needs "
-            f"{ABI_VERSION}: reinstall it (`pip install -e .` in a checkout)"
+            f"{ABI_VERSION}: {forced}reinstall it (`pip install -e .` in a checkout)"
         )
     for name, arguments in _SIGNATURES.items():
-        if hasattr(library, name):  # a library of the same ABI version may be older
-            getattr(library, name).argtypes = arguments
+        getattr(library, name).argtypes = arguments
     for name in ("adderize_active_cpu", "adderize_available_cpus"):
         getattr(library, name).restype = c_char_p
     return library
@@ -178,13 +178,7 @@ def kernels() -> ctypes.CDLL:
 
 def call(name: str, *arguments: object) -> None:
     """Call a function of the library that returns a status."""
-    function = getattr(kernels(), name, None)
-    if function is None:
-        raise AdderizeError(
-            f"the native library {_path()} is older than this adderize, it lacks {name}: reinstall "
-            "it (`pip install -e .` in a checkout)"
-        )
-    status = function(*arguments)
+    status = getattr(kernels(), name)(*arguments)
     if status == 2:
         raise MemoryError(f"{name}: no memory for its working buffers")
     if status == 1:
