@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from adderize.checkpoints.folders import load_model
+from adderize.errors import AdderizeError
 from adderize.export import export_c
 from adderize.export.c.riscv import (
     RV32I,
@@ -108,7 +109,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", help="a file of torch.save, uint8 (N, C, H, W); else noise")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
-    network = load_model(arguments.folder)
+    try:
+        network = load_model(arguments.folder)
+    except AdderizeError as error:
+        parser.error(str(error))
     images = (
         torch.load(arguments.images)
         if arguments.images
