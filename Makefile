@@ -90,17 +90,21 @@ sanitize: $(INSTALLED)
 	$(BIN)/cmake --build build/sanitize --parallel
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
-# It needs the Debian packages g++-aarch64-linux-gnu and qemu-user.
+# It needs the Debian packages g++-aarch64-linux-gnu and qemu-user. The tests run the wheel's own library.
+aarch64: export ADDERIZE_REQUIRE_NATIVE = 1
 aarch64: $(INSTALLED)
-	$(BIN)/cmake -S . -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
-		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
-	$(BIN)/cmake --build build/aarch64 --parallel
+	rm -rf build/aarch64
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[release]'
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CXX=aarch64-linux-gnu-g++ \
+		CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64' \
+		$(BIN)/python -m build --wheel --outdir build/aarch64
 	for driver in test_kernels test_u8; do \
 		aarch64-linux-gnu-g++ -std=gnu++17 -O1 -fopenmp -Iadderize/csrc tests/csrc/$$driver.cpp \
-			build/aarch64/libadderize.so -o build/aarch64/$$driver \
-		&& qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/aarch64 \
+			build/py3-none-linux_aarch64/libadderize.so -o build/aarch64/$$driver \
+		&& qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/py3-none-linux_aarch64 \
 			build/aarch64/$$driver 6 || exit 1; \
 	done
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/aarch64/*.whl
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
