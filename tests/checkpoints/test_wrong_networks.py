@@ -83,7 +83,7 @@ def test_a_network_that_computes_otherwise(case: str, form: str, tmp_path: Path)
         {"momentum": 0.01, "p": 0.1},
         {"last": lambda: nn.ReLU(inplace=True)},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(options),
 )
 def test_what_makes_no_difference(options: dict[str, Any], tmp_path: Path) -> None:
     saved = adderize(network())
