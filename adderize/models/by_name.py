@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -112,13 +113,22 @@ _WITH_BACKBONE = {
 }  # fmt: skip
 
 
-def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+def _module_of(name: str) -> ModuleType:
+    """The module that a model's builder is in."""
+    home, colon, _ = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        builder = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        return importlib.import_module(home if colon else "torchvision")
+    except ImportError as error:
+        raise AdderizeError(f"cannot find {name!r} ({error}); expected {FORMS}") from error
+
+
+def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
+    module, attribute = _module_of(name), name.partition(":")[2]
+    try:
+        builder = getattr(module, attribute)
+    except AttributeError as error:
         raise AdderizeError(f"cannot find {name!r} ({error}); expected {FORMS}") from error
     try:
         model = builder if isinstance(builder, nn.Module) else builder(**options)
@@ -134,6 +144,8 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
 
 def blank(name: str, **options: Any) -> nn.Module:
     """As :func:`build`, without storage: on the meta device where the builder allows it."""
+    # Here, since modules may compute with tensors of their own when they are imported.
+    _module_of(full_name(name))
     try:
         with torch.device("meta"):
             return build(name, **options)

@@ -54,13 +54,6 @@ def test_another_backend_has_no_limits(
     assert "no limits to measure" in capsys.readouterr().err
 
 
-def test_an_older_library_has_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "adderize.ops.native.library.kernels", lambda: object()
-    )  # a library without the loops
-    assert "older than this adderize" in str(processor_limits.missing())
-
-
 def test_the_command_lists_every_instruction_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from adderize import AdderizeError
-from adderize.models.by_name import build, input_size, own_input_size
+from adderize.models.by_name import blank, build, input_size, own_input_size
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,16 @@ def test_options_that_a_builder_does_not_take(name: str, options: dict[str, obje
     (key,) = options
     with pytest.raises(AdderizeError, match=f"cannot build '{name}' with {key}="):
         build(name, **options)
+
+
+def test_modules_are_imported_with_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without storage is the model alone, and not what its module computes when it is imported."""
+    code = "import torch\nWIDTH = int(torch.full((1,), 3.0).item())\n"
+    code += "def network():\n    return torch.nn.Linear(WIDTH, 2)\n"
+    (tmp_path / "computes_at_import.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weight = blank("computes_at_import:network").get_parameter("weight")
+    assert weight.is_meta and weight.shape == (2, 3)
 
 
 def test_a_model_states_its_own_input_size() -> None:
