@@ -117,7 +117,7 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     low, high = (
         end if value is None else value for value, end in zip(bounds, defaults, strict=True)
     )
-    if isinstance(low, int | float) and isinstance(high, int | float):
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
         return float(low), float(high)
     return None
 

@@ -161,5 +161,5 @@ def _options(model: nn.Module) -> dict[str, Any]:
     return {
         p.name: p.default
         for p in parameters
-        if p.default is None or isinstance(p.default, bool | str)
+        if p.default is None or isinstance(p.default, (bool, str))
     }

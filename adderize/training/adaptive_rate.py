@@ -126,7 +126,7 @@ def scale_gradients_(filters: dict[str, nn.Parameter], eta: float) -> AdderGradi
 
 def check_eta(eta: float) -> float:
     """Returns ``eta``; raises AdderizeError where it is not finite and above 0."""
-    if isinstance(eta, bool) or not isinstance(eta, int | float):
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
         raise AdderizeError(f"eta is {eta!r}; expected a number above 0, such as 0.2")
     if not (math.isfinite(eta) and eta > 0):
         raise AdderizeError(f"eta is {eta}; expected a finite number above 0, such as 0.2")
@@ -142,7 +142,7 @@ def adder_filters(model: nn.Module) -> dict[str, nn.Parameter]:
     filters: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, layer in model.named_modules():
-        if not isinstance(layer, AdderConv2d | AdderLinear):
+        if not isinstance(layer, (AdderConv2d, AdderLinear)):
             continue
         name = name or type(layer).__name__
         weight = layer._parameters.get("weight")

@@ -120,7 +120,7 @@ class AdaptiveLearningRate(Callback):
         self._warned_of_norms = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if stage == "fit" and isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             raise MisconfigurationException(
                 f"AdaptiveLearningRate cannot work with {type(trainer.strategy).__name__}, which "
                 "hides the gradient of a whole filter tensor. Use ModelParallelStrategy with "

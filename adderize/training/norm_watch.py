@@ -29,7 +29,7 @@ def _norms_after_adders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """For each trained adder the next norm in order of registration, before any other weights."""
     waiting = False
     for name, module in model.named_modules():
-        if isinstance(module, AdderConv2d | AdderLinear):
+        if isinstance(module, (AdderConv2d, AdderLinear)):
             waiting = module.weight.requires_grad
         elif waiting and _is_norm(module):
             yield name, module

@@ -135,7 +135,7 @@ def model_of_input(
     """``model(input)`` of batches that need no ``option``, or an error that asks for it."""
     name = type(model).__name__
     ask = f'pass {option}, such as {option}=lambda model, batch: model(batch["image"])'
-    several = isinstance(batch, tuple | list)
+    several = isinstance(batch, (tuple, list))
     if several and not batch:
         raise AdderizeError("a batch is empty; expected a tensor, or a tuple that starts with one")
     if several and len(batch) > 2 and (names := _inputs(model)[1:]):

@@ -70,7 +70,7 @@ def _restoring_content(value: Any) -> Callable[[], None]:
 
         def refill() -> None:
             value.clear()
-            (value.extend if isinstance(value, list | deque) else value.update)(items)
+            (value.extend if isinstance(value, (list, deque)) else value.update)(items)
 
         return refill
     return lambda: None

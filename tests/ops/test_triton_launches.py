@@ -69,7 +69,11 @@ def test_filter_gradients_launch_few_kernels(
     assert len(launches.names) <= most, launches.names
 
 
-@pytest.mark.parametrize(("channels", "kernel"), [(1, "depthwise"), (4, "grouped")])
+# Triton before 3.3 has no tuples, and no kernel of its own for one channel.
+_ONE_CHANNEL = "depthwise" if hasattr(triton.language, "tuple") else "grouped"
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(1, _ONE_CHANNEL), (4, "grouped")])
 def test_filter_gradients_of_channels_launch_two_kernels(
     channels: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

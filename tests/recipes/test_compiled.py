@@ -246,6 +246,10 @@ def _move(module: nn.Module) -> None:
             part.right, part.total = (torch.zeros((), device="cuda").long() for _ in range(2))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7) and not torch.cuda.is_available(),
+    reason="torch 2.6 aborts at fake tensors of a device that is not there",
+)
 def test_a_step_on_a_gpu_copies_nothing_from_the_host() -> None:
     """On fake tensors of a CUDA device, for which autograd cannot run the backward pass."""
     data = load_cifar("cifar10", "fake")
