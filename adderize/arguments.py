@@ -32,8 +32,8 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     Statistics of bytes are refused: images normalised with them would all be nearly alike.
     """
     fits = len(mean) == len(std) == channels
-    if not fits or not all(value > 0 for value in std) or not all(0 <= m <= 1 for m in mean):
+    if not fits or not all(0 < value <= 1 for value in std) or not all(0 <= m <= 1 for m in mean):
         raise AdderizeError(
             f"mean is {tuple(mean)} and std {tuple(std)}; expected {channels} of each, "
-            "of pixels in [0, 1] (those of bytes are divided by 255), std above 0"
+            "of pixels in [0, 1] (those of bytes are divided by 255), std above 0 and at most 1"
         )

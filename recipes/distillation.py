@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderizeError
+from adderize.arguments import check_statistics
 from adderize.checkpoints import named
 from adderize.models.by_name import build, options_from, own_input_size
 from recipes import run
@@ -107,18 +108,17 @@ def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillati
     """
     if arguments.kd_teacher is None:
         return None
-    for values in (arguments.kd_mean, arguments.kd_std):
-        if values and len(values) != len(data.mean):
-            raise AdderizeError(
-                f"--kd-mean and --kd-std have {len(values)} values; expected one a channel, "
-                f"{len(data.mean)}"
-            )
+    mean, std = arguments.kd_mean or data.mean, arguments.kd_std or data.std
+    try:
+        check_statistics(mean, std, len(data.mean))
+    except AdderizeError as error:
+        raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
     return Distillation(
         _teacher(arguments, data.num_classes),
         temperature=arguments.kd_temperature,
         weight=arguments.kd_weight,
         from_statistics=(data.mean, data.std),
-        to_statistics=(arguments.kd_mean or data.mean, arguments.kd_std or data.std),
+        to_statistics=(mean, std),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.arguments import check_module
@@ -40,16 +41,19 @@ def export_onnx(
 
     Raises:
         AdderizeError: onnxscript is not installed, or the model has layers that have no ONNX form
-            (8-bit layers, filters that are not float32).
+            (8-bit layers, filters that are not float32), or torch fixed the sizes that
+            ``dynamic_shapes`` names.
     """
     _check(model)
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
     with evaluation(model):
-        return torch.onnx.export(
+        program = torch.onnx.export(
             model, arguments, Path(path), custom_translation_table=table, **settings
         )
+    _check_dynamic(program, settings.get("dynamic_shapes"), path)
+    return program
 
 
 def translation_table() -> dict[Any, Callable[..., Any]]:
@@ -71,6 +75,19 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         torch.ops.adderize.adder_conv2d.default: adder_conv2d,
         torch.ops.adderize.binary_conv2d.default: binary_conv2d,
     }
+
+
+def _check_dynamic(program: Any, shapes: Any, path: str | os.PathLike[str]) -> None:
+    """Raise where sizes were to vary and all are fixed, as torch 2.6 does where they have names."""
+    wanted = [size for size in pytree.tree_leaves(shapes) if size is not None]
+    if not wanted or program is None:
+        return
+    sizes = [size for input in program.model.graph.inputs for size in input.shape or ()]
+    if all(isinstance(size, int) for size in sizes):
+        raise AdderizeError(
+            f"{path} was written for inputs of {sizes} alone, though dynamic_shapes asked for "
+            "others: pass torch.export.Dim.AUTO for the sizes that vary, or use a newer torch"
+        )
 
 
 def _check(model: nn.Module) -> None:

@@ -165,6 +165,7 @@ def test_wrong_sources(tmp_path: Path) -> None:
         Statistics((0.5, 0.5), (1.0, 1.0)),
         Statistics((0.5,), (0.0,)),
         Statistics((0.5,), (math.nan,)),
+        Statistics((0.5,), (58.0,)),
         Statistics((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
     ]:
         with pytest.raises(AdderizeError, match="expected 3 of each, of pixels in"):

@@ -67,17 +67,35 @@ def resnet18() -> nn.Module:
 
 def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
     import onnx
+    from onnx.inliner import inline_local_functions
 
     model = resnet18()
     sizes = ({0: "batch", 2: "height", 3: "width"},)
+    if torch.__version__ < (2, 7):  # it knows no names of sizes
+        sizes = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)
     path = tmp_path / "resnet18.onnx"
     session = export(model, torch.randn(2, 3, 64, 64), path, dynamic_shapes=sizes)
     # Differences in the last digits grow through the layers of an untrained network.
     for size in ((2, 3, 64, 64), (1, 3, 96, 80)):
         assert relative_error(session, model, torch.randn(size)) < 2e-4
-    nodes = onnx.load(path).graph.node
+    nodes = inline_local_functions(onnx.load(path)).graph.node
     assert sum(node.op_type == "Loop" for node in nodes) == 19
     assert {node.domain for node in nodes} == {""}
+
+
+def test_sizes_that_torch_fixes_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = torch.onnx.export
+
+    def with_fixed_sizes(*args: Any, dynamic_shapes: Any, **kwargs: Any) -> Any:
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", with_fixed_sizes)
+    layer, input, path = AdderConv2d(4, 6, 3), torch.randn(2, 4, 9, 9), tmp_path / "m.onnx"
+    with pytest.raises(AdderizeError, match=r"m.onnx was written for inputs of \[2, 4, 9, 9\]"):
+        export(layer, input, path, dynamic_shapes=({0: "batch"},))
+    assert export(layer, input, path, dynamic_shapes=None)
 
 
 def test_memory_does_not_grow_with_the_taps(tmp_path: Path) -> None:

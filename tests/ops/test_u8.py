@@ -221,8 +221,18 @@ def test_tracing() -> None:
     torch.library.opcheck(adder_conv2d_u8_packed, (x, pack(w, 2), [*w.shape], *values))
 
     class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            tensors = (w, *(value for value in values if isinstance(value, Tensor)))
+            self.tensors = torch.nn.ParameterList(
+                torch.nn.Parameter(tensor, requires_grad=False) for tensor in tensors
+            )
+
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = adder_conv2d_u8(x, w, *values)
+            rest = iter(self.tensors)
+            w = next(rest)
+            given = [next(rest) if isinstance(value, Tensor) else value for value in values]
+            y: Tensor = adder_conv2d_u8(x, w, *given)
             return y
 
     program = torch.export.export(Layer(), (x,))

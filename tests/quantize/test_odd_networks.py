@@ -110,7 +110,12 @@ ODD = [
     FiltersParameter,
     AsksDtype,
     LargestChannel,
-    SwappedHalves,
+    pytest.param(
+        SwappedHalves,
+        marks=pytest.mark.skipif(
+            torch.__version__ < (2, 7), reason="fx of torch 2.6 traces no list in torch.cat"
+        ),
+    ),
     PoolsAll,
     TakenName,
     SharedActivation,
@@ -172,6 +177,9 @@ def test_a_norm_that_sees_other_dimensions_than_the_adder_stays_float():
     assert relative_error(quantized(images), model(images)) < 0.1
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="torch 2.6 pickles no graph with annotations in words"
+)
 def test_pickling_keeps_the_network_and_its_report():
     quantized = quantize(trained(Residual()), [X])
     twin = pickle.loads(pickle.dumps(quantized))

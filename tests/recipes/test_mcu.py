@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_network(mnist_folder: Path, tmp_path: Path
         (("--method", "median"), "expected one of minmax"),
         (("--trained", "nowhere"), "nowhere"),
         (("--kd-teacher", "nowhere"), "kd-teacher"),
-        (("--kd-mean", "0.1", "0.2"), "expected one a channel"),
+        (("--kd-mean", "0.1", "0.2"), "--kd-mean and --kd-std: mean is (0.1, 0.2)"),
     ],
 )
 def test_mistakes(
