@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+PROCESSES := --numprocesses $(JOBS) --dist loadfile
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
 .PHONY: help install mnist rv32i test test-oldest docs dist zoo sanitize aarch64 format clean
@@ -40,7 +41,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest $(PROCESSES)
 
 # The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: machine
 # code, which newer releases of Triton write, and benchmarks beside onnxruntime. torch 2.6 writes ONNX that
@@ -59,7 +60,8 @@ test-oldest: $(UV)
 	$(UV) venv --quiet --clear --python 3.11 build/oldest
 	$(UV) pip install --quiet --python $(OLDEST)/python --resolution lowest-direct -e '.[test]' 'protobuf==6.*'
 	$(UV) pip check --quiet --python $(OLDEST)/python
-	PATH=$(abspath $(OLDEST)):$$PATH $(OLDEST)/python -m pytest $(addprefix --ignore=,$(OLDEST_LEFT_OUT))
+	PATH=$(abspath $(OLDEST)):$$PATH $(OLDEST)/python -m pytest $(PROCESSES) \
+		$(addprefix --ignore=,$(OLDEST_LEFT_OUT))
 
 docs: $(INSTALLED)
 	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null \
