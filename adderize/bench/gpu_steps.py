@@ -21,6 +21,21 @@ class Network(NamedTuple):
     batch: int
     size: tuple[int, ...] | None = None
 
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        return self.size or input_size(self.arch, build(self.arch))
+
+
+def run_step(network: Network, precision: str, device: str) -> None:
+    """One step of the adder network, not timed; arguments as those of :func:`measure_step`."""
+    _step("adder", network, precision, device)()
+
+
+def _step(kind: str, network: Network, precision: str, device: str) -> Callable[[], object]:
+    images = noise(network.input_size, network.batch, device)
+    step = training_step(kind, twin(kind, network.arch, device), images)
+    return gpu.in_precision("tf32" if precision == "fp32" else precision, step, device)
+
 
 def measure_step(network: Network, precision: str, device: str, **timing: Any) -> dict[str, Any]:
     """Milliseconds and peak memory of both networks' steps, their ratio, and the adder's phases.
@@ -33,8 +48,7 @@ def measure_step(network: Network, precision: str, device: str, **timing: Any) -
         device: where.
         timing: `rounds` and `seconds` of :func:`adderize.bench.timing.side_by_side`.
     """
-    size = network.size or input_size(network.arch, build(network.arch))
-    name = "tf32" if precision == "fp32" else precision
+    size = network.input_size
     row: dict[str, Any] = {
         "arch": network.arch,
         "batch": network.batch,
@@ -43,9 +57,7 @@ def measure_step(network: Network, precision: str, device: str, **timing: Any) -
     }
     calls: dict[str, Callable[[], object]] = {}
     for kind in TWINS:
-        images = noise(size, network.batch, device)
-        step = training_step(kind, twin(kind, network.arch, device), images)
-        calls[kind] = gpu.in_precision(name, step, device)
+        calls[kind] = _step(kind, network, precision, device)
         # Of each network alone, as nothing else is allocated in its second step.
         row[f"{kind}_peak_mb"] = gpu.peak_megabytes(calls[kind], device)
     best = side_by_side(calls, **timing)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from adderize.bench import gpu
+from adderize.bench.compiling import run_in_processes
 from adderize.bench.networks import noise, training_step, twin
 from adderize.errors import AdderizeError
 from adderize.ops.choice import choose
+
+_SHARES = 8
 
 
 class Tuned(NamedTuple):
@@ -48,17 +53,39 @@ def tune(
         AdderizeError: another device, or Triton does not serve it.
     """
     choosing = _choosing(device)
-    network = twin("adder", arch, device)
-    step = training_step("adder", network, noise(input_size, batch, device))
+    steps = arch, input_size, batch, tuple(precisions), device
+    run_in_processes(partial(_run_share, *steps, index) for index in range(_SHARES))
     with choosing.timing() as tiles:
         try:
-            for name in precisions:
-                with gpu.precision(name, device):
-                    step()
+            _run_steps(*steps)
         finally:
             # What was timed before an error, or before someone lost patience, holds.
             file = choosing.keep(torch.device(device), tiles)
     return Tuned(file, len(tiles))
+
+
+def _run_steps(
+    arch: str, input_size: tuple[int, ...], batch: int, precisions: Sequence[str], device: str
+) -> None:
+    network = twin("adder", arch, device)
+    step = training_step("adder", network, noise(input_size, batch, device))
+    for name in precisions:
+        with gpu.precision(name, device):
+            step()
+
+
+def _run_share(*steps: Any) -> None:
+    """Runs one in so many tiles without timing it, so that it is compiled; index: which."""
+    *arguments, index = steps
+    choosing, number = _choosing(arguments[-1]), itertools.count()
+
+    def run(launch: Callable[[Any], object], tile: Any) -> float:
+        mine = next(number) % _SHARES == index
+        # What was run is chosen, and run again: no other one is compiled.
+        return 0.0 if mine and choosing.runs(launch, tile) else 1.0
+
+    with choosing.timing(run):
+        _run_steps(*arguments)
 
 
 def kept(device: str = "cuda") -> Tuned:

@@ -35,7 +35,7 @@ class Code(NamedTuple):
 def compile_tile(
     kernel: Any, tile: Tile, sm: int, dtype: str = "fp32", even: bool = True, **flags: Any
 ) -> Code:
-    """A kernel of tiles; four values of the summed dimension are a turn of its loop."""
+    """A kernel of tiles; a turn of its loop sums POSITIONS, CHUNK or else four values."""
     options = {
         name: value
         for name, value in tile.options().items()
@@ -44,7 +44,7 @@ def compile_tile(
     constants = {name: value for name, value in tile.options().items() if name.isupper()}
     constants |= {"EVEN": even, "OUT_NHWC": True, **flags}
     code = _compile(kernel, constants, options, sm, dtype)
-    pairs = tile.rows * tile.columns * constants.get("POSITIONS", 4)
+    pairs = tile.rows * tile.columns * constants.get("POSITIONS", constants.get("CHUNK", 4))
     return code._replace(per_pair=code.per_pair / (pairs / 32 / options["num_warps"]))
 
 

@@ -33,7 +33,9 @@ class Form(NamedTuple):
 
 
 _FORWARD = Form(forward.forward, FORWARD, {"OUT_NHWC": True})
-_INPUT = Form(input_gradient.input_gradient, INPUT_GRADIENT, {"OUT_NHWC": True, "SIGN": False})
+_INPUT = Form(
+    input_gradient.input_gradient, INPUT_GRADIENT, {"OUT_NHWC": True, "SIGN": False, "CHUNK": 8}
+)
 _SIGNS = Form(sign_filter_gradient.dense, SIGN_FILTER_GRADIENT, {"POSITIONS": SIGN_POSITIONS})
 
 FORMS = {
@@ -43,9 +45,10 @@ FORMS = {
     "forward, odd channels": _FORWARD._replace(tiles=FORWARD_ODD, even=False),
     "input gradient": _INPUT,
     "input gradient, bf16": _INPUT._replace(dtype="bf16"),
-    "input gradient, NCHW": _INPUT._replace(flags={"OUT_NHWC": False, "SIGN": False}),
-    "input gradient, odd channels": _INPUT._replace(even=False),
-    "input gradient, sign": _INPUT._replace(flags={"OUT_NHWC": True, "SIGN": True}),
+    "input gradient, NCHW": _INPUT._replace(flags=_INPUT.flags | {"OUT_NHWC": False}),
+    "input gradient, filters by four": _INPUT._replace(flags=_INPUT.flags | {"CHUNK": 4}),
+    "input gradient, odd channels": _INPUT._replace(flags=_INPUT.flags | {"CHUNK": 4}, even=False),
+    "input gradient, sign": _INPUT._replace(flags=_INPUT.flags | {"SIGN": True}),
     "filter gradient, sign": _SIGNS,
     "filter gradient, sign, bf16": _SIGNS._replace(dtype="bf16"),
 }

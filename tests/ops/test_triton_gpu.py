@@ -31,7 +31,7 @@ pytestmark = [
 adder_conv2d = torch.ops.adderize.adder_conv2d
 LAYERS = {
     f"{channels} to {filters}, {groups} groups, {kernel}x{kernel}/{stride}, {gradient}": Case(
-        (8, channels, 28, 28),
+        (2, channels, 28, 28),
         (filters, channels // groups, kernel, kernel),
         stride=(stride, stride),
         padding=(kernel // 2, kernel // 2),

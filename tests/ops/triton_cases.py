@@ -136,20 +136,27 @@ def operands(case: Case, device: str) -> tuple[Tensor, Tensor]:
     return input.to(device), weight.to(device)
 
 
-def errors(case: Case, device: str) -> list[float]:
-    """Relative errors of the output, the input's gradient and the filters' gradient."""
+def results(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the output; the output, the input's gradient and the filters' gradient."""
     from adderize.ops import triton as kernels
 
     input, weight = operands(case, device)
     output = kernels.adder_conv2d(input, weight, case.geometry)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(device)
-    results = (
+    return (
+        grad,
         output,
         kernels.adder_conv2d_input_gradient(grad, input, weight, case.geometry, case.gradient),
         kernels.adder_conv2d_weight_gradient(grad, input, weight, case.geometry, case.gradient),
     )
-    assert [r.dtype for r in results] == [torch.float32, case.dtype, case.dtype]
-    for image in results[:2]:
+
+
+def errors(case: Case, device: str) -> list[float]:
+    """Relative errors of the output, the input's gradient and the filters' gradient."""
+    input, weight = operands(case, device)
+    grad, *found = results(case, device)
+    assert [r.dtype for r in found] == [torch.float32, case.dtype, case.dtype]
+    for image in found[:2]:
         wanted = torch.channels_last if case.channels_last else torch.contiguous_format
         assert image.is_contiguous(memory_format=wanted) or not image.numel()
     expected = oracle.adder_conv2d(
@@ -162,17 +169,17 @@ def errors(case: Case, device: str) -> list[float]:
         groups=case.groups,
         gradient=case.gradient,
     )
-    assert [r.shape for r in results] == [e.shape for e in expected]
+    assert [r.shape for r in found] == [e.shape for e in expected]
     return [
         oracle.relative_error(result.cpu(), wanted)
-        for result, wanted in zip(results, expected, strict=True)
+        for result, wanted in zip(found, expected, strict=True)
     ]
 
 
 def compile_kernels(case: Case | None) -> None:
     """Leaves a case's kernels in Triton's cache, or all tiles'; what fails is the tests' to say."""
     with contextlib.suppress(Exception):
-        errors(case, "cuda") if case else every_tile_gives_the_same_bits("cuda")
+        results(case, "cuda") if case else every_tile_gives_the_same_bits("cuda")
 
 
 def tolerances(case: Case) -> list[float]:
@@ -216,7 +223,7 @@ def tuned() -> dict[str, bool]:
     input, weight = operands(case, "cpu")
     grad = torch.randn(2, 10, 6, 4, generator=torch.Generator().manual_seed(1))
 
-    def results() -> list[Tensor]:
+    def computed() -> list[Tensor]:
         backward = kernels.adder_conv2d_input_gradient
         return [
             kernels.adder_conv2d(input, weight, case.geometry),
@@ -230,13 +237,13 @@ def tuned() -> dict[str, bool]:
         launched.append(tile)
         return -float(len(launched))
 
-    expected = results()
+    expected = computed()
     with choosing.timing(timer) as tiles:
-        found = results()
+        found = computed()
     layers = {
-        "forward bfloat16 48x10x4x1",
-        "input gradient bfloat16 40x6x6x1",
-        "input gradient bfloat16 signs 40x6x6x1",
+        "forward bfloat16 48x10x12x1x1",
+        "input gradient bfloat16 40x6x20x1x2",
+        "input gradient bfloat16 signs 40x6x20x1x2",
     }
     return {
         "the same bits": all(map(torch.equal, found, expected)),

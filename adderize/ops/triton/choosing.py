@@ -124,11 +124,18 @@ def kept(device: torch.device) -> tuple[Path, int]:
     return tuned.file_of(machine), len(tuned.known(machine))
 
 
-def milliseconds(launch: Launch, tile: Tile) -> float:
-    """Best of several launches on the current CUDA device; infinite where the tile cannot run."""
+def runs(launch: Launch, tile: Tile) -> bool:
+    """Launches a tile; whether the device has the registers and the shared memory for it."""
     try:
         launch(tile)
     except triton.runtime.errors.OutOfResources:
+        return False
+    return True
+
+
+def milliseconds(launch: Launch, tile: Tile) -> float:
+    """Best of several launches on the current CUDA device; infinite where the tile cannot run."""
+    if not runs(launch, tile):
         return float("inf")
     times: list[float] = []
     for _ in range(_REPEATS):

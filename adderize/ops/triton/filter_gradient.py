@@ -15,6 +15,7 @@ from adderize.ops import convolution
 from adderize.ops.formats import is_channels_last, is_nhwc, memory_format
 from adderize.ops.geometry import Geometry
 from adderize.ops.triton.kernels import filter_gradient as passes
+from adderize.ops.triton.tiles import columns_of
 
 _ELEMENTS = 2048  # of a tile: 16 a thread
 _SAMPLED_POSITIONS = 512
@@ -46,7 +47,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _tile(channels: int, nhwc: bool) -> dict[str, int]:
     """Tiles as long as possible in the direction of the memory."""
-    columns = min(64, max(4, triton.next_power_of_2(channels))) if nhwc else 8
+    columns = columns_of(channels) if nhwc else 8
     vector = math.gcd(channels, 8)
     return {"ROWS": _ELEMENTS // columns, "COLUMNS": columns, "VECTOR": vector, "num_warps": 4}
 

@@ -12,6 +12,7 @@ filters at every pixel of its channel, or of small groups at least at those that
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,6 +29,7 @@ from adderize.ops.triton.filter_gradient import full_filter_gradient
 from adderize.ops.triton.kernels import forward as dense_forward
 from adderize.ops.triton.kernels import input_gradient as dense_input_gradient
 from adderize.ops.triton.kernels import sign_filter_gradient
+from adderize.ops.triton.kernels.group_sums import group_sums
 from adderize.ops.triton.kernels.parts import add_parts
 from adderize.ops.triton.kernels.slope_operands import slope_operands
 from adderize.ops.triton.layer import Layer, filters_by_tap
@@ -38,9 +40,14 @@ from adderize.ops.triton.tiles import (
     INPUT_GRADIENT,
     SIGN_POSITIONS,
     Tile,
+    chunk,
+    columns_of,
+    sign_splits,
     sign_tile,
     splits,
 )
+
+_ELEMENTS = 2048  # of a tile of a pass over memory: 16 a thread
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -94,8 +101,8 @@ def _dense_forward(
 ) -> Tensor:
     even = layer.channels % 4 == 0
     tiles = FORWARD if even else FORWARD_ODD
-    steps = layer.taps * -(-layer.channels // 4)
-    count = splits(layer.groups * _blocks(layer.positions, layer.filters, tiles[0]), steps)
+    terms = layer.taps * layer.channels
+    count = splits(layer.groups * _blocks(layer.positions, layer.filters, tiles[0]), terms)
     target = output if count == 1 else _parts(count, output)
 
     def launch(tile: Tile) -> None:
@@ -112,7 +119,7 @@ def _dense_forward(
             **tile.options(),
         )
 
-    work = Work(layer.positions, layer.filters, -(-steps // count), layer.groups * count)
+    work = Work(layer.positions, layer.filters, -(-terms // count), layer.groups * count)
     launch(choose_tile(launch, tiles, work, image.device, ("forward", _dtype_name(image))))
     return output if count == 1 else _summed(target, output)
 
@@ -134,7 +141,8 @@ def adder_conv2d_input_gradient(
             channelwise.input_gradient(images, weight, result, layer, **flags)
             return result
         filters, centre = _slope_operands(weight, layer, sign)
-        operands = output_gradient, _group_sums(grad, layer.groups), image, filters, centre
+        sums = _group_sums(output_gradient, layer)
+        operands = output_gradient, sums, image, filters, centre
         return _dense_input_gradient(operands, result, layer, flags)
 
 
@@ -162,10 +170,24 @@ def _slope_operands(weight: Tensor, layer: Layer, sign: bool) -> tuple[Tensor, T
     return slopes, centre
 
 
-def _group_sums(grad: Tensor, groups: int) -> Tensor:
-    """The sum of g over each group's filters: (N, OH, OW, groups)."""
-    grouped: Tensor = grad.unflatten(1, (groups, -1))
-    return grouped.sum(2).permute(0, 2, 3, 1).contiguous()
+def _group_sums(grad: Tensor, layer: Layer) -> Tensor:
+    """The sum of g over each group's filters: (N, OH, OW, groups); g in N,H,W,C order."""
+    size = layer.images, layer.out_height, layer.out_width, layer.groups
+    sums = torch.empty(size, dtype=torch.float32, device=grad.device)
+    columns = columns_of(layer.filters)
+    rows = _ELEMENTS // columns
+    group_sums[(-(-layer.positions // rows) * layer.groups,)](
+        grad,
+        sums,
+        layer.positions,
+        layer.filters,
+        layer.groups,
+        ROWS=rows,
+        COLUMNS=columns,
+        VECTOR=math.gcd(layer.filters, 4),
+        num_warps=4,
+    )
+    return sums
 
 
 def _dense_input_gradient(
@@ -174,9 +196,9 @@ def _dense_input_gradient(
     residues_h, residues_w = layer.residues
     rows = layer.images * -(-layer.height // residues_h) * -(-layer.width // residues_w)
     residues = residues_h * residues_w
-    steps = -(-layer.taps // residues) * -(-layer.filters // 4)
+    terms = -(-layer.taps // residues) * layer.filters
     copies = residues * layer.groups
-    count = splits(copies * _blocks(rows, layer.channels, INPUT_GRADIENT[0]), steps)
+    count = splits(copies * _blocks(rows, layer.channels, INPUT_GRADIENT[0]), terms)
     target = result if count == 1 else _parts(count, result)
 
     def launch(tile: Tile) -> None:
@@ -188,12 +210,13 @@ def _dense_input_gradient(
             *layer.periods,
             count,
             result.numel(),
+            CHUNK=chunk(layer.filters),
             EVEN=layer.filters % 4 == 0,
             **flags,
             **tile.options(),
         )
 
-    work = Work(rows, layer.channels, -(-steps // count), copies * count)
+    work = Work(rows, layer.channels, -(-terms // count), copies * count, tensors=2)
     kernel = "input gradient", _dtype_name(result), *(("signs",) if flags["SIGN"] else ())
     launch(choose_tile(launch, INPUT_GRADIENT, work, result.device, kernel))
     return result if count == 1 else _summed(target, result)
@@ -232,7 +255,7 @@ def _dense_sign_gradient(grad: Tensor, image: Tensor, filters: Tensor, layer: La
     padded = layer._replace(filters=grad.shape[4], channels=image.shape[4])
     tile = sign_tile(padded.filters)
     blocks = layer.groups * _blocks(padded.filters, layer.taps * padded.channels, tile)
-    count = splits(blocks, layer.positions // SIGN_POSITIONS, most=256, warps=tile.warps)
+    count = sign_splits(blocks, tile, layer.positions // SIGN_POSITIONS)
     parts = _parts(count, filters)
     sign_filter_gradient.dense[(blocks * count,)](
         grad,

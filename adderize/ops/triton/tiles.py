@@ -8,13 +8,18 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Rows by columns of a tile, and the threads along both; each thread holds a patch of it."""
+    """Rows by columns of a tile, and the threads along both; each thread holds a patch of it.
+
+    `registers` of a thread at most; `rate`: pairs of an input and a filter value in a cycle, of a
+    multiprocessor that is full of such tiles (an H100, long sums).
+    """
 
     rows: int
     columns: int
     row_threads: int
     column_threads: int
     registers: int | None = None
+    rate: float = 40.0
 
     @property
     def warps(self) -> int:
@@ -35,47 +40,70 @@ class Tile(NamedTuple):
         }
 
 
-# 168 registers a thread let three blocks of 128 threads share a multiprocessor. The input gradient
-# holds a tile of the input as well, and needs all 255 for patches of 8 by 8.
+# Small blocks wait less for one another: 64 threads with patches of 8 by 8 are the fastest where
+# there is much to do. 168 registers a thread let 12 warps share a multiprocessor, 128 let 16.
 FORWARD = (
-    Tile(128, 64, 16, 8, 168),
-    Tile(64, 128, 8, 16, 168),
-    Tile(128, 128, 16, 16, 168),
-    Tile(128, 128, 16, 8),
-    Tile(64, 64, 8, 8, 168),
-    Tile(128, 32, 16, 4, 168),
-    Tile(32, 32, 8, 8, 168),
-    Tile(256, 16, 32, 2, 168),
+    Tile(128, 64, 16, 8, 168, 45.7),
+    Tile(64, 64, 8, 8, 168, 47.4),
+    Tile(64, 128, 8, 16, 168, 47.2),
+    Tile(128, 128, 16, 8, None, 49.4),
+    Tile(64, 64, 16, 8, 128, 41.3),
+    Tile(128, 32, 16, 4, 168, 44.5),
+    Tile(64, 32, 8, 8, 128, 38.7),
+    Tile(128, 16, 16, 4, 168, 29.3),
 )
 # Where channels are not a multiple of 4, their masks take registers as well: narrow tiles would
 # spill in the loop.
 FORWARD_ODD = tuple(
     tile._replace(registers=None) if tile.column_threads < 8 else tile for tile in FORWARD
 )
+# It holds a tile of the input as well, and needs all 255 registers for patches of 8 by 8.
 INPUT_GRADIENT = (
-    Tile(128, 64, 16, 8),
-    Tile(64, 128, 8, 16),
-    Tile(128, 128, 16, 16),
-    Tile(64, 64, 8, 8),
-    Tile(64, 64, 16, 8),
-    Tile(128, 32, 16, 4),
-    Tile(32, 32, 8, 8),
-    Tile(128, 16, 32, 2),
+    Tile(128, 64, 16, 8, None, 37.0),
+    Tile(64, 64, 8, 8, None, 38.3),
+    Tile(64, 32, 8, 4, None, 40.2),
+    Tile(64, 64, 16, 8, 168, 37.1),
+    Tile(64, 32, 8, 8, 168, 38.6),
+    Tile(128, 16, 16, 4, None, 31.5),
 )
 # Of filters by the values of a filter: for many, some and few filters. A turn of the loop takes so
 # many positions: those that 128 threads read of 64 values with one load each.
 SIGN_FILTER_GRADIENT = (Tile(64, 64, 16, 8), Tile(32, 64, 8, 8), Tile(16, 64, 4, 8))
 SIGN_POSITIONS = 8
 
-# Enough for two blocks of four warps on each of an H100's multiprocessors. It does not follow the
-# device, because the parts of a sum change its rounding.
-_WARPS = 264 * 4
+# Into how many parts sums are cut follows an H100, not the device: it changes their rounding.
+_MULTIPROCESSORS = 132
+_WARPS = 2 * _MULTIPROCESSORS * 4  # two blocks of four warps on each
 _FEWEST_STEPS = 16
+# Of a sum's cost, what each further part adds in the sign filter gradient.
+_PART = 0.003
 
 
-def splits(blocks: int, steps: int, most: int = 8, warps: int = 4) -> int:
-    """Into how many parts to cut sums of `steps` steps, so that a few blocks fill a device."""
-    return max(1, min(_WARPS // (blocks * warps), steps // _FEWEST_STEPS, most))
+def chunk(summed: int) -> int:
+    """How many of the summed filters a turn of the input gradient's loop takes: many wait less."""
+    return 8 if summed % 8 == 0 else 4
+
+
+def splits(blocks: int, terms: int, most: int = 8) -> int:
+    """Into how many parts to cut sums of so many terms, so that a few blocks fill a device."""
+    return max(1, min(_WARPS // (blocks * 4), terms // (4 * _FEWEST_STEPS), most))
+
+
+def sign_splits(blocks: int, tile: Tile, steps: int, most: int = 256) -> int:
+    """Likewise for the sign filter gradient, whose blocks are few: the last ones end together."""
+    at_once = _MULTIPROCESSORS * 12 // tile.warps
+    counts = range(1, max(1, min(most, steps // _FEWEST_STEPS)) + 1)
+
+    def time(count: int) -> float:
+        return -(-blocks * count // at_once) / count + _PART * count * blocks / at_once
+
+    return min(counts, key=time)
+
+
+def columns_of(channels: int, most: int = 64) -> int:
+    """How many neighbouring channels a tile of a pass over memory takes: few lie idle."""
+    sizes = (2**power for power in range(most.bit_length() - 1, 1, -1))
+    return next((size for size in sizes if 8 * (-channels % size) <= channels), 4)
 
 
 def sign_tile(filters: int) -> Tile:

@@ -106,7 +106,7 @@ def _read(file: Path, machine: Machine) -> dict[str, Tile]:
 
 def _tile(layer: str, sizes: Any) -> Tile:
     count = len(Tile._fields)
-    right = isinstance(sizes, list) and all(isinstance(s, (int, type(None))) for s in sizes)
+    right = isinstance(sizes, list) and all(isinstance(s, int | float | None) for s in sizes)
     if not right or len(sizes) != count:
         raise ValueError(f"the tile of {layer!r} is {sizes!r}; expected {count} sizes")
     return Tile(*sizes)

@@ -51,10 +51,37 @@ def neighbours(tile, per_group, GROUPS: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def flat(numbers):
+    """(GROUPS, VECTOR) numbers, of neighbours from a multiple of VECTOR on, in one dimension.
+
+    Memory is read and written in two dimensions, rows by numbers: along a third the compiler finds
+    neither rows nor groups contiguous, and lays a warp along either. Reshaped, it has to be told.
+    """
+    vector: tl.constexpr = numbers.shape[1]
+    numbers = tl.reshape(numbers, [numbers.shape[0] * vector])
+    return tl.multiple_of(tl.max_contiguous(numbers, vector), vector)
+
+
+@triton.jit
+def flat_mask(real, VECTOR: tl.constexpr):
+    """A mask of (GROUPS,) for all of their vectors' elements, in one dimension."""
+    groups: tl.constexpr = real.shape[0]
+    real = tl.reshape(tl.broadcast_to(real[:, None], [groups, VECTOR]), [groups * VECTOR])
+    return tl.max_constancy(real, VECTOR)
+
+
+@triton.jit
+def load_vectors(at, mask, GROUPS: tl.constexpr):
+    """(ROWS, GROUPS, VECTOR) of pointers to (ROWS, GROUPS * VECTOR), 0 where masked."""
+    rows: tl.constexpr = at.shape[0]
+    values = tl.load(at, mask=mask, other=0.0)
+    return tl.reshape(values, [rows, GROUPS, at.shape[1] // GROUPS])
+
+
+@triton.jit
 def _store(at, tile, image, pixel, number, live, real, pixels, all_numbers, NHWC: tl.constexpr):
     rows: tl.constexpr = tile.shape[0]
     columns: tl.constexpr = tile.shape[1] * tile.shape[2]
-    number, real = tl.reshape(number, [columns]), tl.reshape(real, [columns])
     row_at, column_at = offsets(image, pixel, number, pixels, all_numbers, NHWC)
     mask = live[:, None] & real[None, :]
     tl.store(at + row_at[:, None] + column_at[None, :], tl.reshape(tile, [rows, columns]), mask)
@@ -94,10 +121,11 @@ def forward(
     tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
     filter, group = neighbours(tile, filters, GROUPS, OUT)
     image, out_row, out_column, live = locate_in_image(program, out_height, out_width, ROWS)
-    real, real_group = filter < all_filters, group < groups
+    real = filter < all_filters
     top, left = out_row * stride_h - padding_h, out_column * stride_w - padding_w
     x_row = ((image * height + top) * width + left) * (channels * groups)
-    x_at = x_row[:, None, None] + (group * channels)[None, :, None] + tl.arange(0, IN)
+    x_at = x_row[:, None] + flat((group * channels)[:, None] + tl.arange(0, IN)[None, :])[None, :]
+    real_x = flat_mask(group < groups, IN)[None, :]
     total = tl.zeros([ROWS, GROUPS, OUT], tl.float32)
     w_row = tl.full([], 0, tl.int64)
     for tap_h in range(kernel_height):
@@ -106,16 +134,18 @@ def forward(
         for tap_w in range(kernel_width):
             column = left + tap_w * dilation_w
             inside = inside_row & (column >= 0) & (column < width)
-            mask = inside[:, None, None] & real_group[None, :, None]
+            mask = inside[:, None] & real_x
             offset = (tap_h * dilation_h * width.to(tl.int64) + tap_w * dilation_w) * groups
             x_tap_ptr = x_ptr + offset * channels
             for channel in range(0, channels, IN):
-                x = tl.load(x_tap_ptr + x_at + channel, mask=mask, other=0.0).to(tl.float32)
+                x = load_vectors(x_tap_ptr + x_at + channel, mask, GROUPS).to(tl.float32)
                 for index in tl.static_range(IN):
                     w = tl.load(w_ptr + w_row + filter, mask=real, other=0.0)
                     w_row += all_filters
                     total += tl.abs(_column(x, index, IN) - w[None, :, :])
     pixel, pixels = out_row * out_width + out_column, out_height * out_width
+    filter = flat(filter)
+    real = filter < all_filters
     _store(y_ptr, -total, image, pixel, filter, live, real, pixels, all_filters, OUT_NHWC)
 
 
@@ -166,11 +196,11 @@ def input_gradient(
     )
     row, column = row * stride_h + residue_h, column * stride_w + residue_w
     live = live & (row < height) & (column < width)
-    real, real_group = channel < all_channels, group < groups
-    mask = live[:, None, None] & real[None, :, :]
+    real, flat_channel = channel < all_channels, flat(channel)
+    flat_real = flat_channel < all_channels
     pixel = row * width + column
-    x_at = ((image * height * width + pixel) * all_channels)[:, None, None] + channel[None, :, :]
-    x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
+    x_at = ((image * height * width + pixel) * all_channels)[:, None] + flat_channel[None, :]
+    x = load_vectors(x_ptr + x_at, live[:, None] & flat_real[None, :], GROUPS).to(tl.float32)
     centre = tl.load(w_ptr + channel, mask=real, other=0.0)
     centre = tl.zeros_like(centre) if SIGN else tl.clamp(centre, -65504.0, 65504.0)
     scale: tl.constexpr = 1.0 if SIGN else 0.5
@@ -183,7 +213,8 @@ def input_gradient(
     out_column = (column + padding_w - first_w * dilation_w) // stride_w
     step_h, step_w = period_h * dilation_h // stride_h, period_w * dilation_w // stride_w
     g_row = ((image * out_height + out_row) * out_width + out_column) * (filters * groups)
-    g_at = g_row[:, None, None] + (group * filters)[None, :, None] + tl.arange(0, IN)
+    g_at = g_row[:, None] + flat((group * filters)[:, None] + tl.arange(0, IN)[None, :])[None, :]
+    real_g = flat_mask(group < groups, IN)[None, :]
     total = tl.zeros([ROWS, GROUPS, OUT], tl.float32)
     g_sum = tl.zeros([ROWS, GROUPS, 1], tl.float32)
     least = tl.zeros([GROUPS, OUT], tl.float32)
@@ -193,13 +224,13 @@ def input_gradient(
         for back in range(tl.cdiv(tl.maximum(kernel_width - first_w, 0), period_w)):
             seen = out_column - back * step_w
             inside = seen_row & (seen >= 0) & (seen < out_width)
-            mask_g = inside[:, None, None] & real_group[None, :, None]
+            mask_g = inside[:, None] & real_g
             offset = (up * step_h * out_width.to(tl.int64) + back * step_w) * groups
             g_tap_ptr = g_ptr - offset * filters
             tap = (first_h + up * period_h) * kernel_width + first_w + back * period_w
             w_row = tap.to(tl.int64) * (filters * all_channels)
             for filter in range(0, filters, IN):
-                g = tl.load(g_tap_ptr + g_at + filter, mask=mask_g, other=0.0)
+                g = load_vectors(g_tap_ptr + g_at + filter, mask_g, GROUPS)
                 for index in tl.static_range(IN):
                     w = tl.load(w_ptr + w_row + channel, mask=real, other=0.0)
                     w_row += all_channels
@@ -211,4 +242,6 @@ def input_gradient(
     total = total * 2 - g_sum + tl.where(least == least, 0.0, least)[None, :, :]
     total = tl.where(x == x, total, x)
     pixels = height * width
-    _store(dx_ptr, total, image, pixel, channel, live, real, pixels, all_channels, OUT_NHWC)
+    _store(
+        dx_ptr, total, image, pixel, flat_channel, live, flat_real, pixels, all_channels, OUT_NHWC
+    )

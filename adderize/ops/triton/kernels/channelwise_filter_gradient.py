@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adderize.ops.triton.kernels.channelwise import neighbours
+from adderize.ops.triton.kernels.channelwise import flat, flat_mask, load_vectors, neighbours
 from adderize.ops.triton.kernels.depthwise import (
     column_of_taps,
     replaced,
@@ -176,11 +176,13 @@ def grouped(
     tile, program = unravel(tl.program_id(0), tl.cdiv(all_filters, GROUPS * OUT))
     chunk, split = unravel(program, kernel_height * kernel_width * (channels // IN))
     filter, group = neighbours(tile, filters, GROUPS, OUT)
-    real, real_group = filter < all_filters, group < groups
+    real, flat_filter = filter < all_filters, flat(filter)
+    real_g, real_x = (flat_filter < all_filters)[None, :], flat_mask(group < groups, IN)[None, :]
     tap = chunk // (channels // IN)
     down = tap // kernel_width * dilation_h - padding_h
     right = tap % kernel_width * dilation_w - padding_w
     channel = group[:, None] * channels + chunk % (channels // IN) * IN + tl.arange(0, IN)[None, :]
+    channel = flat(channel)[None, :]
     steps = images.to(tl.int64) * tl.cdiv(out_height * out_width, ROWS)
     start = (steps * split // splits).to(tl.int32)
     stop = (steps * (split + 1) // splits).to(tl.int32)
@@ -194,8 +196,7 @@ def grouped(
         row = tl.minimum(out_row * stride_h, height - 1)
         column = tl.minimum(out_column * stride_w, width - 1)
         first = ((image * height + row) * width + column) * (channels * groups)
-        mask = live[:, None, None] & real_group[None, :, None]
-        pixels = tl.load(x_ptr + first[:, None, None] + channel[None, :, :], mask=mask, other=0.0)
+        pixels = load_vectors(x_ptr + first[:, None] + channel, live[:, None] & real_x, GROUPS)
         centre = _mean(pixels, live)
     total = tl.zeros([ROWS, GROUPS, IN, OUT], tl.float32)
     g_sum = tl.zeros([ROWS, GROUPS, OUT], tl.float64)
@@ -205,11 +206,10 @@ def grouped(
         inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         g_at = ((image * out_height + out_row) * out_width + out_column) * all_filters
         x_at = ((image * height + row) * width + column) * (channels * groups)
-        mask_g = live[:, None, None] & real[None, :, :]
-        g = tl.load(g_ptr + g_at[:, None, None] + filter[None, :, :], mask=mask_g, other=0.0)
-        mask_x = inside[:, None, None] & real_group[None, :, None]
-        x = tl.load(x_ptr + x_at[:, None, None] + channel[None, :, :], mask=mask_x, other=0.0)
-        x = x.to(tl.float32)
+        g_at = g_ptr + g_at[:, None] + flat_filter[None, :]
+        g = load_vectors(g_at, live[:, None] & real_g, GROUPS)
+        x_at = x_ptr + x_at[:, None] + channel
+        x = load_vectors(x_at, inside[:, None] & real_x, GROUPS).to(tl.float32)
         if SIGN:
             difference = tl.reshape(x, [ROWS, GROUPS, IN, 1]) - w[None, :, :, :]
             sign = tl.fma(slope(difference, True), 2.0, -1.0)

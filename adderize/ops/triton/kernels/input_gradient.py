@@ -34,6 +34,16 @@ def _add(total, g, w, x, SIGN: tl.constexpr):
     return tl.fma(g[:, None, :, None], slope(w[None, :, None, :] - x, SIGN), total)
 
 
+@triton.jit
+def _add_four(total, g, w, x, SIGN: tl.constexpr):
+    g0, g1, g2, g3 = four_columns(g, total.shape[0], total.shape[2])
+    w0, w1, w2, w3 = four_columns(w, total.shape[1], total.shape[3])
+    total = _add(total, g0, w0, x, SIGN)
+    total = _add(total, g1, w1, x, SIGN)
+    total = _add(total, g2, w2, x, SIGN)
+    return _add(total, g3, w3, x, SIGN)
+
+
 @triton.jit(do_not_specialize=[*GEOMETRY, "period_h", "period_w", "splits", "dx_split"])
 def input_gradient(
     g_ptr,
@@ -67,6 +77,7 @@ def input_gradient(
     ROW_THREADS: tl.constexpr,
     COLUMN_THREADS: tl.constexpr,
     STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
     EVEN: tl.constexpr,
     OUT_NHWC: tl.constexpr,
     SIGN: tl.constexpr,
@@ -75,12 +86,12 @@ def input_gradient(
 
     g and x are N,H,W,C, g_sum is the sum of g over a group's filters (N, OH, OW, groups), w is w'
     as (groups, kh, kw, Cin/groups, Cout/groups), and the centre c is (Cin,). The taps that a pixel
-    sees lie a period = stride / gcd(stride, dilation) apart. EVEN: the filters of a group are a
-    multiple of 4.
+    sees lie a period = stride / gcd(stride, dilation) apart. A turn of the loop sums CHUNK filters,
+    4 or 8. EVEN: those of a group are a multiple of it.
     """
     ROW_REGISTERS: tl.constexpr = ROWS // ROW_THREADS
     COLUMN_REGISTERS: tl.constexpr = COLUMNS // COLUMN_THREADS
-    UNIT: tl.constexpr = 4 if EVEN else 1
+    UNIT: tl.constexpr = CHUNK if EVEN else 1
     column_tiles = tl.cdiv(channels, COLUMNS)
     # A program is a tile of the pixels of one residue, a part of the sums, a group and a tile of
     # its channels.
@@ -144,18 +155,18 @@ def input_gradient(
     w_row = group * kernel_height * kernel_width * tap_size
     w_row += tl.minimum(channel, channels - 1).to(tl.int64) * filters
     if EVEN:
-        g_row = tl.multiple_of(g_row, 4)
-        w_row = tl.multiple_of(w_row, 4)
+        g_row = tl.multiple_of(g_row, CHUNK)
+        w_row = tl.multiple_of(w_row, CHUNK)
     four = tl.arange(0, 4)
     g_row_ptr = g_ptr + g_row[:, None] + four[None, :]
     w_row_ptr = w_ptr + w_row[:, None] + four[None, :]
 
-    chunks = tl.cdiv(filters, 4)
+    chunks = tl.cdiv(filters, CHUNK)
     steps = (taps_h * taps_w * chunks).to(tl.int64)
     start = (steps * split // splits).to(tl.int32)
     stop = (steps * (split + 1) // splits).to(tl.int32)
     tap = start // chunks
-    filter = (start % chunks) * 4
+    filter = (start % chunks) * CHUNK
     tap_h = tap // tl.maximum(taps_w, 1)
     tap_w = tap % tl.maximum(taps_w, 1)
     up = tap_h * step_h
@@ -181,18 +192,18 @@ def input_gradient(
         if EVEN:
             g = tl.load(g_at, mask=inside, other=0.0)
             w = tl.load(w_at)
+            if CHUNK == 8:
+                g_more = tl.load(g_at + 4, mask=inside, other=0.0)
+                w_more = tl.load(w_at + 4)
         else:
             exists = (filter + four < filters)[None, :]
             g = tl.load(g_at, mask=inside & exists, other=0.0)
             w = tl.load(w_at, mask=exists, other=0.0)
-        g0, g1, g2, g3 = four_columns(g, ROW_REGISTERS, ROW_THREADS)
-        w0, w1, w2, w3 = four_columns(w, COLUMN_REGISTERS, COLUMN_THREADS)
-        total = _add(total, g0, w0, x, SIGN)
-        total = _add(total, g1, w1, x, SIGN)
-        total = _add(total, g2, w2, x, SIGN)
-        total = _add(total, g3, w3, x, SIGN)
-        step = 1 if EVEN else tl.minimum(filters - filter, 4)
-        filter += 4
+        total = _add_four(total, g, w, x, SIGN)
+        if CHUNK == 8:
+            total = _add_four(total, g_more, w_more, x, SIGN)
+        step = 1 if EVEN else tl.minimum(filters - filter, CHUNK)
+        filter += CHUNK
         last_filter = filter >= filters
         filter = tl.where(last_filter, 0, filter)
         back += tl.where(last_filter, step_w, 0)
