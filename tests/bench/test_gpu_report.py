@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.bench import cifar_epoch, gpu, gpu_limits, gpu_report
+from adderize.bench import cifar_epoch, gpu, gpu_limits, gpu_report, gpu_steps, layers
 from adderize.bench.cifar_epoch import Epoch, measure_epoch
 from adderize.bench.gpu_report import ON_CPU, ON_GPU, write_report
 from adderize.bench.gpu_steps import Network
@@ -124,6 +124,35 @@ def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
         "limits", *["layers"] * 9, *["steps"] * 4, "cifar", *["steps"] * 6, "cifar", "cifar"
     ]  # fmt: skip
     assert {network.batch for network in ON_GPU.networks} == {128}
+
+
+def test_what_is_compiled_first_runs_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where nothing is to be compiled; the epochs by their options."""
+    ran: list[Any] = []
+    monkeypatch.setattr(gpu_report, "measure_epoch", lambda epoch, limit: ran.append(epoch))
+    monkeypatch.setattr(gpu_report, "run_step", lambda *what: ran.append(what))
+    monkeypatch.setattr(gpu_report, "run_passes", lambda *what: ran.append(what))
+    for call in gpu_report._untimed(ON_CPU, "cpu"):
+        call()
+    assert ran[0].options[-4:] == ("--epochs", "1", "--max-steps", "3")
+    (network,) = ON_CPU.networks
+    assert ran[1:3] == [(network, "fp32", "cpu"), (network, "bf16", "cpu")]
+    assert ran[3:] == [(layer, "cpu") for layer in ON_CPU.layers]
+
+
+def test_the_passes_of_a_layer_and_a_step_run_without_being_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[str] = []
+
+    def passes(name: str) -> dict[str, Callable[[], object]]:
+        return {"forward": lambda: called.append(name)}
+
+    rivals = {name: passes(name) for name in ("convolution", "adder", "adder_bf16")}
+    monkeypatch.setattr(layers, "_rivals", lambda *arguments, **flags: rivals)
+    layers.run_passes(ON_CPU.layers[0], "cpu")
+    assert called == ["adder", "adder_bf16"]
+    gpu_steps.run_step(TINY.networks[0], "bf16", "cpu")
 
 
 def _process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

@@ -24,7 +24,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from adderize.ops import triton as kernels
 from adderize.ops.triton.layer import Layer
-from adderize.ops.triton.tiles import sign_tile, splits
+from adderize.ops.triton.tiles import chunk, columns_of, sign_splits, sign_tile, splits
 from tests.ops import triton_cases
 from tests.ops.triton_cases import CASES
 
@@ -72,11 +72,35 @@ def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any])
 
 
 def test_sums_are_split_where_tiles_are_few() -> None:
-    assert splits(blocks=1000, steps=1152) == 1
-    assert splits(blocks=64, steps=1152) == 4
-    assert splits(blocks=1, steps=1152) == 8
-    assert splits(blocks=1, steps=16) == 1
-    assert splits(blocks=1, steps=1) == 1
+    assert splits(blocks=1000, terms=4608) == 1
+    assert splits(blocks=64, terms=4608) == 4
+    assert splits(blocks=1, terms=4608) == 8
+    assert splits(blocks=1, terms=64) == 1
+    assert splits(blocks=1, terms=1) == 1
+
+
+def test_sign_gradients_are_split_until_blocks_end_together() -> None:
+    """Three blocks of 128 threads share each of 132 multiprocessors: 396 at once."""
+    tile = sign_tile(64)
+    assert tile.warps == 4
+    # 256 filters of 2304 values make 144 tiles: alone they would leave most lanes idle.
+    count = sign_splits(144, tile, steps=3136)
+    assert 144 * count / 396 / -(-144 * count // 396) > 0.95
+    assert sign_splits(396, tile, steps=3136) == 1
+    assert sign_splits(1, tile, steps=16) == sign_splits(1, tile, steps=1) == 1
+    assert sign_splits(1, tile, steps=10**6) == 256
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns"),
+    [(1, 4), (3, 4), (16, 16), (24, 8), (60, 64), (96, 32), (144, 32), (112, 16), (960, 64)],
+)
+def test_passes_over_memory_take_columns_that_waste_little(channels: int, columns: int) -> None:
+    assert columns_of(channels) == columns
+
+
+def test_the_input_gradient_takes_eight_filters_where_they_come_in_eights() -> None:
+    assert [chunk(filters) for filters in (8, 64, 12, 4, 3)] == [8, 8, 4, 4, 4]
 
 
 def test_tiles_of_signs_hold_few_filters_without_waste() -> None:

@@ -44,11 +44,11 @@ class Tile(NamedTuple):
 # there is much to do. 168 registers a thread let 12 warps share a multiprocessor, 128 let 16.
 FORWARD = (
     Tile(128, 64, 16, 8, 168, 45.7),
-    Tile(64, 64, 8, 8, 168, 47.4),
-    Tile(64, 128, 8, 16, 168, 47.2),
-    Tile(128, 128, 16, 8, None, 49.4),
-    Tile(64, 64, 16, 8, 128, 41.3),
-    Tile(128, 32, 16, 4, 168, 44.5),
+    Tile(64, 64, 8, 8, 168, 47.6),
+    Tile(64, 128, 8, 16, 168, 47.5),
+    Tile(128, 128, 16, 8, None, 50.3),
+    Tile(64, 64, 16, 8, 128, 41.4),
+    Tile(128, 32, 16, 4, 168, 44.4),
     Tile(64, 32, 8, 8, 128, 38.7),
     Tile(128, 16, 16, 4, 168, 29.3),
 )
@@ -59,12 +59,12 @@ FORWARD_ODD = tuple(
 )
 # It holds a tile of the input as well, and needs all 255 registers for patches of 8 by 8.
 INPUT_GRADIENT = (
-    Tile(128, 64, 16, 8, None, 37.0),
-    Tile(64, 64, 8, 8, None, 38.3),
-    Tile(64, 32, 8, 4, None, 40.2),
-    Tile(64, 64, 16, 8, 168, 37.1),
-    Tile(64, 32, 8, 8, 168, 38.6),
-    Tile(128, 16, 16, 4, None, 31.5),
+    Tile(128, 64, 16, 8, None, 37.4),
+    Tile(64, 64, 8, 8, None, 38.8),
+    Tile(64, 32, 8, 4, None, 40.4),
+    Tile(64, 64, 16, 8, 168, 37.5),
+    Tile(64, 32, 8, 8, 168, 39.1),
+    Tile(128, 16, 16, 4, None, 31.7),
 )
 # Of filters by the values of a filter: for many, some and few filters. A turn of the loop takes so
 # many positions: those that 128 threads read of 64 values with one load each.

@@ -78,7 +78,9 @@ def forward(
     x_row = x_row * pixel_size + group * channels
     filter = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     taps = kernel_height * kernel_width
-    w_row = (group * filters + tl.minimum(filter, filters - 1)).to(tl.int64) * (taps * channels)
+    # Beyond the last filter different ones are read: one address, read by all blocks, would take
+    # turns (an H100 took up to 13 times as long).
+    w_row = (group * filters + filter % filters).to(tl.int64) * (taps * channels)
     if EVEN:
         x_row = tl.multiple_of(x_row, 4)
         w_row = tl.multiple_of(w_row, 4)

@@ -153,7 +153,8 @@ def input_gradient(
     g_row = g_pixel * g_pixel_size + group * filters
     tap_size = channels.to(tl.int64) * filters
     w_row = group * kernel_height * kernel_width * tap_size
-    w_row += tl.minimum(channel, channels - 1).to(tl.int64) * filters
+    # Beyond the last channel different ones are read, as in the forward pass.
+    w_row += (channel % channels).to(tl.int64) * filters
     if EVEN:
         g_row = tl.multiple_of(g_row, CHUNK)
         w_row = tl.multiple_of(w_row, CHUNK)
