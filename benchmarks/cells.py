@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from adderize.bench import gpu_report
 from adderize.bench.layers import LAYERS, Layer
 
 Row = Mapping[str, Any]
@@ -28,9 +29,17 @@ def network_and_batch(row: Row) -> str:
     return f"{cell}, {row['instruction_set'].upper()}" if "instruction_set" in row else cell
 
 
+_KNOWN = {layer.name: layer for layer in (*LAYERS, *gpu_report.LAYERS)}
+
+
 def layer(name: str) -> str:
-    """A layer of `adderize bench layers` in words; other names as they are."""
-    return next((_in_words(each) for each in LAYERS if each.name == name), name)
+    """A layer of `adderize bench layers` or of a GPU's report in words; other names as they are."""
+    return _in_words(_KNOWN[name]) if name in _KNOWN else name
+
+
+def is_grouped(name: str) -> bool:
+    """Whether it is a known layer of groups, such as a depthwise one."""
+    return name in _KNOWN and _KNOWN[name].geometry.groups > 1
 
 
 def _in_words(layer: Layer) -> str:

@@ -3,7 +3,8 @@
     python -m benchmarks.collect NAME --title "AMD Zen 4, 2 cores" FILE ... [--note TEXT ...]
 
 writes `benchmarks/NAME.json` with the limits of ``adderize bench limits --threads 1`` and the rows
-of the others, rounded to four digits. ``python -m benchmarks.pages`` then rewrites the tables.
+of the others, rounded to four digits. Of a GPU the one FILE is what ``adderize bench gpu-report``
+wrote. ``python -m benchmarks.pages`` then rewrites the tables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adderize.errors import AdderizeError
+from benchmarks.gpu_reports import of_a_gpu
 from benchmarks.machines import FOLDER, Machine, check, text
 
 _DIGITS = 4
@@ -29,6 +31,11 @@ def collected(title: str, notes: Sequence[str], reports: Sequence[Mapping[str, A
     """
     abouts = [report["machine"] for report in reports]
     machine: Machine = {"machine": _about(title, notes, abouts)}
+    if any("what" not in report for report in reports):
+        if len(reports) > 1:
+            raise AdderizeError("a GPU's report is one of several files; expected it alone")
+        sections: Machine = _rounded(of_a_gpu(reports[0]))
+        return machine | sections
     for report in reports:
         if report["what"] == "limits":
             if "limits" in machine:
@@ -54,7 +61,9 @@ def _about(title: str, notes: Sequence[str], abouts: Sequence[Mapping[str, Any]]
         "cores": first["cores"],
         "threads": max(about["threads"] for about in abouts),
         "features": first["features"],
-        "versions": {"torch": first["torch"], **first["versions"]},
+        **({"gpu": first["gpu"]} if "gpu" in first else {}),
+        "versions": {"torch": first["torch"], **first["versions"]}
+        | ({"cuda": first["cuda"]} if "cuda" in first else {}),
         "date": max(about["date"] for about in abouts),
         "notes": list(notes),
     }

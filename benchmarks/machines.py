@@ -117,7 +117,10 @@ ROWS: dict[str, dict[str, _Check]] = {
         "layers": _is_text,
         **dict.fromkeys(("pairs_per_second", "percent_of_limit", "ratio"), _is_figure),
     },
-    "step": _SPEEDS,
+    "step": {
+        **_SPEEDS,
+        **dict.fromkeys(("adder_phases_ms", "adder_bf16_phases_ms"), _are_figures),
+    },
     "inference": _SPEEDS,
     "int8": {
         **_NETWORK,

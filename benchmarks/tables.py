@@ -11,6 +11,7 @@ from benchmarks.cells import (
     TERA,
     Row,
     chosen,
+    is_grouped,
     layer,
     network,
     network_and_batch,
@@ -51,7 +52,8 @@ def _step_cell(machine: Machine, arch: str) -> str:
         half = row["adder_bf16_ms"] / row["cnn_bf16_ms"]
         return f"{row['adder_ms'] / row['cnn_tf32_ms']:.1f}; {half:.1f} in bf16"
     for row in _of(machine.get("cuda_graph", ()), arch):
-        return f"{row['adder_s_per_epoch'] / row['cnn_s_per_epoch']:.1f}, as a CUDA graph"
+        if "cnn_s_per_epoch" in row:
+            return f"{row['adder_s_per_epoch'] / row['cnn_s_per_epoch']:.1f}, as a CUDA graph"
     return ""
 
 
@@ -201,66 +203,83 @@ def gpu_step(machine: Machine) -> Table:
     )
 
 
-_FILTERS = "adder float32, bf16; convolution TF32, bf16"
+def gpu_phases(machine: Machine) -> Table:
+    """Milliseconds of the kernels of an adder network's step, and of the whole step."""
+    keys = {"float32": "adder", "bf16": "adder_bf16"}
+    steps = [
+        (f"{network(row)}, {name}", row[f"{key}_phases_ms"], row[f"{key}_ms"])
+        for row in machine["step"]
+        for name, key in keys.items()
+        if f"{key}_phases_ms" in row
+    ]
+    return Table(
+        ["kernels, ms", *steps[0][1], "all kernels", "whole step"],
+        [
+            [
+                name,
+                *(number(ms, 1) for ms in phases.values()),
+                number(sum(phases.values()), 1),
+                number(step, 1),
+            ]
+            for name, phases, step in steps
+        ],
+    )
 
 
 def gpu_rates(machine: Machine) -> Table:
-    """Layers of which pairs a second are known."""
+    """Layers of one group: pairs a second."""
     return Table(
         [
             "layer",
-            "forward, T pairs/s",
-            "input gradient, T pairs/s",
-            f"filter gradient, ms: {_FILTERS}",
+            "forward, T pairs/s (of the limit)",
+            "input gradient, T pairs/s (of the limit)",
+            "filter gradient, ms: float32, bf16 (the convolution's)",
         ],
         [
             [
-                row["layer"],
-                *(
-                    f"{row[name]['pairs_per_second'] / TERA:.1f}"
-                    for name in ("forward", "input gradient")
-                ),
-                _filters(row["filter gradient"]),
+                layer(row["layer"]),
+                *(_tera_pairs(row[name]) for name in ("forward", "input gradient")),
+                _beside(row["filter gradient"]),
             ]
             for row in machine["layers"]
-            if "pairs_per_second" in row["forward"]
+            if not is_grouped(row["layer"])
         ],
     )
+
+
+def _tera_pairs(figures: Row) -> str:
+    return f"{figures['pairs_per_second'] / TERA:.1f} ({_percent(figures)})"
 
 
 def gpu_ms(machine: Machine) -> Table:
-    """Layers of which only milliseconds are known."""
+    """Layers of groups, which are bound by memory: milliseconds."""
     return Table(
         [
-            "layer, ms (the convolution's)",
-            "forward",
-            "input gradient",
-            f"filter gradient: {_FILTERS}",
+            "layer, ms: adder float32, bf16; convolution TF32, bf16",
+            *("forward", "input gradient", "filter gradient"),
         ],
         [
             [
-                row["layer"],
+                layer(row["layer"]),
                 *(
-                    f"{row[name]['adder_ms']:.2f} ({row[name]['convolution_ms']:.2f})"
-                    for name in ("forward", "input gradient")
+                    _of_groups(row[name])
+                    for name in ("forward", "input gradient", "filter gradient")
                 ),
-                _filters(row["filter gradient"]),
             ]
             for row in machine["layers"]
-            if "pairs_per_second" not in row["forward"]
+            if is_grouped(row["layer"])
         ],
     )
 
 
-def _filters(row: Row) -> str:
-    adder, convolution = (
-        f"{two_digits(row[full])}, {two_digits(row[half])}"
-        for full, half in (
-            ("adder_ms", "adder_bf16_ms"),
-            ("convolution_tf32_ms", "convolution_bf16_ms"),
-        )
-    )
-    return f"{adder}; {convolution}"
+def _beside(figures: Row) -> str:
+    pairs = ((figures[f"adder{end}_ms"], figures[f"convolution{end}_ms"]) for end in ("", "_bf16"))
+    return ", ".join(f"{adder:.2f} ({convolution:.2f})" for adder, convolution in pairs)
+
+
+def _of_groups(figures: Row) -> str:
+    keys = (("adder_ms", "adder_bf16_ms"), ("convolution_tf32_ms", "convolution_bf16_ms"))
+    return "; ".join(", ".join(f"{figures[key]:.2f}" for key in pair) for pair in keys)
 
 
 # By the name behind a machine's in a page.
@@ -273,6 +292,7 @@ OF_MACHINE: dict[str, Callable[[Machine], Table]] = {
     "int8": int8,
     "int8-ms": int8_ms,
     "gpu-step": gpu_step,
+    "gpu-phases": gpu_phases,
     "gpu-rates": gpu_rates,
     "gpu-ms": gpu_ms,
 }
