@@ -132,21 +132,28 @@ def write_report(
         "cifar": [],
         "failed": {},
         "left_out": [],
+        "took": {},
         "seconds": 0.0,
     }
+
+    def tick(name: str) -> None:
+        before, report["seconds"] = report["seconds"], clock() - start
+        report["took"][name] = report["seconds"] - before
+        _write(file, report)
+
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
         if gpu.is_cuda(device):
             run_in_processes(_untimed(settings, device))
+            tick("compiling")
         for part in _parts(settings, device, lambda: budget - (clock() - start)):
             name = f"{part.section}: {part.name}"
             if budget - (clock() - start) < _LEAST_SECONDS:
                 report["left_out"].append(name)
             else:
                 _add(report, part, name)
-            report["seconds"] = clock() - start
-            _write(file, report)
+            tick(name)
     finally:
         torch.backends.cudnn.benchmark = benchmark
     return report

@@ -96,6 +96,8 @@ def test_what_no_time_is_left_for_is_named(tmp_path: Path, monkeypatch: pytest.M
     report = write_report(tmp_path / "r.json", "cpu", 50.0, clock=lambda: float(next(ticks)))
     assert report["layers"] == report["steps"] == [{"done": True}]
     assert report["left_out"] == ["cifar: 2", "layers: 3", "steps: 4"]
+    assert list(report["took"])[:2] == ["layers: 0", "steps: 1"]
+    assert sum(report["took"].values()) == report["seconds"]
 
 
 def test_results_are_in_the_file_before_the_last_one_is_there(
