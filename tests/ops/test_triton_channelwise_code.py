@@ -40,8 +40,9 @@ def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> N
     found = forecast(LAYERS[name], kernel, sm, dtype, SIGN=sign)
     loop, whole = found.machine.loop, found.machine.whole
     # A limit of registers, ours or the assembler's, may cost one instruction in a hundred before
-    # and after the loop (of groups also Triton 3.6's, 8 in all); in the loop only that of fp16's filter gradient, whose conversions take
-    # registers, where fewer blocks on a multiprocessor would cost more.
+    # and after the loop (of groups also Triton 3.6's, 8 in all); in the loop only that of fp16's
+    # filter gradient, whose conversions take registers, where fewer blocks on a multiprocessor
+    # would cost more.
     strict = sm >= 90 and dtype == "fp32" and not sign
     grouped = LAYERS[name].channels > 1
     assert found.machine.spills <= (8 * grouped if strict else found.instructions // 100)
