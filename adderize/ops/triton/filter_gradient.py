@@ -15,9 +15,8 @@ from adderize.ops import convolution
 from adderize.ops.formats import is_channels_last, is_nhwc, memory_format
 from adderize.ops.geometry import Geometry
 from adderize.ops.triton.kernels import filter_gradient as passes
-from adderize.ops.triton.tiles import columns_of
+from adderize.ops.triton.tiles import memory_tile
 
-_ELEMENTS = 2048  # of a tile: 16 a thread
 _SAMPLED_POSITIONS = 512
 _PROGRAMS = 528
 _BLOCK = 512
@@ -45,19 +44,12 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if is_nhwc(tensor) else tensor.contiguous()
 
 
-def _tile(channels: int, nhwc: bool) -> dict[str, int]:
-    """Tiles as long as possible in the direction of the memory."""
-    columns = columns_of(channels) if nhwc else 8
-    vector = math.gcd(channels, 8)
-    return {"ROWS": _ELEMENTS // columns, "COLUMNS": columns, "VECTOR": vector, "num_warps": 4}
-
-
 def _totals(grad: Tensor, dtype: torch.dtype, wanted: torch.memory_format) -> tuple[Tensor, Tensor]:
     """g in a dtype and a memory format, and parts of its sums: (splits, channels), float64."""
     images, channels, height, width = grad.shape
     copied = grad.dtype != dtype or not grad.is_contiguous(memory_format=wanted)
     copy = torch.empty_like(grad, dtype=dtype, memory_format=wanted) if copied else grad
-    tile = _tile(channels, is_nhwc(grad))
+    tile = memory_tile(channels, is_nhwc(grad))
     column_tiles = -(-channels // tile["COLUMNS"])
     steps = -(-images * height * width // tile["ROWS"])
     splits = max(1, min(steps, _PROGRAMS // column_tiles))
@@ -100,7 +92,7 @@ def _centred(
     padded = torch.empty(
         (images, channels, *size), dtype=input.dtype, device=input.device, memory_format=wanted
     )
-    tile, flags["OUT_NHWC"] = _tile(channels, is_nhwc(input)), wanted == torch.channels_last
+    tile, flags["OUT_NHWC"] = memory_tile(channels, is_nhwc(input)), wanted == torch.channels_last
     blocks = -(-images * size[0] * size[1] // tile["ROWS"]) * -(-channels // tile["COLUMNS"])
     passes.centred[(blocks,)](
         input, centre, padded, images, height, width, channels, *padding, **flags, **tile

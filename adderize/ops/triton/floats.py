@@ -12,7 +12,6 @@ filters at every pixel of its channel, or of small groups at least at those that
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,13 +40,11 @@ from adderize.ops.triton.tiles import (
     SIGN_POSITIONS,
     Tile,
     chunk,
-    columns_of,
+    memory_tile,
     sign_splits,
     sign_tile,
     splits,
 )
-
-_ELEMENTS = 2048  # of a tile of a pass over memory: 16 a thread
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -174,19 +171,9 @@ def _group_sums(grad: Tensor, layer: Layer) -> Tensor:
     """The sum of g over each group's filters: (N, OH, OW, groups); g in N,H,W,C order."""
     size = layer.images, layer.out_height, layer.out_width, layer.groups
     sums = torch.empty(size, dtype=torch.float32, device=grad.device)
-    columns = columns_of(layer.filters)
-    rows = _ELEMENTS // columns
-    group_sums[(-(-layer.positions // rows) * layer.groups,)](
-        grad,
-        sums,
-        layer.positions,
-        layer.filters,
-        layer.groups,
-        ROWS=rows,
-        COLUMNS=columns,
-        VECTOR=math.gcd(layer.filters, 4),
-        num_warps=4,
-    )
+    tile = memory_tile(layer.filters)
+    blocks = -(-layer.positions // tile["ROWS"]) * layer.groups
+    group_sums[(blocks,)](grad, sums, layer.positions, layer.filters, layer.groups, **tile)
     return sums
 
 

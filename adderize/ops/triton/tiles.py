@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,7 @@ SIGN_POSITIONS = 8
 _MULTIPROCESSORS = 132
 _WARPS = 2 * _MULTIPROCESSORS * 4  # two blocks of four warps on each
 _FEWEST_STEPS = 16
+_ELEMENTS = 2048  # of a tile of a pass over memory: 16 a thread
 # Of a sum's cost, what each further part adds in the sign filter gradient.
 _PART = 0.003
 
@@ -100,8 +102,15 @@ def sign_splits(blocks: int, tile: Tile, steps: int, most: int = 256) -> int:
     return min(counts, key=time)
 
 
+def memory_tile(channels: int, nhwc: bool = True) -> dict[str, int]:
+    """The constants of a pass over an image's memory: tiles as long as possible along it."""
+    columns = columns_of(channels) if nhwc else 8
+    vector = math.gcd(channels, 8)
+    return {"ROWS": _ELEMENTS // columns, "COLUMNS": columns, "VECTOR": vector, "num_warps": 4}
+
+
 def columns_of(channels: int, most: int = 64) -> int:
-    """How many neighbouring channels a tile of a pass over memory takes: few lie idle."""
+    """How many neighbouring channels such a tile takes: few of them lie idle."""
     sizes = (2**power for power in range(most.bit_length() - 1, 1, -1))
     return next((size for size in sizes if 8 * (-channels % size) <= channels), 4)
 

@@ -119,13 +119,6 @@ def four_columns(tile, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
 
 
 @triton.jit
-def halves(tile, REGISTERS: tl.constexpr, THREADS: tl.constexpr):
-    """The first four and the last four columns of a (REGISTERS * THREADS, 8) tile."""
-    parts = tl.reshape(tile, [REGISTERS * THREADS, 2, 4])
-    return tl.split(tl.permute(parts, 0, 2, 1))
-
-
-@triton.jit
 def advance(image, row, column, images_on, rows_on, columns_on, height, width):
     """A position so many images, rows (below `height`) and columns (below `width`) further on."""
     column += columns_on
