@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ SIGN_POSITIONS = 8
 
 # Into how many parts sums are cut follows an H100, not the device: it changes their rounding.
 _MULTIPROCESSORS = 132
-_WARPS = 2 * _MULTIPROCESSORS * 4  # two blocks of four warps on each
+_WARPS = 12  # that share a multiprocessor, of 168 registers a thread
 _FEWEST_STEPS = 16
 _ELEMENTS = 2048  # of a tile of a pass over memory: 16 a thread
 # Of a sum's cost, what each further part adds in the sign filter gradient.
@@ -87,13 +88,14 @@ def chunk(summed: int) -> int:
 
 
 def splits(blocks: int, terms: int, most: int = 8) -> int:
-    """Into how many parts to cut sums of so many terms, so that a few blocks fill a device."""
-    return max(1, min(_WARPS // (blocks * 4), terms // (4 * _FEWEST_STEPS), most))
+    """Into how many parts to cut sums of so many terms, so that two blocks a multiprocessor are there."""
+    return max(1, min(2 * _MULTIPROCESSORS // blocks, terms // (4 * _FEWEST_STEPS), most))
 
 
+@functools.lru_cache(maxsize=4096)
 def sign_splits(blocks: int, tile: Tile, steps: int, most: int = 256) -> int:
     """Likewise for the sign filter gradient, whose blocks are few: the last ones end together."""
-    at_once = _MULTIPROCESSORS * 12 // tile.warps
+    at_once = _MULTIPROCESSORS * _WARPS // tile.warps
     counts = range(1, max(1, min(most, steps // _FEWEST_STEPS)) + 1)
 
     def time(count: int) -> float:
