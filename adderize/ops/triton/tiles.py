@@ -88,7 +88,7 @@ def chunk(summed: int) -> int:
 
 
 def splits(blocks: int, terms: int, most: int = 8) -> int:
-    """Into how many parts to cut sums of so many terms, so that two blocks a multiprocessor are there."""
+    """Into how many parts to cut sums of so many terms: for two blocks a multiprocessor."""
     return max(1, min(2 * _MULTIPROCESSORS // blocks, terms // (4 * _FEWEST_STEPS), most))
 
 
