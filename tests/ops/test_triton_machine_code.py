@@ -36,10 +36,12 @@ def test_every_form_in_every_tile(name: str, tile: Tile, sm: int) -> None:
 def _check(name: str, tile: Tile, code: Code, sm: int) -> None:
     assert code.lanes, "lanes lie along the registers' dimensions of a tile"
     assert code.ways == 1, f"bank conflicts: {code.loads}"
-    assert code.opcodes["LDL"] + code.opcodes["STL"] <= code.opcodes.total() // 1000
-    # Before and after the loop a few values may spill where they are converted or lie apart, and
-    # of the input gradient, whose loop takes all registers.
-    assert code.spills <= (64 if "," in name or name == "input gradient" else 2 * (sm == 80))
+    # The input gradient's loop takes all registers: one instruction in 200 may reload a value.
+    takes_all = name.startswith("input gradient")
+    reloads = code.opcodes["LDL"] + code.opcodes["STL"]
+    assert reloads <= (code.opcodes.total() // 200 if takes_all else 0)
+    # Before and after the loop also others spill, where values are converted or lie apart.
+    assert code.spills <= (72 if takes_all else 24 * ("," in name))
     assert code.registers <= (tile.registers or 255)
     patch = tile.rows * tile.columns // tile.row_threads // tile.column_threads
     if patch == 64 and name in _MOST:
