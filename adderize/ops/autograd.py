@@ -55,9 +55,8 @@ def register(library: torch.library.Library) -> None:
     """Gradients and autocast of the float ops."""
     for name, float_op in FLOAT_OPS.items():
         _register_gradients(library, name, float_op)
-        op = getattr(torch.ops.adderize, name).default
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            _register_autocast(library, op, float_op.cast, device_type, key)
+            _register_autocast(library, _op(name), float_op.cast, device_type, key)
 
 
 def gradients(ctx: Any, grad: Tensor, gradient: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
@@ -86,6 +85,7 @@ def _register_gradients(library: torch.library.Library, name: str, float_op: Flo
     op, gradient_ops = _op(name), {of: _op(f"{name}_{of}_gradient") for of in ("input", "weight")}
 
     def gradient(of: str, *operands: Any) -> Tensor:
+        # Nothing asks for a second derivative; what Dynamo traces cannot hold the guard.
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             return _below_autograd(gradient_ops[of], *operands)
         result: Tensor = gradient_ops[of](*operands)
@@ -127,7 +127,7 @@ def _register_function(
 
     def kernel(*arguments: Any) -> Tensor:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+            result: Tensor = function.apply(*arguments)
             return result
         return _below_autograd(op, *arguments)
 
@@ -148,11 +148,12 @@ def _register_autocast(
     library: torch.library.Library, op: Any, cast: Cast, device_type: str, key: str
 ) -> None:
     dispatch_key = getattr(torch._C.DispatchKey, key)
+    excluded = torch._C.DispatchKeySet(dispatch_key)
 
-    def kernel(keyset: Any, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(dispatch_key)):
+    def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
             output: Tensor = op(*cast(input, weight, device_type), *arguments)
             return output
 
-    library.impl(op._schema.name.partition("::")[2], kernel, key, with_keyset=True)
-    op.py_impl(dispatch_key)(lambda *arguments: kernel(None, *arguments))
+    library.impl(op._opname, kernel, key)
+    op.py_impl(dispatch_key)(kernel)

@@ -59,8 +59,8 @@ class Geometry(NamedTuple):
             AdderizeError: the shapes do not fit each other, or the geometry.
         """
         try:
-            return _known_output_shape(self, tuple(input), tuple(weight))
-        except TypeError:  # sizes of a program that is being traced have no hash
+            return _known_output_shape(self, input, weight)
+        except TypeError:  # lists, and sizes of a program that is being traced, have no hash
             return _output_shape(self, input, weight)
 
     def within(self, image: Sequence[int]) -> Geometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ def is_unrolled(layer: Layer) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def forward_launch(layer: Layer) -> Launch:
     if is_unrolled(layer):
         tile = _depthwise_tile(layer)
@@ -57,6 +59,7 @@ def forward_launch(layer: Layer) -> Launch:
     return Launch(channelwise.forward, tile, programs, turns)
 
 
+@functools.lru_cache(maxsize=4096)
 def input_gradient_launch(layer: Layer) -> Launch:
     columns = -(-layer.width // layer.stride_w)
     if is_unrolled(layer):
@@ -74,6 +77,7 @@ def input_gradient_launch(layer: Layer) -> Launch:
     return Launch(channelwise.input_gradient, tile, programs * residues, turns)
 
 
+@functools.lru_cache(maxsize=4096)
 def filter_gradient_launch(layer: Layer, sign: bool) -> Launch:
     kernel = channelwise_filter_gradient.depthwise
     if is_unrolled(layer):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
 from adderize.ops import convolution
@@ -120,7 +119,7 @@ def _finished(
         taps,
         groups,
         BLOCK=_BLOCK,
-        SPLITS=triton.next_power_of_2(splits),
+        SPLITS=1 << (splits - 1).bit_length(),
         CENTRED=centre is not None,
         CONVOLUTION_NHWC=is_channels_last(convolution),
         W_NHWC=wanted == torch.channels_last,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -35,29 +37,7 @@ class Layer(NamedTuple):
 
     @classmethod
     def of(cls, input: Tensor, weight: Tensor, geometry: Geometry) -> Layer:
-        images, _, height, width = input.shape
-        filters, channels, *kernel = weight.shape
-        size = geometry.output_size(input.shape[2:], kernel)
-        if max(height * width, math.prod(size), math.prod(kernel) * channels) > _MOST_PIXELS:
-            raise AdderizeError(
-                f"an image of {height} x {width} pixels under filters of {tuple(weight.shape)} is "
-                f"beyond the GPU kernels' {_MOST_PIXELS} pixels: cut it into tiles"
-            )
-        stride, padding, dilation, groups = geometry.within((height, width))
-        return cls(
-            images,
-            height,
-            width,
-            *size,
-            channels,
-            filters // groups,
-            groups,
-            kernel[0],
-            kernel[1],
-            *stride,
-            *padding,
-            *dilation,
-        )
+        return _layer(input.shape, weight.shape, geometry)
 
     @property
     def taps(self) -> int:
@@ -90,6 +70,33 @@ class Layer(NamedTuple):
 _FEWEST_CHANNELS = 16
 
 
+@functools.lru_cache(maxsize=4096)
+def _layer(input: Sequence[int], weight: Sequence[int], geometry: Geometry) -> Layer:
+    images, _, height, width = input
+    filters, channels, *kernel = weight
+    size = geometry.output_size((height, width), kernel)
+    if max(height * width, math.prod(size), math.prod(kernel) * channels) > _MOST_PIXELS:
+        raise AdderizeError(
+            f"an image of {height} x {width} pixels under filters of {tuple(weight)} is "
+            f"beyond the GPU kernels' {_MOST_PIXELS} pixels: cut it into tiles"
+        )
+    stride, padding, dilation, groups = geometry.within((height, width))
+    return Layer(
+        images,
+        height,
+        width,
+        *size,
+        channels,
+        filters // groups,
+        groups,
+        kernel[0],
+        kernel[1],
+        *stride,
+        *padding,
+        *dilation,
+    )
+
+
 def filters_by_tap(weight: Tensor) -> Tensor:
     """(Cout, kh, kw, Cin/groups), dense float32."""
     return weight.permute(0, 2, 3, 1).float().contiguous()
@@ -102,5 +109,5 @@ def taps_by_filter(weight: Tensor) -> Tensor:
 
 def taps_by_channel(weight: Tensor, groups: int) -> Tensor:
     """(kh, kw, Cout/groups, Cin), dense float32."""
-    grouped: Tensor = weight.float().unflatten(0, (groups, -1))
+    grouped = weight.float().view(groups, -1, *weight.shape[1:])
     return grouped.permute(3, 4, 1, 0, 2).contiguous()

@@ -104,6 +104,7 @@ def sign_splits(blocks: int, tile: Tile, steps: int, most: int = 256) -> int:
     return min(counts, key=time)
 
 
+@functools.cache
 def memory_tile(channels: int, nhwc: bool = True) -> dict[str, int]:
     """The constants of a pass over an image's memory: tiles as long as possible along it."""
     columns = columns_of(channels) if nhwc else 8
