@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from adderize import adderize
+from adderize import AdderConv2d, adderize
 
 ADDERS = 19
 
@@ -45,6 +45,17 @@ def test_compiled_training_step_has_the_eager_gradients(images: torch.Tensor) ->
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     for eager, compiled in zip(*gradients, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4 * float(eager.abs().max()))
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="not tried with compiled autograd before")
+def test_compiled_autograd_traces_the_gradients_of_an_eager_layer(images: torch.Tensor) -> None:
+    layer = AdderConv2d(3, 4, 3)
+    loss = layer(images).square().sum()
+    eager = torch.autograd.grad(loss, layer.weight, retain_graph=True)[0]
+    whole = {"compiled_autograd": True, "compiled_autograd_kwargs_override": {"fullgraph": True}}
+    with torch._dynamo.config.patch(whole):
+        torch.compile(lambda: loss.backward(), backend="aot_eager")()
+    torch.testing.assert_close(layer.weight.grad, eager)
 
 
 def test_export_with_dynamic_batch_saved_and_loaded(model: nn.Module, images: torch.Tensor) -> None:
