@@ -99,7 +99,7 @@ def test_the_parts_of_sums_are_added_by_one_launch(monkeypatch: pytest.MonkeyPat
         assert launches.names == ["clone", "forward", "add_parts"]
         launches.names.clear()
         kernels.adder_conv2d_input_gradient(grad, input, weight, geometry, "full")
-        assert launches.names == ["slope_operands", "sum", "input_gradient", "add_parts"]
+        assert launches.names == ["slope_operands", "group_sums", "input_gradient", "add_parts"]
         launches.names.clear()
         kernels.adder_conv2d_weight_gradient(grad, input, weight, geometry, "sign")
     # The filters as they are read, the sum of g, the kernel, its parts, the weight's own format.
