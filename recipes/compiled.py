@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,9 @@ WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 class OwnGradients:
     """Gradients that do not lie in the memory of CUDA graphs, which each replay writes anew.
 
-    The first backward gives a parameter's gradient as it is, in the graphs' memory: a second one,
-    under gradient accumulation, would overwrite it (pytorch/pytorch issue 169545). So it is copied
-    once, and from then on gradients are added to the copy, which must be zeroed, not dropped.
+    A step's first backward gives a parameter's gradient as it is, in the graphs' memory: a second
+    one, under gradient accumulation, would overwrite it (pytorch/pytorch issue 169545). So all are
+    copied at once, and later ones are added to the copies.
 
     Args:
         network: whose gradients these are.
@@ -24,17 +26,27 @@ class OwnGradients:
         self._network = network
         self._owned: dict[nn.Parameter, Tensor] = {}
 
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self._network.parameters()]
+
     def begin_step(self) -> None:
         """Before a forward pass: what the last one returned may be overwritten."""
-        if next(self._network.parameters()).is_cuda:
+        if self._parameters[0].is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
 
     def own(self) -> None:
         """After each backward pass."""
-        for parameter in self._network.parameters():
-            gradient = parameter.grad
-            if gradient is not None and gradient is not self._owned.get(parameter):
-                parameter.grad = self._owned[parameter] = gradient.clone()
+        new = {
+            parameter: parameter.grad
+            for parameter in self._parameters
+            if parameter.grad is not None and parameter.grad is not self._owned.get(parameter)
+        }
+        if not new:
+            return
+        # Times one: there is no _foreach_clone, and _foreach_copy_ leaves versions as they were.
+        for parameter, gradient in zip(new, torch._foreach_mul([*new.values()], 1.0), strict=True):
+            parameter.grad = self._owned[parameter] = gradient
 
 
 def compile_network(network: nn.Module, mode: str) -> OwnGradients | None:

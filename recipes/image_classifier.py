@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torchmetrics import Metric
 
 from adderize import adderize, binarize
@@ -26,6 +25,8 @@ from adderize.training.adaptive_rate import adder_filters
 from recipes.compiled import compile_network
 from recipes.distillation import Distillation
 from recipes.schedules import schedule
+
+_STAGES = ("train", "val", "test")
 
 
 class TopK(Metric):
@@ -50,6 +51,25 @@ class TopK(Metric):
 
     def compute(self) -> Tensor:
         return 100 * self.right / self.total
+
+
+class MeanLoss(Metric):
+    """The mean of losses over images, each given as the mean of a batch."""
+
+    sum: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sum", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        self.sum = self.sum + loss.detach() * images
+        self.total += images
+
+    def compute(self) -> Tensor:
+        return self.sum / self.total
 
 
 class ImageClassifier(LightningModule):
@@ -114,13 +134,9 @@ class ImageClassifier(LightningModule):
             start(self.model)
         self._gradients = compile_network(self.model, compile) if compile else None
         self.distillation = distillation
+        self.losses = nn.ModuleDict({f"{stage}/loss": MeanLoss() for stage in _STAGES})
         self.accuracies = nn.ModuleDict(
-            {
-                f"{stage}/top{k}": TopK(k)
-                for stage in ("train", "val", "test")
-                for k in (1, 5)
-                if k < num_classes
-            }
+            {f"{stage}/top{k}": TopK(k) for stage in _STAGES for k in (1, 5) if k < num_classes}
         )
 
     def _fresh_network(self, pretrained: str | None = None) -> nn.Module:
@@ -169,34 +185,39 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, batch_idx, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._step(batch, batch_idx, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "test")
+        self._step(batch, batch_idx, "test")
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
         images, labels = batch
         if self._gradients:
             self._gradients.begin_step()
         logits = self(images)
         loss = self._loss(images, logits, labels, stage)
-        log = partial(
-            self.log,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=self.trainer.world_size > 1,
-        )
-        log(f"{stage}/loss", loss)
-        for name, accuracy in self.accuracies.items():
-            if name.startswith(stage):
-                metric: Any = accuracy
-                metric.update(logits, labels)
-                log(name, metric, prog_bar=name.endswith("top1"))
+        self._measure(loss, logits, labels, batch_idx, stage)
         return loss
+
+    def _measure(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, batch_idx: int, stage: str
+    ) -> None:
+        metrics: dict[str, Any] = {
+            name: metric
+            for name, metric in (*self.losses.items(), *self.accuracies.items())
+            if name.startswith(stage)
+        }
+        for name, metric in metrics.items():
+            if name.endswith("loss"):
+                metric.update(loss, len(labels))
+            else:
+                metric.update(logits, labels)
+            # Lightning reads a metric at an epoch's end, whichever of its batches named it.
+            if batch_idx == 0:
+                self.log(name, metric, on_epoch=True, on_step=False, prog_bar=name.endswith("top1"))
 
     def _loss(self, images: Tensor, logits: Tensor, labels: Tensor, stage: str) -> Tensor:
         if stage != "train":
@@ -207,9 +228,6 @@ class ImageClassifier(LightningModule):
     def on_after_backward(self) -> None:
         if self._gradients:
             self._gradients.own()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=self._gradients is None)
 
     def on_fit_start(self) -> None:
         if self.distillation:

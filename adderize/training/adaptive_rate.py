@@ -118,7 +118,7 @@ def scale_gradients_(filters: dict[str, nn.Parameter], eta: float) -> AdderGradi
     # Scalars go into the kernel's arguments: a tensor of sizes would have to be copied there.
     rms = _stack(torch._foreach_div(norms, [math.sqrt(g.numel()) for g in gradients.values()]))
     norm = _stack(norms)
-    rate = torch.where(norm.isfinite() & (norm >= _SMALLEST_NORM), eta / rms, 1.0)
+    rate = torch.where((norm >= _SMALLEST_NORM) & (norm < math.inf), eta / rms, 1.0)
     factors = [r.to(g.device, g.dtype) for r, g in zip(rate.unbind(), local, strict=True)]
     torch._foreach_mul_(local, factors)
     return AdderGradients(list(gradients), norm, rate)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.errors import AdderizeError
 from adderize.training.recalibration import estimate_statistics, first_line, model_of_input
 from adderize.training.rerun import without_a_trace
+from adderize.training.search import modules_of
 
 RecalibrationForward = Callable[[Any, Any], Any]
 
@@ -49,7 +50,7 @@ class RecalibrationBeforeValidation:
                 does not say how it calls its network.
         """
         name = type(pl_module).__name__
-        if not any(norm.track_running_stats for norm in _batch_norms(pl_module)):
+        if not any(norm.track_running_stats for norm in modules_of(pl_module, _BatchNorm)):
             raise MisconfigurationException(
                 f"recalibrate_before_validation is set, but {name} has no batch norm with running "
                 "statistics; leave it at 0"
@@ -68,7 +69,8 @@ class RecalibrationBeforeValidation:
 
     def keep(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Takes a batch before the training step, which may change its tensors in place."""
-        self._norms = [n for n in _batch_norms(pl_module) if n.track_running_stats and n.training]
+        norms = modules_of(pl_module, _BatchNorm)
+        self._norms = [n for n in norms if n.track_running_stats and n.training]
         self._batches.append((_copied(batch), batch_idx))
         if not self._takes_training_step(pl_module):
             self._try(pl_module)
@@ -149,10 +151,6 @@ _ASK = (
     "Pass recalibration_forward, such as recalibration_forward=lambda module, batch: "
     'module.net(batch["image"])'
 )
-
-
-def _batch_norms(module: torch.nn.Module) -> list[_BatchNorm]:
-    return [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
 
 
 def _copied(batch: Any) -> Any:

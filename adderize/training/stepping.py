@@ -13,12 +13,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from adderize.errors import AdderizeError
+from adderize.layers import AdderConv2d, AdderLinear
 from adderize.training.adaptive_rate import (
     AdderGradients,
     adder_filters,
     held_filters,
     scale_gradients_,
 )
+from adderize.training.search import modules_of
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -47,6 +49,7 @@ class ScaleAtEveryStep:
         self._eta = eta
         self._scaled = scaled
         self._at_steps: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._named: tuple[list[nn.Parameter | None], dict[str, nn.Parameter]] = [], {}
         self._at_all_steps = register_optimizer_step_pre_hook(self._act_last)
 
     def remove(self) -> None:
@@ -59,7 +62,7 @@ class ScaleAtEveryStep:
         """Hooks of all optimizers come before those of one; of the latter ours becomes the last."""
         if handle := self._at_steps.pop(optimizer, None):
             handle.remove()
-        if held_filters(adder_filters(self._model), optimizer):
+        if held_filters(self._filters(), optimizer):
             self._at_steps[optimizer] = optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(
@@ -87,7 +90,7 @@ class ScaleAtEveryStep:
         return (args[0], closure_and_rule, *args[2:]), kwargs
 
     def _scale(self, optimizer: Optimizer) -> None:
-        filters = held_filters(adder_filters(self._model), optimizer)
+        filters = held_filters(self._filters(), optimizer)
         new = {name: weight for name, weight in filters.items() if not _is_scaled(weight.grad)}
         gradients = scale_gradients_(new, self._eta)
         for weight in new.values():
@@ -95,6 +98,14 @@ class ScaleAtEveryStep:
                 weight.grad._scaled_at = weight.grad._version  # type: ignore[attr-defined]
         if gradients.names:
             self._scaled(gradients)
+
+    def _filters(self) -> dict[str, nn.Parameter]:
+        """All adder filters as they are now, named anew only where others are there."""
+        layers = modules_of(self._model, AdderConv2d, AdderLinear)
+        weights = [layer._parameters.get("weight") for layer in layers]
+        if [*map(id, weights)] != [*map(id, self._named[0])]:
+            self._named = weights, adder_filters(self._model)
+        return self._named[1]
 
 
 def _is_scaled(gradient: Tensor | None) -> bool:

@@ -18,7 +18,7 @@ from recipes.batches.sampling import seed_of
 class Throughput(Callback):
     """Training speed, data loading included and validation not; survives a resume.
 
-    Logs ``images/s`` of the running epoch.
+    Logs ``images/s`` of the running epoch, as often as the Trainer's loggers ask.
 
     Attributes:
         images, seconds: what all epochs so far took, of all processes together.
@@ -52,9 +52,17 @@ class Throughput(Callback):
         self.images += images
         self._last = now
         self._epoch_images += images
+        # Seldom: each call takes as long as launching tens of kernels.
+        if trainer._logger_connector.should_update_logs:
+            self._log(pl_module, on_step=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(pl_module, on_step=False)
+
+    def _log(self, pl_module: LightningModule, on_step: bool) -> None:
         # On the host: a number would be copied to the device, which waits for it.
-        speed = torch.tensor(self._epoch_images / (now - self._epoch_start), device="cpu")
-        pl_module.log("images/s", speed, prog_bar=True, on_step=True)
+        speed = torch.tensor(self._epoch_images / (self._last - self._epoch_start), device="cpu")
+        pl_module.log("images/s", speed, prog_bar=True, on_step=on_step, on_epoch=not on_step)
 
 
 class History(Callback):

@@ -130,6 +130,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    # Each process logs its own speed, and metrics that know the others.
+    warnings.filterwarnings("ignore", ".*when logging on epoch level in distributed setting.*")
     # The hook shards where FSDP2 is asked for, which excludes the averages.
     warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides.*")
 

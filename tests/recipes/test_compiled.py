@@ -19,10 +19,11 @@ from adderize import adderize, load_model, scale_adder_gradients_
 from adderize.data import Dataset, ImageSet, load_cifar
 from adderize.data.augmentation import CROP_AND_FLIP
 from adderize.models.by_name import build
+from adderize.training.stepping import ScaleAtEveryStep
 from recipes import cifar
 from recipes.batches import InMemoryImages
 from recipes.compiled import OwnGradients
-from recipes.image_classifier import ImageClassifier, TopK
+from recipes.image_classifier import ImageClassifier, MeanLoss, TopK
 from recipes.run import trainer
 from recipes.run.monitors import StopOnBrokenLoss
 from tests.recipes.networks import BATCH_NORMS, arguments
@@ -140,14 +141,83 @@ def _accumulated(own: Callable[[], None], weight: nn.Parameter) -> list[float]:
     return weight.grad.tolist()
 
 
-def test_gradients_in_the_memory_of_graphs_are_accumulated() -> None:
+@pytest.mark.parametrize("dropped", [True, False])
+def test_gradients_in_the_memory_of_graphs_are_accumulated(dropped: bool) -> None:
     network = nn.ParameterList([nn.Parameter(torch.ones(3))])
     gradients = OwnGradients(network)
     for _ in range(2):
         assert _accumulated(gradients.own, network[0]) == [111.0] * 3
         assert network[0].grad is not None
         assert network[0].grad.data_ptr() != _InGraphMemory.memory.data_ptr()
-        torch.optim.SGD(network, lr=0.1).zero_grad(set_to_none=False)
+        torch.optim.SGD(network, lr=0.1).zero_grad(set_to_none=dropped)
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(func.__name__.removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_are_copied_by_one_operator() -> None:
+    network = nn.ParameterList([nn.Parameter(torch.randn(n)) for n in range(1, 30)])
+    gradients, optimizer = OwnGradients(network), torch.optim.SGD(network, lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.cat([weight.square() for weight in network]).sum().backward()
+        found = [weight.grad for weight in network]
+        with _Operators() as operators:
+            gradients.own()
+        assert operators.names == ["_foreach_mul.Scalar"]
+        for weight, gradient in zip(network, found, strict=True):
+            assert torch.equal(weight.grad, gradient) and weight.grad is not gradient
+
+
+def test_the_adaptive_rate_acts_on_own_gradients_at_every_step() -> None:
+    """Also where an operator changes gradients without a trace in their version."""
+    network = adderize(build(BATCH_NORMS))
+    gradients, optimizer = OwnGradients(network), torch.optim.SGD(network.parameters(), lr=0.0)
+    seen: list[list[str]] = []
+    rate = ScaleAtEveryStep(network, 0.2, lambda found: seen.append(found.names))
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.randn(2, 3, 32, 32)).square().sum().backward()
+        with _Operators():
+            gradients.own()
+        optimizer.step()
+    rate.remove()
+    assert seen == [["3"]] * 3
+
+
+def test_an_epoch_s_metrics_are_named_to_lightning_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of `log` costs the host as much as launching tens of kernels."""
+    named: list[str] = []
+    log = LightningModule.log
+
+    def counted(self: Any, name: str, *args: Any, **options: Any) -> None:
+        named.append(name)
+        log(self, name, *args, **options)
+
+    monkeypatch.setattr(LightningModule, "log", counted)
+    cifar.train(arguments(tmp_path / "run", "--batch-size", "16"))
+    assert [named.count(f"train/{name}") for name in ("loss", "top1", "top5")] == [2, 2, 2]
+    assert named.count("images/s") <= 4
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
+    logits, labels = torch.randn(11, 10), torch.randint(10, (11,))
+    mean = MeanLoss()
+    for part in (slice(0, 4), slice(4, 8), slice(8, 11)):
+        mean.update(F.cross_entropy(logits[part], labels[part]), len(labels[part]))
+    expected = F.cross_entropy(logits.double(), labels).item()
+    assert mean.compute().item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_networks_are_one_graph_and_so_is_the_rule() -> None:

@@ -20,7 +20,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as optim
 
-from adderize import AdaptiveLearningRate, AdderizeError, scale_adder_gradients_
+from adderize import AdaptiveLearningRate, AdderConv2d, AdderizeError, scale_adder_gradients_
 from adderize.training.adaptive_rate import AdderGradients, adder_filters
 from adderize.training.stepping import ScaleAtEveryStep
 from tests.training.test_callback_logging import ListLogger
@@ -300,6 +300,23 @@ def test_filters_that_the_optimizer_gets_later() -> None:
     module = Lit(optimizer=lambda p, **_: plain_sgd([w for w in p if w.requires_grad]))
     found = moves(module, Unfreezes(), max_epochs=2)
     assert found == {"net.3": [0.0] * 3 + [0.2] * 3, "net.6": [0.2] * 6}
+
+
+class ConvertsLater(pl.Callback):
+    """A convolution becomes an adder in the second epoch, with the parameters it had."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            adder = AdderConv2d(3, 4, 3, padding=1)
+            adder.weight = pl_module.net[3].weight
+            pl_module.net[3] = adder
+
+
+def test_layers_that_become_adders_later() -> None:
+    module = Lit(optimizer=plain_sgd)
+    module.net[3] = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    found = moves(module, ConvertsLater(), max_epochs=2)
+    assert found == {"net.3": [0.2] * 3, "net.6": [0.2] * 6}
 
 
 def test_accumulation_by_hand() -> None:
