@@ -134,6 +134,9 @@ class ImageClassifier(LightningModule):
             start(self.model)
         self._gradients = compile_network(self.model, compile) if compile else None
         self.distillation = distillation
+        # Stages whose metrics Lightning has to be told of, in an epoch's first step: after a resume
+        # that need not be its first batch.
+        self._unnamed = set(_STAGES)
         self.losses = nn.ModuleDict({f"{stage}/loss": MeanLoss() for stage in _STAGES})
         self.accuracies = nn.ModuleDict(
             {f"{stage}/top{k}": TopK(k) for stage in _STAGES for k in (1, 5) if k < num_classes}
@@ -185,26 +188,33 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, batch_idx, "train")
+        return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, batch_idx, "val")
+        self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, batch_idx, "test")
+        self._step(batch, "test")
 
-    def _step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        self._unnamed.add("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._unnamed.add("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._unnamed.add("test")
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
         if self._gradients:
             self._gradients.begin_step()
         logits = self(images)
         loss = self._loss(images, logits, labels, stage)
-        self._measure(loss, logits, labels, batch_idx, stage)
+        self._measure(loss, logits, labels, stage)
         return loss
 
-    def _measure(
-        self, loss: Tensor, logits: Tensor, labels: Tensor, batch_idx: int, stage: str
-    ) -> None:
+    def _measure(self, loss: Tensor, logits: Tensor, labels: Tensor, stage: str) -> None:
         metrics: dict[str, Any] = {
             name: metric
             for name, metric in (*self.losses.items(), *self.accuracies.items())
@@ -215,9 +225,10 @@ class ImageClassifier(LightningModule):
                 metric.update(loss, len(labels))
             else:
                 metric.update(logits, labels)
-            # Lightning reads a metric at an epoch's end, whichever of its batches named it.
-            if batch_idx == 0:
+            # Lightning reads a metric at an epoch's end, whichever of its steps named it.
+            if stage in self._unnamed:
                 self.log(name, metric, on_epoch=True, on_step=False, prog_bar=name.endswith("top1"))
+        self._unnamed.discard(stage)
 
     def _loss(self, images: Tensor, logits: Tensor, labels: Tensor, stage: str) -> Tensor:
         if stage != "train":

@@ -312,3 +312,24 @@ def test_a_trained_cnn_carried_over(
     start = 8 * filters / filters.std(correction=0)
     near = (adders[0].weight - start).abs().mean() < 1
     assert near == (transfer == "rescale")
+
+
+def test_metrics_are_named_in_an_epochs_first_step_whichever_batch_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a resume in the middle of an epoch it is not the first batch."""
+    module, named = ImageClassifier(BATCH_NORMS, 10), list[str]()
+    monkeypatch.setattr(module, "log", lambda name, *values, **options: named.append(name))
+    batch = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    names = ["train/loss", "train/top1", "train/top5"]
+    module.training_step(batch, 7)
+    module.training_step(batch, 8)
+    assert named == names
+    module.on_train_epoch_start()
+    module.training_step(batch, 0)
+    assert named == 2 * names
+    losses = [
+        float(module.losses["train/loss"].compute()),
+        float(module.training_step(batch, 1).detach()),
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
