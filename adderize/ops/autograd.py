@@ -126,7 +126,9 @@ def _register_function(
     """As torch.library.register_autograd does for any op, at half of its time on the host."""
 
     def kernel(*arguments: Any) -> Tensor:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        if torch.is_grad_enabled() and any(
+            each.requires_grad for each in arguments if isinstance(each, Tensor)
+        ):
             result: Tensor = function.apply(*arguments)
             return result
         return _below_autograd(op, *arguments)
