@@ -203,6 +203,7 @@ def _pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "peak_megabytes", lambda call, device: 1.0)
     monkeypatch.setattr(gpu, "in_precision", lambda name, call, device="cuda": call)
     monkeypatch.setattr(gpu, "is_cuda", lambda device: True)
+    monkeypatch.setattr(gpu, "replayed", lambda call: call)
 
 
 def test_rows_of_a_gpu_have_rates_and_every_precision(_pretended_gpu: None) -> None:
