@@ -131,7 +131,7 @@ def test_integers_follow_the_quantized_network(name: str) -> None:
     deviation = (network.logits(raw) - expected).std() / expected.std()
     # Random networks amplify what is rounded: over seeds 0.10 to 0.14, which processors share out
     # differently.
-    assert float(deviation) < 0.2
+    assert float(deviation) < 0.15
 
 
 @pytest.mark.parametrize("name", NETWORKS)
