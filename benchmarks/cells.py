@@ -16,12 +16,21 @@ _NETWORKS = {
     "adderize.models:resnet20": "ResNet-20",
     "resnet50": "ResNet-50",
     "mobilenet_v2": "MobileNet v2",
+    "efficientnet_b0": "EfficientNet-B0",
+    "timm:convnext_tiny": "ConvNeXt-T",
 }
 
 
 def network(row: Row) -> str:
     arch: str = row["arch"]
     return _NETWORKS.get(arch, arch)
+
+
+def network_and_size(row: Row) -> str:
+    """Sizes other than the photographs' 224x224 are named, with the batch."""
+    *_, height, width = row["input_size"]
+    usual = (height, width) == (224, 224)
+    return network(row) if usual else f"{network(row)}, batch {row['batch']}, {height}x{width}"
 
 
 def network_and_batch(row: Row) -> str:

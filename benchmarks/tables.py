@@ -15,6 +15,7 @@ from benchmarks.cells import (
     layer,
     network,
     network_and_batch,
+    network_and_size,
     number,
     ratio,
     span,
@@ -199,7 +200,10 @@ def gpu_step(machine: Machine) -> Table:
     keys = ("cnn_tf32_ms", "adder_ms", "cnn_bf16_ms", "adder_bf16_ms")
     return Table(
         ["network", "CNN, float32", "adder, float32", "CNN, bf16", "adder, bf16"],
-        [[network(row), *(number(row[key], 1) for key in keys)] for row in machine["step"]],
+        [
+            [network_and_size(row), *(number(row[key], 1) for key in keys)]
+            for row in machine["step"]
+        ],
     )
 
 
@@ -207,7 +211,7 @@ def gpu_phases(machine: Machine) -> Table:
     """Milliseconds of the kernels of an adder network's step, and of the whole step."""
     keys = {"float32": "adder", "bf16": "adder_bf16"}
     steps = [
-        (f"{network(row)}, {name}", row[f"{key}_phases_ms"], row[f"{key}_ms"])
+        (f"{network_and_size(row)}, {name}", row[f"{key}_phases_ms"], row[f"{key}_ms"])
         for row in machine["step"]
         for name, key in keys.items()
         if f"{key}_phases_ms" in row

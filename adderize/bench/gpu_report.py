@@ -42,6 +42,7 @@ LAYERS = (
     Layer("3x3 64, 8x8, b256", 256, 64, 8, 64, 3, Geometry.of(padding=1)),
     Layer("depthwise 3x3 96, 112x112", 64, 96, 112, 96, 3, Geometry.of(padding=1, groups=96)),
     Layer("3x3 128 in 32, 56x56", 64, 128, 56, 128, 3, Geometry.of(padding=1, groups=32)),
+    Layer("3x3 256 in 32, 28x28", 64, 256, 28, 256, 3, Geometry.of(padding=1, groups=32)),
 )
 
 
@@ -69,6 +70,8 @@ ON_GPU = Settings(
     (
         Network("resnet18", 128),
         Network("resnet50", 128),
+        # The epochs' network, launched by the host: what its kernels take, and what an epoch adds.
+        Network("resnet20", 256, (3, 32, 32)),
         Network("mobilenet_v2", 128),
         Network("efficientnet_b0", 128),
         Network("timm:convnext_tiny", 128),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adderize.errors import AdderizeError
-from benchmarks import collect, machines, pages
+from benchmarks import collect, machines, pages, tables
 from benchmarks.cells import layer, span
 from benchmarks.machines import Machine
 
@@ -110,6 +110,41 @@ def test_reports_of_one_machine_become_its_file() -> None:
     assert machine["machine"]["threads"] == 2 and machine["machine"]["versions"]["torch"] == "2.6"
     assert machine["limits"] == {"avx2": {"multiply": 123500.0}}
     assert machine["step"][0]["ratio"] == 1.235 and machine["int8"][0]["ms"] == {"adder": 2.0}
+
+
+def _step_on_a_gpu(arch: str, batch: int, side: int, precision: str) -> dict[str, Any]:
+    kernels = {"adder forward": 3.0, "input gradient": 4.0, "filter gradient": 1.0, "rest": 2.0}
+    return {
+        "arch": arch, "batch": batch, "input_size": [3, side, side], "precision": precision,
+        "cnn_ms": 5.0, "adder_ms": 12.5, "adder_phases_ms": kernels,
+    }  # fmt: skip
+
+
+def test_a_report_of_a_gpu_becomes_its_file_and_tables() -> None:
+    steps = [
+        _step_on_a_gpu(*network, precision)
+        for network in (("timm:convnext_tiny", 128, 224), ("resnet20", 256, 32))
+        for precision in ("fp32", "bf16")
+    ]
+    options = ["--batch-size", "256", "--compile", "reduce-overhead"]
+    epochs = [
+        {"layers": "adder", "options": options, "seconds_per_epoch": 2.5},
+        {"layers": "adder", "options": options[:2], "seconds_per_epoch": 9.0},
+    ]
+    rates = dict.fromkeys(("forward", "input_gradient"), 1e13)
+    report = _report("", [], gpu="Brass", cuda="13.0") | {
+        "limits": {f"{name}_pairs_per_second": rate for name, rate in rates.items()},
+        "layers": [], "steps": steps, "cifar": epochs,
+    }  # fmt: skip
+    del report["what"]
+    machine = collect.collected("Brass", [], [report])
+    machines.check(machine, "brass")
+    assert machine["cuda_graph"] == [{"arch": "resnet20", "batch": 256, "adder_s_per_epoch": 2.5}]
+    names = [row[0] for row in tables.gpu_step(machine).rows]
+    assert names == ["ConvNeXt-T", "ResNet-20, batch 256, 32x32"]
+    assert tables.gpu_phases(machine).rows[3] == [
+        "ResNet-20, batch 256, 32x32, bf16", "3.0", "4.0", "1.0", "2.0", "10.0", "12.5"
+    ]  # fmt: skip
 
 
 def test_reports_of_two_machines_are_refused() -> None:
