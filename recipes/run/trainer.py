@@ -110,6 +110,8 @@ def make_trainer(
         use_distributed_sampler=False,
         max_epochs=epochs,
         precision=arguments.precision,
+        # Batches have few sizes: cuDNN times its algorithms once for each.
+        benchmark=True,
         accumulate_grad_batches=arguments.accumulate,
         gradient_clip_val=arguments.clip,
         fast_dev_run=arguments.fast_dev_run,
