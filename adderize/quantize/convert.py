@@ -21,6 +21,7 @@ from adderize.quantize.byte_layers import (
 )
 from adderize.quantize.byte_tensors import ByteTensors
 from adderize.quantize.calls import Adder, clamp_bounds, is_max_pool, module_of
+from adderize.quantize.fake_layers import FAKE_ADDERS
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
 
@@ -36,23 +37,42 @@ def convert_layer(
     output: QParams | None = None,
 ) -> QuantAdderConv2d | QuantAdderLinear:
     """A fusion as a layer on bytes, from the parameters of the tensors around it."""
-    gain, offset = norm_affine(fusion.layer, fusion.norms)
+    gain, offset = norm_affine(fusion.layer, fusion.norms, rounding_variance(fusion.layer, input))
     epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output, fusion.filter_bits)
     return quantized_layer(fusion.layer, input, epilogue)
 
 
-def norm_affine(layer: Adder, norms: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
-    """gain and offset of a layer's batch norms, float64 (Cout,): ``gain * y + offset``."""
+def rounding_variance(layer: Adder, input: QParams) -> float:
+    """Of a layer's distances, by the rounding of its input alone; 0 for one that was trained with
+    its rounding, of which its norm's statistics know."""
+    if type(layer) in FAKE_ADDERS.values():
+        return 0.0
+    return layer.weight[0].numel() * input.scale**2 / 12
+
+
+def norm_affine(layer: Adder, norms: Iterable[nn.Module], rounding: float) -> tuple[Tensor, Tensor]:
+    """gain and offset of a layer's batch norms, float64 (Cout,): ``gain * y + offset``.
+
+    A channel that the first norm takes for constant, its variance below eps and below that of the
+    `rounding`, has gain 0. The norm would make 1/sqrt(eps) of the rounding of what did not vary at
+    all, as behind dead channels in depthwise layers (Sheng et al., A Quantization-Friendly
+    Separable Convolution for MobileNets, 2018).
+    """
     filters = layer.weight
     gain = torch.ones(len(filters), dtype=torch.float64, device=filters.device)
     offset = torch.zeros_like(gain)
-    for norm in norms:
+    for number, norm in enumerate(norms):
         assert isinstance(norm, _BatchNorm) and norm.running_mean is not None
         assert norm.running_var is not None
-        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        variance = norm.running_var.double()
+        factor = (variance + norm.eps).rsqrt()
         if norm.weight is not None:
             factor = factor * norm.weight.detach().double()
-        gain, offset = gain * factor, (offset - norm.running_mean.double()) * factor
+        offset = (offset - norm.running_mean.double()) * factor
+        if number == 0:
+            constant = variance < min(norm.eps, rounding)
+            factor, offset = factor.masked_fill(constant, 0), offset.masked_fill(constant, 0)
+        gain = gain * factor
         if norm.bias is not None:
             offset = offset + norm.bias.detach().double()
     return gain, offset
