@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adderize import AdderizeError
-from adderize.integer.fitting import Fitted, fit_epilogue
+from adderize.integer.fitting import Fitted, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, Bounds, checked, checking
 from adderize.integer.integer_layers import IntegerRescale
 from adderize.integer.program import Instruction, Slot
@@ -161,3 +161,24 @@ def test_a_sum_that_leaves_32_bits_raises_when_it_is_looked_at() -> None:
     with pytest.raises(OverflowError, match="32 bits"):
         checked(torch.tensor([LIMIT + 1]))
     assert checked(torch.tensor([LIMIT, -LIMIT])).tolist() == [LIMIT, -LIMIT]
+
+
+@pytest.mark.parametrize(("inputs", "bound"), [(64, 0.03), (512, 0.03), (8192, 0.08), (25088, 0.2)])
+def test_input_and_weights_share_32_bits(inputs: int, bound: float) -> None:
+    """The inputs of a classifier behind adders of 4608 taps are far below what the bounds allow."""
+    generator = torch.Generator().manual_seed(inputs)
+    weight = (torch.rand(10, inputs, generator=generator) * 2 - 1) * inputs**-0.5
+    x = (3000 * torch.randn(50, inputs, generator=generator)).long()
+    unit = torch.tensor(0.7 / 3000, dtype=torch.float64)
+    fitted = fit_product(
+        weight, None, unit, torch.zeros(1, dtype=torch.float64), Bounds.of(-(2**22), 2**22),
+        base=1.0, groups=1, pads_zeros=False, terms=3,
+    )  # fmt: skip
+    drop, fraction = (int(str(fitted.settings[name])) for name in ("drop", "fraction"))
+    parts = fitted.tensors["signs"].double() * 2.0 ** fitted.tensors["shifts"].double()
+    held = parts.sum(0)
+    rounded = ((x + (1 << drop >> 1)) >> drop).double()
+    found = (rounded @ held.T + fitted.tensors["bias"]) * 2.0**-fraction
+    expected = x.double() @ weight.double().T * unit
+    assert float((found - expected).square().mean().sqrt() / expected.std()) < bound
+    assert float((2**22 / 2**drop + 1) * parts.abs().sum(0).sum(1).max()) <= LIMIT
