@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class AdderizeError(ValueError):
@@ -16,3 +18,12 @@ def listed(names: Sequence[str]) -> str:
     """Up to five names, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the file system refuses meanwhile becomes an AdderizeError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise AdderizeError(f"cannot write to {path}: {error.strerror or error}") from error

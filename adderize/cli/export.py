@@ -14,7 +14,7 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import add_arch_options, arch_options, output_folder, size
 from adderize.data.image_sources import SOURCES, load_labelled
 from adderize.data.normalisation import Statistics
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.export import export_c, export_hex, export_onnx
 from adderize.export.c.check import compare_on_host, measured
 from adderize.export.c.report import CReport
@@ -29,6 +29,8 @@ EXAMPLES = (
     "adderize export integers -o network --format hex --examples 2",
     "adderize export runs/cifar/version_0 --arch resnet20 --format onnx -o network",
 )
+
+_IMAGES = 4
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"images for the examples: {SOURCES}; without it they are noise",
     )  # fmt: skip
     parser.add_argument(
-        "--examples", type=int, default=4, metavar="N", help="images that are written along (4)"
+        "--examples", type=int, metavar="N", help=f"images that are written along ({_IMAGES})"
     )
     parser.add_argument(
         "--check", action="store_true",
@@ -63,8 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.examples < 1:
-        raise AdderizeError(f"--examples is {arguments.examples}; expected at least 1")
+    _check_options(arguments)
     integers = arguments.format in ("c", "hex")
     if integers and not named.is_integer_network(arguments.model):
         raise AdderizeError(
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         note(loaded.note)
     stem = re.sub(r"\W", "_", Path(arguments.model).resolve().stem, flags=re.ASCII)
     name = arguments.name or stem
-    if arguments.format == "onnx":
+    if not integers:
         return _to_onnx(arguments, loaded, name)
     network = loaded.model
     if not isinstance(network, IntegerNetwork):
@@ -95,10 +96,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raise AdderizeError for options that the format does not have: nothing would come of them."""
+    form = arguments.format
+    wrong = {
+        "--check": arguments.check and form != "c",
+        "--data": arguments.data and form == "onnx",
+        "--examples": arguments.examples is not None and form == "onnx",
+        "--arch": arguments.arch and form != "onnx",
+        "--arch-options": arguments.arch_options and form != "onnx",
+        "--input": arguments.input and form != "onnx",
+    }
+    given = [name for name, is_wrong in wrong.items() if is_wrong]
+    if given:
+        raise AdderizeError(f"--format {form} takes no {' and no '.join(given)}: leave it out")
+    if arguments.examples is not None and arguments.examples < 1:
+        raise AdderizeError(f"--examples is {arguments.examples}; expected at least 1")
+
+
 def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> int:
     shape = arguments.input or input_size(loaded.arch, loaded.model)
     folder = arguments.output
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.onnx"
     export_onnx(loaded.model, torch.zeros(1, *shape), path)
     note(f"written to {path}")
@@ -107,15 +127,18 @@ def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> 
 
 def _examples(arguments: argparse.Namespace, network: IntegerNetwork) -> Tensor:
     """Raw bytes (N, C, H, W)."""
-    shape = network.input_size
+    shape, count = network.input_size, arguments.examples or _IMAGES
     if arguments.data is None:
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(
-            0, 256, (arguments.examples, *shape), dtype=torch.uint8, generator=generator
-        )
+        return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
     raw = Statistics((0.0,) * shape[0], (1.0,) * shape[0])
-    pixels, _ = load_labelled(arguments.data, shape, raw, limit=arguments.examples, split="test")
-    return (255 * pixels).round_().byte()
+    pixels, _ = load_labelled(arguments.data, shape, raw, limit=count, split="test")
+    values = (255 * pixels).round_()
+    if not bool(((values >= 0) & (values <= 255)).all()):
+        raise AdderizeError(
+            f"{arguments.data} holds normalised images; expected pixels, such as bytes (uint8)"
+        )
+    return values.byte()
 
 
 def _checked(report: CReport, network: IntegerNetwork, folder: Path, examples: Tensor) -> CReport:

@@ -24,6 +24,7 @@ from adderize.cli.shared_options import (
     output_folder,
 )
 from adderize.data.image_sources import SOURCES
+from adderize.errors import AdderizeError
 from adderize.integer import IntegerNetwork, integer_report, to_integer
 from adderize.models.by_name import input_size
 from adderize.quantize import quantize, quantize_report
@@ -73,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "test images",
     )  # fmt: skip
     parser.add_argument(
-        "--terms", type=int, nargs=2, default=(3, 3), metavar=("SCALE", "WEIGHT"),
+        "--terms", type=int, nargs=2, metavar=("SCALE", "WEIGHT"),
         help="of --integer: powers of two for a scale, and for a weight of kept layers (3 3)",
     )  # fmt: skip
     add_image_options(parser, limit=1024)
@@ -81,6 +82,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.terms and not arguments.integer:
+        raise AdderizeError("--terms is of --integer: leave it out, or give both")
     loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
     if loaded.note:
         note(loaded.note)
@@ -123,7 +126,7 @@ def _into_integers(
     stages = Stages(loaded.model, *test)
     quantized = _quantized(arguments, loaded.model, batches)
     stages.add(f"{arguments.bits} bits", quantized)
-    terms, filter_terms = arguments.terms
+    terms, filter_terms = arguments.terms or (3, 3)
     network = to_integer(
         quantized, mean=statistics.mean, std=statistics.std, input_size=size, terms=terms,
         filter_terms=filter_terms,

@@ -26,7 +26,7 @@ from adderize.cli.shared_options import (
     positive,
 )
 from adderize.data.image_sources import SOURCES
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
 from adderize.quantize import quantize
@@ -143,7 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
     last = stages.add("8 bits", eight_bit)
     save_model(eight_bit, folder / BYTES, card=_card(arguments, last))
     result = {**stages.to_dict(), "transfer": report.to_dict()}
-    (folder / REPORT).write_text(json_text(result) + "\n")
+    with writing(folder):
+        (folder / REPORT).write_text(json_text(result) + "\n")
     (folder / STATE).unlink(missing_ok=True)
     print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
     note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
@@ -185,10 +186,8 @@ def _transferred(
     model = adderize(teacher, inplace=False, **conversion_options(arguments))
     # The transfer itself keeps the statistics of the norms before the first adder.
     stages.add("converted", recalibrate(copy.deepcopy(model), few.split(_BATCH)))
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AdderizeError(f"cannot write to {folder}: {error}") from error
     options: dict[str, Any] = {"images": len(few), "state": folder / STATE}
     if arguments.method == "match":
         report = match(model, teacher, few, **options)

@@ -148,7 +148,19 @@ def _read_array(path: Path, channels: int, limit: int, split: str) -> _Found:
         raise AdderizeError(f"{path} holds {found}; expected images (N, C, H, W)")
     if array.dtype != torch.uint8 and not array.is_floating_point():
         raise AdderizeError(f"{path} holds {array.dtype}; expected bytes or normalised floats")
+    array = array.detach()
+    if array.is_floating_point() and _are_pixels(array):
+        raise AdderizeError(
+            f"{path} holds whole numbers up to {float(array.max()):g} as {array.dtype}, which are "
+            "no normalised images: save pixels as bytes (uint8)"
+        )
     return _Found([array[index] for index in _spread(len(array), limit)])
+
+
+def _are_pixels(array: Tensor) -> bool:
+    """Whether floats are pixels in [0, 255]: normalised ones are small, and no whole numbers."""
+    low, high = (float(end) for end in array.aminmax()) if array.numel() else (0.0, 0.0)
+    return low >= 0 and 20 < high <= 255 and torch.equal(array, array.round())
 
 
 def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:

@@ -42,14 +42,14 @@ class Photographs(NamedTuple):
         """
         try:
             picture = self.open(self.items[index])
-            if picture.mode.startswith(_DEEP_MODES):  # PIL would clip them at 255
-                raise AdderizeError(
-                    f"{self.names[index]} has pixels of mode {picture.mode!r}; expected 8 bits a "
-                    "channel: convert the image, or give an array (.npy, .pt)"
-                )
-            return picture.convert(mode)
+            if not picture.mode.startswith(_DEEP_MODES):  # which PIL would clip at 255
+                return picture.convert(mode)
         except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
             raise AdderizeError(f"{self.names[index]} cannot be decoded: {error}") from error
+        raise AdderizeError(
+            f"{self.names[index]} has pixels of mode {picture.mode!r}; expected 8 bits a channel: "
+            "convert the image, or give an array (.npy, .pt)"
+        )
 
     @on_cpu
     def pixels(self, index: int, mode: str = "RGB") -> Tensor:

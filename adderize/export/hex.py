@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.integer import Instruction, IntegerNetwork
 
 CONTENTS = "contents.json"
@@ -39,7 +39,8 @@ def export_hex(
         the contents.
 
     Raises:
-        AdderizeError: not an integer network, or not images of it.
+        AdderizeError: not an integer network, or not images of it; a folder that cannot be written
+            to.
     """
     if not isinstance(integer_network, IntegerNetwork):
         raise AdderizeError(
@@ -49,21 +50,24 @@ def export_hex(
     program = integer_network.program
     values = integer_network.values(examples)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    slots = [_written(folder, f"slot_{number:03}", values[number]) for number in range(len(values))]
-    contents = {
-        "input": program.input,
-        "output": program.output,
-        "examples": len(examples),
-        "logit_scale": program.logit_scale,
-        "logit_zero": program.logit_zero,
-        "slots": slots,
-        "instructions": [
-            _instruction(folder, number, instruction)
-            for number, instruction in enumerate(program.instructions)
-        ],
-    }
-    (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        slots = [
+            _written(folder, f"slot_{number:03}", values[number]) for number in range(len(values))
+        ]
+        contents = {
+            "input": program.input,
+            "output": program.output,
+            "examples": len(examples),
+            "logit_scale": program.logit_scale,
+            "logit_zero": program.logit_zero,
+            "slots": slots,
+            "instructions": [
+                _instruction(folder, number, instruction)
+                for number, instruction in enumerate(program.instructions)
+            ],
+        }
+        (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
     return contents
 
 

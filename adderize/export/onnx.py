@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.arguments import check_module
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.evaluation import evaluation
+from adderize.integer import IntegerNetwork
 from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 
@@ -41,14 +42,14 @@ def export_onnx(
 
     Raises:
         AdderizeError: onnxscript is not installed, or the model has layers that have no ONNX form
-            (8-bit layers, filters that are not float32), or torch fixed the sizes that
-            ``dynamic_shapes`` names.
+            (integers, filters that are not float32), or torch fixed the sizes that
+            ``dynamic_shapes`` names; a path that cannot be written to.
     """
     _check(model)
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
-    with evaluation(model):
+    with evaluation(model), writing(path):
         program = torch.onnx.export(
             model, arguments, Path(path), custom_translation_table=table, **settings
         )
@@ -92,6 +93,10 @@ def _check_dynamic(program: Any, shapes: Any, path: str | os.PathLike[str]) -> N
 
 def _check(model: nn.Module) -> None:
     check_module(model)
+    if isinstance(model, IntegerNetwork):
+        raise AdderizeError(
+            "an integer network has no ONNX form: export the float network that it was made of"
+        )
     for name, layer in model.named_modules():
         if isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)):
             raise AdderizeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -64,3 +65,54 @@ def test_wrong_usage_is_refused(
     assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--name", "a-b"]) == 1
     assert "the name is 'a-b'" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "named"),
+    [
+        ("hex", ["--check"], "--format hex takes no --check"),
+        ("onnx", ["--check"], "--format onnx takes no --check"),
+        ("onnx", ["--examples", "3"], "--format onnx takes no --examples"),
+        ("c", ["--input", "3,8,8"], "--format c takes no --input"),
+        ("onnx", [], "an integer network has no ONNX form"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    form: str,
+    options: list[str],
+    named: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(folder), "--format", form, "-o", str(out), *options]) == 1
+    assert named in capsys.readouterr().err
+    assert not list(out.glob("*"))
+
+
+@pytest.mark.parametrize("form", ["c", "hex"])
+def test_a_folder_that_cannot_be_written_to_is_named(
+    form: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    out = tmp_path / "out"
+    assert main(["export", str(folder), "--format", form, "-o", str(out)]) == 1
+    assert f"cannot write to {out}: No space left on device" in capsys.readouterr().err
+
+
+def test_examples_are_pixels(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = random_network(0)[0].input_size
+    torch.save(torch.randn(2, *size), tmp_path / "normalised.pt")
+    options = ["--data", str(tmp_path / "normalised.pt")]
+    assert main(["export", str(folder), "-o", str(tmp_path / "c"), *options]) == 1
+    assert "holds normalised images; expected pixels" in capsys.readouterr().err

@@ -172,10 +172,17 @@ def test_wrong_sources(tmp_path: Path) -> None:
             load_images(tmp_path / "y.parquet", (3, 4, 4), wrong)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_pixels_as_floats_are_not_taken_for_normalised(tmp_path: Path, dtype: str) -> None:
+    np.save(tmp_path / "x.npy", colours(4).transpose(0, 3, 1, 2).astype(dtype))
+    with pytest.raises(AdderizeError, match=r"holds whole numbers up to .*: save pixels"):
+        load_images(tmp_path / "x.npy", (3, 4, 4), IMAGENET)
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
 def test_pixels_of_more_than_8_bits_are_not_clipped_to_white(tmp_path: Path, dtype: str) -> None:
     Image.fromarray(np.full((4, 4), 300, dtype)).save(tmp_path / "x.tiff")
-    with pytest.raises(AdderizeError, match=r"x.tiff has pixels of mode .*; expected 8 bits"):
+    with pytest.raises(AdderizeError, match=r"^\S*x.tiff has pixels of mode .*; expected 8"):
         load_images(tmp_path, (3, 4, 4), PLAIN)
 
 

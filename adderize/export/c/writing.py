@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.export.c.examples import makefile, test_program
 from adderize.export.c.network import Network
 from adderize.export.c.report import CReport
@@ -55,7 +55,7 @@ def export_c(
     Raises:
         AdderizeError: not an integer network; a name that C does not take; examples that are not
             images of the network; an instruction without a form in C, which is named. Nothing has
-            been written then.
+            been written then. A folder that cannot be written to.
     """
     check_network(integer_network, name)
     files = _examples(integer_network, name, examples)
@@ -68,16 +68,18 @@ def export_c(
         **{file: (SOURCES / file).read_text() for file in LAYERS},
     }
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in files.items():
-        (folder / file).write_text(text)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (folder / file).write_text(text)
     write_report(report, folder)
     return report
 
 
 def write_report(report: CReport, folder: Path) -> None:
-    (folder / f"{report.name}_report.txt").write_text(f"{report}\n")
-    (folder / f"{report.name}_report.json").write_text(f"{report.to_json()}\n")
+    with writing(folder):
+        (folder / f"{report.name}_report.txt").write_text(f"{report}\n")
+        (folder / f"{report.name}_report.json").write_text(f"{report.to_json()}\n")
 
 
 def check_network(integer_network: IntegerNetwork, name: str) -> None:
