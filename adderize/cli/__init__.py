@@ -8,10 +8,13 @@ stderr: progress, which only a terminal sees, notes, and errors of one line each
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from adderize import __version__
 from adderize.cli.messages import failed, one_line_warnings
@@ -38,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _complete()
-    arguments = _parser(argv).parse_args(argv)
+    try:
+        with _stopped_at_once():
+            arguments = _parser(argv).parse_args(argv)
+    except KeyboardInterrupt as stop:
+        return failed(stop, _INTERRUPTED, debug="--debug" in argv)
     try:
         with one_line_warnings(), showing():
             code: int = arguments.run(arguments)
@@ -54,6 +61,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return failed(stop, _INTERRUPTED, debug=arguments.debug)
     return code
+
+
+@contextlib.contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process while torch is imported, which takes seconds.
+
+    Torch swallows a KeyboardInterrupt while it imports NumPy, and goes on with half of that.
+    """
+    alone = threading.current_thread() is threading.main_thread() and "torch" not in sys.modules
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

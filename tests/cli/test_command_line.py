@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -131,6 +132,17 @@ def test_errors_are_one_line(
     raising(error, monkeypatch)
     assert main(["plan", "resnet18"]) == code
     assert capsys.readouterr() == ("", line + "\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_while_torch_is_imported_ends_the_command() -> None:
+    """Torch swallows it while it imports NumPy, and the command would go on with half of that."""
+    code = (
+        "import os, threading; from adderize.cli import main; "
+        "threading.Timer(0.2, os.kill, (os.getpid(), 2)).start(); main(['plan', 'resnet18'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize("argv", [["--debug", "plan", "resnet18"], ["plan", "resnet18", "--debug"]])
