@@ -55,9 +55,9 @@ def lower_clamp(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it clamps the image")
     scale, zero = float(value.scale), float(value.zero)
     low, high = (nearest_integer(end / scale + zero) for end in ends)
-    low = max(low, int(value.bounds.low))
-    high = max(low, min(high, int(value.bounds.high)))
-    is_bytes = value.is_bytes and high <= 255
+    # As torch has it, all values are the upper end where that lies below the lower one.
+    low, high = (min(max(int(end), low), high) for end in (value.bounds.low, value.bounds.high))
+    is_bytes = value.is_bytes and low >= 0 and high <= 255
     result = replace(value, bounds=Bounds.of(low, high), is_bytes=is_bytes)
     values.emit(node, "clamp", [values.slot(source)], result, {"low": low, "high": high})
 

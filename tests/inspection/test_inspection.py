@@ -266,6 +266,8 @@ def test_refusals(images: Tensor) -> None:
         inspect(quantize(trained, [images]))
     with pytest.raises(AdderizeError, match="meta device"):
         inspect(network().to("meta"))
+    with pytest.raises(AdderizeError, match="images hold NaN or infinity"):
+        inspect(network(), images / 0)
     with pytest.raises(AdderizeError, match="fails on images 96x1x12x12"):
         inspect(network(), images[:, :1])
 

@@ -48,6 +48,15 @@ def range_without_zero(network: Network, x: Tensor) -> Tensor:
     return network.kept(x.clamp(1.5, 3))
 
 
+def clamped_with_ends_swapped(network: Network, x: Tensor) -> Tensor:
+    """torch gives the upper end, which is the lower one here."""
+    return torch.cat([network.second(x), network.kept(x).clamp(2.0, 0.5)], 1)
+
+
+def clamped_below_its_range(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network.second(x), network.kept(x.clamp(1.5, 3).clamp(max=1.0))], 1)
+
+
 def unlike_scales_joined(network: Network, x: Tensor) -> Tensor:
     return torch.cat([network.second(x), network.kept(x)], 1)
 
@@ -94,6 +103,8 @@ def quantized_network(
     [
         (bytes_padded_far_outside, 0.005),
         (range_without_zero, 0.005),
+        (clamped_with_ends_swapped, 0.005),
+        (clamped_below_its_range, 0.005),
         (unlike_scales_joined, 0.005),
         (a_number_added_for_one_of_two, 0.02),
         (a_shifted_map_averaged_with_its_surroundings, 0.005),
