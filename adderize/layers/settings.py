@@ -22,9 +22,22 @@ _UNTOLD = {
 }  # fmt: skip
 
 
+# Layers that others of the same tensors and constants could stand for, and how they are called:
+# batch norms of all dimensions are one, whether processes share their statistics or not.
+_NAMED = {
+    f"torch.nn.modules.{home}"
+    for home in (
+        "batchnorm", "channelshuffle", "flatten", "instancenorm", "normalization", "padding",
+        "pixelshuffle", "pooling", "upsampling",
+    )
+}  # fmt: skip
+_BATCH_NORM = "torch.nn.modules.batchnorm"
+
+
 def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What each layer computes with beside tensors, as torch's layers name it (``__constants__``),
-    and the ``kind`` of activations and of this package's layers."""
+    the ``kind`` of activations and of this package's layers, and which ``layer`` of torch a norm, a
+    pooling or another one without filters is."""
     found = {name: (module, _settings(module)) for name, module in model.named_modules()}
     return {name: own for name, (module, own) in found.items() if own or not [*module.children()]}
 
@@ -40,6 +53,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     )
     if ours or home == "torch.nn.modules.activation":
         settings["kind"] = type(module).__name__
+    if home in _NAMED:
+        settings["layer"] = "BatchNorm" if home == _BATCH_NORM else type(module).__name__
     return settings
 
 
@@ -51,6 +66,11 @@ def differences(model: nn.Module, saved: Mapping[str, dict[str, Any]]) -> list[s
         both = [key for key in settings if key in was]
         if name in saved and "kind" in settings.keys() ^ was.keys():
             both.append("kind")
+        # Folders of earlier versions name no layers; only what has no constants has no settings.
+        if name in saved and (
+            "layer" in was.keys() - settings or ("layer" in settings and not was)
+        ):
+            both.append("layer")
         found += [
             f"{name or 'the model'} has {key} {settings.get(key)} instead of {was.get(key)}"
             for key in both

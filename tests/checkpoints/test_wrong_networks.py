@@ -27,6 +27,8 @@ def network(
     pool: Any = 2,
     mode: str = "zeros",
     ceil: bool = False,
+    mean: Callable[[int], nn.Module] = nn.AdaptiveAvgPool2d,
+    norm: Callable[..., nn.Module] = nn.BatchNorm2d,
     **harmless: Any,
 ) -> nn.Sequential:
     return nn.Sequential(
@@ -34,14 +36,18 @@ def network(
         nn.BatchNorm2d(4, eps=eps, momentum=harmless.get("momentum", 0.1)),
         act(),
         nn.Conv2d(4, 4, 3, stride, padding, padding_mode=mode, bias=False),
-        nn.BatchNorm2d(4),
+        norm(4),
         harmless.get("last", nn.ReLU)(),
         nn.MaxPool2d(pool, ceil_mode=ceil),
         nn.Dropout(harmless.get("p", 0.5)),
-        nn.AdaptiveAvgPool2d(1),
+        mean(1),
         nn.Flatten(),
         nn.Linear(4, 2),
     )
+
+
+def instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
 
 
 OTHER: dict[str, tuple[dict[str, Any], str]] = {
@@ -53,6 +59,12 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "activation": ({"act": nn.Hardswish}, "2 has kind Hardswish instead of ReLU"),
     "no activation": ({"act": nn.Identity}, "2 has kind None instead of ReLU"),
     "pooling": ({"pool": 3}, "6 has kernel_size 3 instead of 2"),
+    "other pooling": (
+        {"mean": nn.AdaptiveMaxPool2d},
+        "8 has layer AdaptiveMaxPool2d instead of AdaptiveAvgPool2d",
+    ),
+    "no pooling": ({"mean": nn.Identity}, "8 has layer None instead of AdaptiveAvgPool2d"),
+    "other norm": ({"norm": instance_norm}, "4 has layer InstanceNorm2d instead of BatchNorm"),
     "rounding of sizes": ({"ceil": True}, "6 has ceil_mode True instead of False"),
 }
 
@@ -82,6 +94,7 @@ def test_a_network_that_computes_otherwise(case: str, form: str, tmp_path: Path)
         {"stride": (2, 2), "padding": [1, 1], "pool": (2, 2)},
         {"momentum": 0.01, "p": 0.1},
         {"last": lambda: nn.ReLU(inplace=True)},
+        {"norm": nn.SyncBatchNorm},
     ],
     ids=lambda options: ", ".join(options),
 )
@@ -110,6 +123,15 @@ def test_folders_of_earlier_versions_do_not_tell(tmp_path: Path) -> None:
         del manifest[key]
     (tmp_path / "adderize.json").write_text(json.dumps(manifest))
     load_model(network(eps=1e-3), tmp_path)
+
+
+def test_folders_whose_layers_have_no_names(tmp_path: Path) -> None:
+    save_model(network(), tmp_path)
+    manifest = json.loads((tmp_path / "adderize.json").read_text())
+    named = [own.pop("layer", None) for own in manifest["settings"].values()]
+    assert named.count("BatchNorm") == 2
+    (tmp_path / "adderize.json").write_text(json.dumps(manifest))
+    load_model(network(), tmp_path)
 
 
 class Halved(nn.Module):
