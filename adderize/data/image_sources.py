@@ -73,7 +73,8 @@ def load_labelled(
     """As :func:`load_images`, with the labels of MNIST, parquet files and class folders.
 
     Returns:
-        the images, and their labels (N,) int64; None where the source has none.
+        the images, and their labels (N,) int64; None where the source has none, or others than
+        numbers of classes from 0.
 
     Raises:
         AdderizeError: as :func:`load_images`.
@@ -109,7 +110,7 @@ def _reader(path: Path) -> _Reader:
     if path.is_dir():
         if idx_set(path) is not None:
             return _read_idx
-        return _read_parquet if any(path.glob("*.parquet")) else _read_files
+        return _read_parquet if _files_of_split(path, "test") else _read_files
     if not path.is_file():
         raise AdderizeError(f"{path} does not exist; expected {SOURCES}")
     if path.suffix == ".parquet":
@@ -202,7 +203,9 @@ def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:
         names = [f"an image of {file}"] * len(rows)
         images += _pixels(Photographs((), rows, names, open_row), channels)
         labels += own_labels
-    return _Found(images, labels)
+    # Data sets whose labels are kept secret have -1 in their place.
+    known = all(isinstance(label, int) and label >= 0 for label in labels)
+    return _Found(images, labels if known else ())
 
 
 def _label_column(files: Sequence[Path]) -> str | None:
@@ -212,7 +215,7 @@ def _label_column(files: Sequence[Path]) -> str | None:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = sorted(folder.glob("*.parquet"))
+    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
     chosen = parquet_files(folder, *_SPLITS[split])
     if not chosen and len(files) > 1:
         names = ", ".join(f.name for f in files[:5])

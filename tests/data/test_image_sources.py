@@ -75,6 +75,27 @@ def test_parquet_files_and_splits(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected(train[::2], CIFAR10))
 
 
+def test_parquet_files_in_the_folder_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    images = colours(3)
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", images)
+    for split in ("train", "test"):
+        found = load_images(tmp_path, (3, 4, 4), CIFAR10, split=split)
+        torch.testing.assert_close(found, expected(images, CIFAR10))
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, -1], [0, None, 2], ["cat", "dog", "cat"]])
+def test_labels_that_number_no_classes_are_none(labels: list[object], tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    write_parquet(tmp_path / "test.parquet", colours(3))
+    table = pyarrow.parquet.read_table(tmp_path / "test.parquet")
+    table = table.set_column(table.column_names.index("label"), "label", [labels])
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    images, found = load_labelled(tmp_path, (3, 4, 4), PLAIN)
+    assert len(images) == 3 and found is None
+
+
 def test_idx_files(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
