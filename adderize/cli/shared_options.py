@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adderize.cli.messages import note
-from adderize.data.image_sources import load_labelled
+from adderize.data.image_sources import class_folders, load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
 from adderize.errors import AdderizeError
+from adderize.evaluation import evaluation
 from adderize.models.by_name import FORMS, input_size, options_from
 from adderize.tables import FORMATS
 
@@ -108,7 +110,7 @@ def images(
     arguments: argparse.Namespace, arch: str, model: nn.Module, split: str = "test"
 ) -> Tensor:
     """The images of `--data`, in the form that a network takes."""
-    return labelled_images(arguments, arch, model, split)[0]
+    return _read(arguments, arch, model, split, arguments.limit, again=False)[0]
 
 
 def labelled_images(
@@ -120,15 +122,46 @@ def labelled_images(
     limit: int | None = None,
     again: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The images of `--data`, and their labels where they have some; `--limit` of them at most.
+    """The images of `--data`, and their labels where they have some that the network's outputs can
+    be; `--limit` of them at most.
 
     `again`, for a second split: what they are normalised with was said already.
     """
+    found, labels = _read(arguments, arch, model, split, limit or arguments.limit, again=again)
+    classes = _outputs(model, found[:1])
+    if labels is None or classes is None:
+        return found, labels
+    folders = class_folders(arguments.data, split)
+    if folders not in (None, classes) or int(labels.max()) >= classes:
+        has = f"{folders} class folders" if folders else f"labels up to {int(labels.max())}"
+        note(f"{arguments.data} has {has}, the network {classes} classes: its labels are left out")
+        return found, None
+    return found, labels
+
+
+def _outputs(model: nn.Module, image: Tensor) -> int | None:
+    """How many logits a network gives; None where it gives something else, or fails."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), evaluation(model):
+            logits = model(image.to(device))
+    except Exception:  # which is told where the network is used
+        return None
+    return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
+
+
+def _read(
+    arguments: argparse.Namespace,
+    arch: str,
+    model: nn.Module,
+    split: str,
+    limit: int,
+    *,
+    again: bool,
+) -> tuple[Tensor, Tensor | None]:
     shape = arguments.input or input_size(arch, model)
     statistics = image_statistics(arguments, model, shape)
-    found = load_labelled(
-        arguments.data, shape, statistics, limit=limit or arguments.limit, split=split
-    )
+    found = load_labelled(arguments.data, shape, statistics, limit=limit, split=split)
     if not again and None in (arguments.mean, arguments.std):
         note(f"images {normalisation(statistics)}")
     return found

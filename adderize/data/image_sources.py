@@ -96,6 +96,15 @@ def load_labelled(
     return images, torch.tensor(found.labels, dtype=torch.int64) if found.labels else None
 
 
+def class_folders(source: str | Path, split: str = "test") -> int | None:
+    """How many folders number the labels of :func:`load_labelled`; None where files do."""
+    path = Path(source)
+    if not path.is_dir() or _reader(path) is not _read_files:
+        return None
+    path, files = _image_files(path, split)
+    return len(_class_folders(path, files)) or None
+
+
 class _Found(NamedTuple):
     """Images (C, H, W), and a label for each of them, or none at all."""
 
@@ -165,15 +174,19 @@ def _are_pixels(array: Tensor) -> bool:
 
 
 def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:
-    if path.is_dir():
-        path = next((path / name for name in _FOLDERS[split] if (path / name).is_dir()), path)
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_FILES)
-    else:
-        files = [path]
+    path, files = _image_files(path, split)
     chosen = [files[index] for index in _spread(len(files), limit)]
     classes = _class_folders(path, files)
     labels = [classes.index(file.parent) for file in chosen] if classes else ()
     return _Found(_pixels(from_files(chosen), channels), labels)
+
+
+def _image_files(path: Path, split: str) -> tuple[Path, list[Path]]:
+    """The folder of a split, and the images in it; a file is itself."""
+    if not path.is_dir():
+        return path, [path]
+    path = next((path / name for name in _FOLDERS[split] if (path / name).is_dir()), path)
+    return path, sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_FILES)
 
 
 def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:

@@ -90,12 +90,17 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["after"]["multiplications"] == 0
 
 
-def test_labels_give_top1(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("folders", [10, 2])
+def test_labels_give_top1(folders: int, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there are as many class folders as classes: of a part the numbers are others."""
     pixels = np.load(saved / "images.npy")
-    for index, image in enumerate(pixels[:8]):
-        folder = saved / "classes" / str(index % 2)
+    for index, image in enumerate(pixels[:20]):
+        folder = saved / "classes" / str(index % folders)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     command = ["quantize", str(saved / "float"), "--arch", ARCH, "--data", str(saved / "classes")]
     assert main([*command, "-o", str(saved / "integers"), "--integer"]) == 0
-    assert "top-1, %" in capsys.readouterr().out
+    found = capsys.readouterr()
+    assert ("top-1, %" in found.out) == (folders == 10)
+    told = "has 2 class folders, the network 10 classes: its labels are left out"
+    assert (told in found.err) == (folders == 2)
