@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ def write_files(
                 readme.write_text(card, encoding="utf-8")
             save_file(tensors, weights, metadata={"format": "pt"})
             description.write_text(replace(manifest, weights=_digest(weights)).to_json())
+            # safetensors keeps its files from all other users.
+            weights.chmod(stat.S_IMODE(description.stat().st_mode))
             weights.replace(folder / WEIGHTS)
             description.replace(folder / MANIFEST)
             if card is not None:

@@ -18,6 +18,7 @@ from adderize.cli.shared_options import (
     add_image_options,
     add_network_arguments,
     arch_options,
+    check_apart,
     image_statistics,
     images,
     labelled_images,
@@ -84,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.terms and not arguments.integer:
         raise AdderizeError("--terms is of --integer: leave it out, or give both")
+    check_apart(arguments.output, arguments.model)
     loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
     if loaded.note:
         note(loaded.note)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.checkpoints.manifest import WEIGHTS
 from adderize.cli.messages import note
 from adderize.data.image_sources import class_folders, load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
@@ -205,6 +206,21 @@ def output_folder(text: str) -> Path:
         if part.exists() and not part.is_dir():
             raise argparse.ArgumentTypeError(f"{part} is a file; expected a folder")
     return path
+
+
+def check_apart(output: Path, *sources: str | None) -> None:
+    """
+    Raises:
+        AdderizeError: the folder is that of the weights, which would be lost.
+    """
+    for source in filter(None, sources):
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        taken = Path(source).is_dir() or Path(source).name == WEIGHTS
+        if taken and output.is_dir() and output.samefile(folder):
+            raise AdderizeError(
+                f"the result would replace {source}, which it is made from: give --output another "
+                "folder"
+            )
 
 
 def size(text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from adderize.cli.shared_options import (
     add_format,
     add_image_options,
     arch_options,
+    check_apart,
     conversion_options,
     labelled_images,
     output_folder,
@@ -117,6 +118,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check_counts(arguments)
+    check_apart(arguments.output, arguments.weights)
     teacher = _teacher(arguments)
     images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
     test, test_labels = labelled_images(

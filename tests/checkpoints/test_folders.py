@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 
 import pytest
 import torch
@@ -362,3 +364,13 @@ def test_a_folder_of_the_first_version(tmp_path):
     assert type(model[3]) is nn.Conv2d and model[3].weight is model[1].weight
     for name, tensor in weights.items():
         assert torch.equal(model.state_dict()[name], tensor)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_model(nn.Linear(2, 2), tmp_path)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}

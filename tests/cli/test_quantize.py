@@ -59,10 +59,10 @@ def test_a_saved_model_in_bytes(saved: Path, capsys: pytest.CaptureFixture[str])
 def test_wrong_inputs(
     saved: Path, model: str, data: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["quantize", "--arch", ARCH, "-o", str(saved / "bytes"), "--data"]
+    command = ["quantize", "--arch", ARCH, "--data", str(saved / data), "-o"]
     if model == "bytes":
-        assert main([*command, str(saved / data), str(saved / "float")]) == 0
-    assert main([*command, str(saved / data), str(saved / model)]) == 1
+        assert main([*command, str(saved / "bytes"), str(saved / "float")]) == 0
+    assert main([*command, str(saved / "again"), str(saved / model)]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -88,6 +88,17 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
     assert "leave out --data" in capsys.readouterr().err
     assert main(["count", str(saved / "integers"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["after"]["multiplications"] == 0
+
+
+@pytest.mark.parametrize("source", ["float", "float/../float", "float/model.safetensors"])
+def test_what_is_quantized_is_not_replaced(
+    source: str, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (saved / "float" / "model.safetensors").read_bytes()
+    command = ["quantize", str(saved / source), "--arch", ARCH, "--data", str(saved / "images.npy")]
+    assert main([*command, "-o", str(saved / "float")]) == 1
+    assert "the result would replace" in capsys.readouterr().err
+    assert (saved / "float" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("folders", [10, 2])
