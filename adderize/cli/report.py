@@ -12,6 +12,7 @@ from adderize.cli.shared_options import (
     add_image_options,
     add_network_arguments,
     arch_options,
+    check_apart,
     conversion_options,
     image_statistics,
     images,
@@ -50,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_apart(arguments.output, arguments.model)
     options, more = conversion_options(arguments), arch_options(arguments)
     if named.has_weights(arguments.model, arguments.arch):
         loaded = named.load(arguments.model, arguments.arch, arch_options=more, **options)

@@ -211,15 +211,14 @@ def output_folder(text: str) -> Path:
 def check_apart(output: Path, *sources: str | None) -> None:
     """
     Raises:
-        AdderizeError: the folder is that of the weights, which would be lost.
+        AdderizeError: a result, a folder or a file, is where the weights are, which would be lost.
     """
-    for source in filter(None, sources):
-        folder = Path(source) if Path(source).is_dir() else Path(source).parent
-        taken = Path(source).is_dir() or Path(source).name == WEIGHTS
-        if taken and output.is_dir() and output.samefile(folder):
+    for path in map(Path, filter(None, sources)):
+        lost = path.parent if path.name == WEIGHTS and output.is_dir() else path
+        if output.exists() and lost.exists() and output.samefile(lost):
             raise AdderizeError(
-                f"the result would replace {source}, which it is made from: give --output another "
-                "folder"
+                f"the result would replace {path}, which it is made from: give --output another "
+                "path"
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from adderize import load_model, recalibrate, save_model
 from adderize.cli import main
@@ -81,3 +82,13 @@ def test_the_authors_resnet20(models_folder: Path, data_folder: Path, tmp_path: 
     text = page.read_text()
     assert "20 adders, 2 kept" in text and "dead filters" in text
     assert "20 adders in 8-bit integers" in text
+
+
+def test_a_checkpoint_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lenet.pt"
+    torch.save(adderize(lenet5_bn()).state_dict(), file)
+    before = file.read_bytes()
+    arguments = [str(file), "--arch", ARCH, "-o", str(file)]
+    assert main(["report", *arguments]) == 1
+    assert "the result would replace" in capsys.readouterr().err
+    assert file.read_bytes() == before
