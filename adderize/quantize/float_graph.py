@@ -30,6 +30,8 @@ from adderize.quantize.float_tracer import FloatTracer, Hooked
 
 # What a model says about its inputs.
 _STATEMENTS = {"default_cfg", "example_input_array", "image_size", "input_size", "pretrained_cfg"}
+# The share of eps below which a variance is a constant's: it shows as 1 % of the norm's scale.
+_CONSTANT = 1e-4
 _NOT_IN_PLACE = {"bernoulli", "normal", "requires_grad"}  # other functions than with an underscore
 
 
@@ -240,7 +242,20 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         convolution = module_of(source)
         once = len(source.users) == 1 and calls.count(convolution) == 1
         if type(convolution) is nn.Conv2d and once and is_plain(convolution):
-            traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
+            traced.set_submodule(str(source.target), _folded(convolution, norm))
             source.meta.update({k: v for k, v in node.meta.items() if k == "qparams"})
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution with its norm. Channels that never vary give the norm's bias: scaled by
+    1/sqrt(eps), their filters would take the bits of all others' where integers hold them."""
+    fused = fuse_conv_bn_eval(convolution, norm)
+    assert norm.running_var is not None and fused.bias is not None
+    constant = norm.running_var < _CONSTANT * norm.eps
+    bias = torch.zeros_like(fused.bias) if norm.bias is None else norm.bias
+    with torch.no_grad():
+        fused.weight.masked_fill_(constant.view(-1, 1, 1, 1), 0)
+        fused.bias.copy_(torch.where(constant, bias, fused.bias))
+    return fused

@@ -150,6 +150,39 @@ def test_distances_far_from_zero_keep_their_differences(
     assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.03
 
 
+def test_dead_channels_take_no_bits_from_others() -> None:
+    """The norm behind a kept depthwise layer scales what never varies by 1/sqrt(eps)."""
+
+    def between(network: Network, x: Tensor) -> Tensor:
+        return network.second(F.relu(network.depthwise(F.relu(network.first[1](x)))))
+
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    network = Network(between)
+    network.depthwise = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+    )
+    with torch.no_grad():
+        network.first[1].weight[:3] = 0
+        network.first[1].bias[:3] = -1
+        network.depthwise[1].bias.fill_(0.5)
+        for _ in range(300):
+            network(images)
+    assert float(network.depthwise[1].running_var[:3].max()) < 1e-9
+    quantized = quantize(network.eval(), images)
+    expected = quantized(images)
+    error = float((expected - network(images)).norm() / expected.norm())
+    integers = to_integer(
+        quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=6, filter_terms=6
+    )
+    assert error < 0.02
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.01
+    (step,) = (s for s in integers.program.instructions if s.layer == "depthwise.0")
+    assert step.settings["fraction"] > 15  # 12 where dead filters are scaled with the others
+    assert not bool(step.tensors["signs"][:, :3].any())
+
+
 def test_channels_of_a_norm_that_hardly_scales_give_its_bias() -> None:
     def between(network: Network, x: Tensor) -> Tensor:
         return F.relu(network.second(x))
