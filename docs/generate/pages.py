@@ -25,7 +25,7 @@ PUBLIC = {
     "adderize.callbacks": "Lightning's callbacks, under the address that configuration files name.",
     "adderize.transfer": "A trained network's filters as adders.",
     "adderize.quantize": "8-bit networks.",
-    "adderize.integer": "Networks without a multiplication, and networks on integers alone.",
+    "adderize.integer": "Networks without a multiplication, and integer-only networks.",
     "adderize.export": "Networks in other forms than PyTorch's.",
     "adderize.checkpoints": "Networks on disk.",
     "adderize.counting": "Operations, energy and latency.",
