@@ -23,7 +23,7 @@ from adderize.tables import Table
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
-    'adderize bench layers --only "3x3, 64"',
+    'adderize bench layers --only "3x3 64"',
     "adderize bench limits --threads 1",
     "adderize bench step --arch resnet18 resnet50 --batch 8",
     "adderize bench gpu-report -o report.json",
