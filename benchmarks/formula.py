@@ -2,7 +2,7 @@
 
     python -m benchmarks.formula [--threads N] [--rounds N]
 
-The formula is computed as the AdderNet authors' published code does: patches by `unfold`, then the
+The formula is written as in the AdderNet authors' published code, anew: patches by `unfold`, then the
 differences of every filter and patch in one tensor, which is summed. The last column is its size.
 """
 
