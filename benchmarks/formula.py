@@ -2,8 +2,8 @@
 
     python -m benchmarks.formula [--threads N] [--rounds N]
 
-The formula is written as in the AdderNet authors' published code, anew: patches by `unfold`, then the
-differences of every filter and patch in one tensor, which is summed. The last column is its size.
+As in the AdderNet authors' published code, but written anew, the patches come from `unfold`, and the
+differences of every filter and patch are one tensor, which is summed. The last column is its size.
 """
 
 from __future__ import annotations
