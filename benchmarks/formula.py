@@ -2,7 +2,7 @@
 
     python -m benchmarks.formula [--threads N] [--rounds N]
 
-As in the AdderNet authors' published code, but written anew, the patches come from `unfold`, and the
+As in the AdderNet authors' published code, but written anew: patches come from `unfold`, and the
 differences of every filter and patch are one tensor, which is summed. The last column is its size.
 """
 
