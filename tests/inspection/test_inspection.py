@@ -159,9 +159,9 @@ def _dead_input(model: nn.Sequential) -> None:
 @pytest.mark.parametrize(
     ("spoil", "kind", "name", "detail"),
     [
-        (_zero_gamma, "dead filters", "3", "2 of 8: 2, 3"),
-        (_never_positive, "dead filters", "3", "2 of 8: 2, 3"),
-        (_equal_outputs, "dead filters", "0", "2 of 6: 2, 3"),
+        (_zero_gamma, "dead filters", "3", "2 of 8 channels: 2, 3"),
+        (_never_positive, "dead filters", "3", "2 of 8 channels: 2, 3"),
+        (_equal_outputs, "dead filters", "0", "2 of 6 channels: 2, 3"),
         (_nan, "not finite", "3.weight", "2 of 432 values"),
         (_saturated, "saturated layer", "3", "% outside"),
         (_small, "channels alike", "3", "correlation"),
