@@ -39,18 +39,21 @@ def check_unscaled(model: nn.Module, optimizer: Optimizer | None) -> None:
             raise AdderizeError(
                 f"the gradients are still scaled: the GradScaler of {type(wrapper).__name__} would "
                 "divide what the adaptive rate gives them in the optimizer's step. "
-                "Make the call in the step: optimizer.register_step_pre_hook(lambda *_: "
-                "scale_adder_gradients_(model)), before the loop; or after "
-                "fabric.clip_gradients; or train in bfloat16"
+                "Use adderize.AdaptiveLearningRate in Lightning's Trainer. In Fabric make the "
+                "call in the step, by optimizer.register_step_pre_hook(lambda *_: "
+                "scale_adder_gradients_(model)) before the loop, or after fabric.clip_gradients; "
+                "or train in bfloat16"
             )
 
 
 def _scaler(wrapper: Any) -> torch.amp.GradScaler | None:
-    """That of a strategy's precision, as Fabric's modules and optimizers, and Lightning's
-    optimizers, hold it."""
-    strategy = getattr(wrapper, "_strategy", None)
-    for name in ("precision", "precision_plugin"):
-        scaler = getattr(getattr(strategy, name, None), "scaler", None)
-        if isinstance(scaler, torch.amp.GradScaler):
-            return scaler
+    """That of a strategy's precision: Fabric's modules and optimizers and Lightning's optimizers
+    hold the strategy, a LightningModule its trainer or its Fabric."""
+    runners = getattr(wrapper, "_trainer", None), getattr(wrapper, "_fabric", None)
+    strategies = (getattr(runner, "strategy", None) for runner in runners)
+    for strategy in (getattr(wrapper, "_strategy", None), *strategies):
+        for name in ("precision", "precision_plugin"):
+            scaler = getattr(getattr(strategy, name, None), "scaler", None)
+            if isinstance(scaler, torch.amp.GradScaler):
+                return scaler
     return None

@@ -10,7 +10,10 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision as TrainerPrecision
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from adderize import AdderConv2d, AdderizeError, scale_adder_gradients_
 
@@ -114,3 +117,56 @@ def test_a_scaler_that_is_off_does_no_harm() -> None:
     model, _ = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=LR))
     fabric.backward(model(torch.randn(4, 2, 6, 6)).square().mean())
     assert len(scale_adder_gradients_(model, ETA).names) == 1
+
+
+class Manual(LightningModule):
+    """Calls the rule by itself, before the step or in the hook within it."""
+
+    def __init__(self, in_the_step: bool, by_optimizer: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = network()
+        self.in_the_step, self.by_optimizer = in_the_step, by_optimizer
+        self.changes: list[float] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=LR)
+
+    def scale(self, optimizer: Any) -> None:
+        if self.by_optimizer:
+            scale_adder_gradients_(self.net, ETA, optimizer=optimizer)
+        else:
+            scale_adder_gradients_(self, ETA)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer, before = self.optimizers(), self.net[0].weight.detach().clone()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        if not self.in_the_step:
+            self.scale(optimizer)
+        optimizer.step()
+        change = (self.net[0].weight.detach() - before).double()
+        self.changes.append(math.sqrt(float(change.square().mean())) / (LR * ETA))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.in_the_step:
+            self.scale(optimizer)
+
+
+@pytest.mark.parametrize("by_optimizer", [True, False])
+@pytest.mark.parametrize("in_the_step", [True, False])
+def test_lightning_s_scaler(in_the_step: bool, by_optimizer: bool) -> None:
+    module = Manual(in_the_step, by_optimizer)
+    plugin = TrainerPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", plugins=[plugin], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = [(torch.randn(4, 2, 6, 6), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
+    batches = DataLoader(data, batch_size=None)
+    if in_the_step:
+        trainer.fit(module, batches)
+        assert module.changes == pytest.approx([1, 1], rel=1e-4)
+    else:
+        with pytest.raises(AdderizeError, match="still scaled: the GradScaler of"):
+            trainer.fit(module, batches)
