@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
 from adderize.surgery import Reason
@@ -279,6 +279,16 @@ def test_restore_of_a_subclass_leaves_the_model_alone():
     with pytest.raises(AdderizeError, match="1 is a OwnAdder"):
         restore(model)
     assert [type(layer) for layer in model] == [AdderConv2d, OwnAdder]
+
+
+def test_restore_of_filters_that_are_computed():
+    model = nn.Sequential(AdderConv2d(3, 4, 3), AdderConv2d(4, 4, 3))
+    parametrizations.weight_norm(model[1])
+    with pytest.raises(AdderizeError, match=r"1 computes its filters .*remove_parametrizations"):
+        restore(model)
+    assert type(model[0]) is AdderConv2d
+    parametrize.remove_parametrizations(model[1], "weight")
+    assert [type(layer) for layer in restore(model)] == [nn.Conv2d, nn.Conv2d]
 
 
 def test_an_older_optimizer_is_told_what_it_lacks():
