@@ -10,7 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import (
+    parameters_to_vector,
+    parametrizations,
+    parametrize,
+    prune,
+    vector_to_parameters,
+)
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
 from adderize.surgery import Reason
@@ -152,6 +158,20 @@ def tied_convolutions() -> nn.Sequential:
     return model
 
 
+def convolutions_in_one_memory() -> nn.Sequential:
+    model = tied_convolutions()
+    model[2].weight = nn.Parameter(model[1][0].weight)
+    return model
+
+
+def part_of_another_memory() -> nn.Sequential:
+    model = tied_convolutions()
+    model[2] = nn.Conv2d(8, 4, 3, padding=1)
+    model[2].weight.data = model[1][0].weight.data[2:6]
+    model.insert(3, nn.Conv2d(4, 8, 3, padding=1))
+    return model
+
+
 def tied_embedding() -> nn.Sequential:
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 7))
     model[3].weight = model[0].weight
@@ -164,6 +184,9 @@ def tied_embedding() -> nn.Sequential:
         (tied_convolutions, {"exclude": "2"}, r"1\.0 shares its filters with 2, which stays"),
         (tied_convolutions, {"include": "2"}, r"2 shares its filters with 1\.0, which stays"),
         (tied_embedding, {"linear": True, "head": True}, r"3 shares its filters with 0, which"),
+        (convolutions_in_one_memory, {"exclude": "2"}, r"1\.0 shares its filters with 2, which"),
+        (convolutions_in_one_memory, {"include": "2"}, r"2 shares its filters with 1\.0, which"),
+        (part_of_another_memory, {"exclude": "2"}, r"1\.0 shares its filters with 2, which"),
     ],
 )
 def test_filters_tied_to_what_stays(build, options, words):
@@ -237,6 +260,16 @@ def test_lazy_modules_beside_the_layers_do_no_harm():
         - model[2].weight.double().flatten(1)
     ).abs().sum(3).transpose(1, 2).view(2, 6, 3, 3) + model[2].bias.double().view(-1, 1, 1)
     torch.testing.assert_close(model[2](model[:2](images)).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_parts_of_one_vector_are_not_tied():
+    model = small_cnn()
+    vector = parameters_to_vector(model.parameters()).detach()
+    vector_to_parameters(vector, model.parameters())
+    kept = {name: p.clone() for name, p in model.named_parameters() if not name.startswith("1.")}
+    adderize(model, include="1.*")
+    assert adder_names(model) == ["1.0"]
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in kept.items())
 
 
 def test_tied_filters_that_are_converted_together():
