@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, recalibrate
 from adderize.inspection import Inspection, inspect
+from adderize.inspection.histograms import input_histograms
 from adderize.quantize import quantize
 
 
@@ -290,3 +291,32 @@ def test_the_gradient_that_fits_the_filters(
     assert found.gradient == gradient == found.to_dict()["gradient"]
     assert f"the network trains with gradient='{gradient}'" in str(found)
     assert inspect(healthy).gradient is None
+
+
+def test_layers_that_get_their_input_by_name(healthy: nn.Sequential, images: Tensor) -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = healthy
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x) if isinstance(layer, nn.Flatten) else layer(input=x)
+            return x
+
+    named, plain = inspect(ByName(), images), inspect(healthy, images)
+    assert [(r.inputs, r.output_mean, r.outside) for r in named.layers] == [
+        (r.inputs, r.output_mean, r.outside) for r in plain.layers
+    ]
+    assert input_histograms(ByName(), images, named.layers).keys() == {
+        f"layers.{name}" for name in input_histograms(healthy, images, plain.layers)
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(
+    healthy: nn.Sequential, images: Tensor, value: float
+) -> None:
+    images[3, 0, 0, 0] = value
+    with pytest.raises(AdderizeError, match="images hold NaN or infinity"):
+        inspect(healthy, images)
