@@ -1,11 +1,12 @@
-"""Networks in evaluation mode for a while."""
+"""Networks in evaluation mode for a while, and what hooks see of their layers' inputs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -19,3 +20,9 @@ def evaluation(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """A layer's input, given by its position or by its name, as hooks ``with_kwargs`` see both."""
+    found: Tensor = next(iter((*args, *kwargs.values())))
+    return found

@@ -38,7 +38,7 @@ def overview(machines: Mapping[str, Machine], *archs: str) -> Table:
     faster = "times faster than torch's float32 CNN"
     rows += [
         (f"8-bit ResNet-18, batch 1 and 8: {faster}", _int8_cell, "adder int8"),
-        ("int8 CNN of onnxruntime: likewise", _int8_cell, _INT8_CNN),
+        (f"int8 CNN in onnxruntime: {faster}", _int8_cell, _INT8_CNN),
     ]
     return Table(
         ["", *(machine["machine"]["name"] for machine in machines.values())],

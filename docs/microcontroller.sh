@@ -9,7 +9,7 @@ from adderize.data import load_mnist
 digits = load_mnist('embedded')
 torch.save(digits.train.images, 'runs/train.pt')
 torch.save(digits.test.images, 'runs/test.pt')"
-adderize quantize runs/digits --arch adderize.models:lenet5_bn --data runs/train.pt --integer \
+adderize quantize runs/digits --arch lenet5_bn --data runs/train.pt --integer \
   -o runs/digits-integers
 adderize export runs/digits-integers -o runs/digits-c --name digits --data runs/test.pt --check
 make -C runs/digits-c -f digits.mk

@@ -4,11 +4,11 @@ python -m recipes.mnist --data DIR --layers cnn --distort --output RUN        th
 python -m recipes.mcu --data DIR --kd-teacher RUN --output OUTPUT
 
 A small network whose six layers are adders (adderize.models.micro_cnn) is trained in floats, then
-fine-tuned with its rounding in the forward, and lowered to integers alone:
+fine-tuned with its rounding in the forward, and lowered to an integer-only network:
 
 OUTPUT/                     the run of the float network, as of every recipe
 OUTPUT/quantized/           the network on bytes, for adderize.load_model
-OUTPUT/integers/            the network on integers alone, likewise
+OUTPUT/integers/            the integer-only network, likewise
 OUTPUT/c/                   the same as C99, and what it costs
 OUTPUT/mcu.json             accuracies on the test images, in floats, on bytes, and on integers
 """
@@ -203,7 +203,7 @@ _ROWS = {
     "rounded": "rounded after the training",
     "fine-tuned": "fine-tuned with the rounding",
     "bytes": "on bytes",
-    "integers": "on integers alone",
+    "integers": "integer-only",
 }
 
 

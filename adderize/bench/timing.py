@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from adderize import __version__
 from adderize.ops import native
 from adderize.ops.choice import choose
 from adderize.progress import steps
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 # Of x86: what the kernels or their rivals use.
 _FEATURES = frozenset(
@@ -38,10 +41,7 @@ def side_by_side(
         rounds: how many turns each one gets.
         seconds: about how long one turn lasts.
     """
-    timers = {
-        name: Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
-        for name, function in functions.items()
-    }
+    timers = {name: _timer(function) for name, function in functions.items()}
     for timer in timers.values():
         timer.timeit(1)
     numbers = {
@@ -53,6 +53,17 @@ def side_by_side(
         for name, timer in timers.items():
             best[name] = min(best[name], timer.timeit(numbers[name]).mean)
     return best
+
+
+def _timer(function: Callable[[], object]) -> Timer:
+    # Torch's timers bring its builder of extensions, which warns of a CUDA toolkit without a GPU.
+    log = logging.getLogger("torch.utils.cpp_extension")
+    before, log.disabled = log.disabled, True
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        log.disabled = before
+    return Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
 
 
 def machine(device: torch.device) -> dict[str, Any]:

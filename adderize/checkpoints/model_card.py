@@ -92,7 +92,7 @@ def _kinds(model: nn.Module) -> list[str]:
 
 def _described(model: nn.Module) -> str:
     if isinstance(model, IntegerNetwork):
-        return f"An adder network in integers alone, saved by adderize {__version__}."
+        return f"An integer-only adder network, saved by adderize {__version__}."
     adders = sum(isinstance(layer, _ADDERS) for layer in model.modules())
     parts = [f"{adders} of its layers are adders: they compute -Σ|x - w| in place of Σxw"]
     if quantization_of(model) is not None:

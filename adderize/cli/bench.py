@@ -23,7 +23,7 @@ from adderize.tables import Table
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
-    'adderize bench layers --only "3x3, 64"',
+    'adderize bench layers --only "3x3 64"',
     "adderize bench limits --threads 1",
     "adderize bench step --arch resnet18 resnet50 --batch 8",
     "adderize bench gpu-report -o report.json",
@@ -144,7 +144,8 @@ def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
 
 
 def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    chosen = tuple(each for each in layers.LAYERS if (arguments.only or "") in each.name)
+    text = " ".join((arguments.only or "").split())
+    chosen = tuple(each for each in layers.LAYERS if text in " ".join(each.name.split()))
     if not chosen:
         names = "; ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")

@@ -123,6 +123,8 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{name:10} {report[name]}")
     for row in report["devices"]:
         print(f"{row['device']:10} {row['backend'] or 'none'}: {row['reason']}")
+    if len(report["devices"]) == 1:
+        print(f"{'gpu':10} torch finds none")
     for name, label in _NATIVE.items():
         if name in report["native"]:
             value = report["native"][name]

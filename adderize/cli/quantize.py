@@ -32,7 +32,7 @@ from adderize.quantize import quantize, quantize_report
 from adderize.tables import json_text
 from adderize.transfer.stages import Stages
 
-HELP = "put a trained adder network into 8-bit integers, or into integers alone"
+HELP = "an 8-bit or integer-only network from a trained adder network"
 EXAMPLES = (
     "adderize quantize runs/cifar/version_0 --arch resnet20 --data data/cifar10 -o resnet20-int8",
     "adderize quantize model --arch resnet18 --data photographs -o int8 --method mse --bits 6",
@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--integer", action="store_true",
-        help="save the network in integers alone, without a multiplication, and compare it on "
+        help="save the integer-only network, without a multiplication, and compare it on "
         "test images",
     )  # fmt: skip
     parser.add_argument(

@@ -71,7 +71,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--method", choices=("match", "reconstruct"), default="reconstruct",
-        help="reconstruct (default) fits each layer to the trained one; match takes seconds",
+        help="reconstruct (default) fits each layer to the trained one; match is faster and keeps "
+        "less",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=positive, default=300, metavar="N", help="steps for each layer (300)"

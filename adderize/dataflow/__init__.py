@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from adderize.dataflow.nodes import NORMS, Flow, Node, is_leaf
-from adderize.dataflow.recording import likely_inputs, record
+from adderize.dataflow.recording import EndlessError, likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
 from adderize.dataflow.undisturbed import undisturbed
 from adderize.errors import AdderizeError
@@ -86,6 +86,9 @@ class _Runs:
                 try:
                     with self._quietly(training), own_tensors:
                         return record(self.model, inputs)
+                except EndlessError as error:
+                    self.failures.append(error)
+                    return None
                 except Exception as error:
                     self.failures.append(error)
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
 
 _SELECTED = 2
+# How often a line of the model's code gets the same answer, and how often another one.
+_SAME_ANSWERS = 32
+_TURNS = 4
+_OTHER_ANSWERS: dict[type, tuple[float, float]] = {
+    bool: (True, False), int: (2**16, 0), float: (1e12, 1e-12),
+}  # fmt: skip
 _SIDES = (224, 32, 64, 256, 299, 384, 28)
 # Their further arguments are places, not values.
 _SAMPLERS = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
@@ -35,7 +43,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
         if isinstance(tensor, nn.Parameter):
             recorder.stands_for(state[name], tensor)
     try:
-        with recorder, _AnySize():  # type: ignore[no-untyped-call]
+        with recorder, _AnySize():
             output = torch.func.functional_call(model, state, inputs)
     except Exception:
         if not all(flow.calls(module) for module in model.modules() if is_leaf(module)):
@@ -184,15 +192,41 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
     return True
 
 
+class EndlessError(Exception):
+    """A model that goes on whatever its values are."""
+
+
 class _AnySize(TorchDispatchMode):
-    """Answers what depends on values, which meta tensors lack: a few elements are selected."""
+    """Answers what depends on values, which meta tensors lack: a few elements are selected.
+
+    A loop that goes on until values allow it to end gets other values now and then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._asked: Counter[tuple[str, int]] = Counter()
+
+    def _scalar(self, tensor: Tensor) -> float | int | bool:
+        kind = float if tensor.is_floating_point() else bool if tensor.dtype is torch.bool else int
+        place = _asking_line()
+        self._asked[place] += 1
+        turn, usual = divmod(self._asked[place], _SAME_ANSWERS)
+        if turn == _TURNS:
+            raise EndlessError(f"{place} asks for values without an end")
+        if usual or not turn:
+            return kind(1)
+        return _OTHER_ANSWERS[kind][turn % 2]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not any(tensor.is_meta for tensor in _tensors(args)):
+            return func(*args, **kwargs)
+        if func._schema.name == "aten::_local_scalar_dense":
+            return self._scalar(args[0])
         answer = _ANSWERS.get(func._schema.name)
-        if answer is None or not any(tensor.is_meta for tensor in _tensors(args)):
+        if answer is None:
             return func(*args, **kwargs)
         return answer(func, *args, **kwargs)
 
@@ -211,8 +245,15 @@ def _index(func: Any, tensor: Tensor, indices: list[Tensor | None], *rest: Any) 
     return func(tensor, positions, *rest)
 
 
-def _scalar(_: Any, tensor: Tensor) -> float | int | bool:
-    return 1.0 if tensor.is_floating_point() else True if tensor.dtype is torch.bool else 1
+def _asking_line() -> tuple[str, int]:
+    """The line of the model's code, or of what it calls but torch, that asks for a value."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module != __name__ and module.split(".")[0] != "torch":
+            break
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 def _unique(_: Any, tensor: Tensor, *__: Any, **___: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +266,6 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "aten::nonzero": _nonzero,
     "aten::index": _index,
     "aten::index_put_": _index,
-    "aten::_local_scalar_dense": _scalar,
     "aten::_unique2": _unique,
     "torchvision::nms": lambda _, boxes, *__: _nonzero(None, boxes[:, 0])[:, 0],
 }

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import mmap
 import random
 import sys
 from collections import OrderedDict, deque
@@ -251,6 +252,18 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
+def _is_file(array: Any) -> bool:
+    """Whether an array is a file's contents, of any size, and not of this process alone."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+def _put_back_array(array: Any, saved: Any) -> None:
+    if array.tobytes() != saved.tobytes():
+        array[...] = saved
+
+
 def _state_of(item: Any) -> tuple[Any, ...] | None:
     """How to put back what is neither a container nor made of attributes."""
     if isinstance(item, torch.Generator):
@@ -261,7 +274,7 @@ def _state_of(item: Any) -> tuple[Any, ...] | None:
     if numpy is None:
         return None
     if isinstance(item, numpy.ndarray) and item.flags.writeable and not item.dtype.hasobject:
-        return numpy.copyto, item, item.copy()
+        return None if _is_file(item) else (_put_back_array, item, item.copy())
     if isinstance(item, numpy.random.RandomState):
         return item.set_state, item.get_state()
     if isinstance(item, numpy.random.Generator):

@@ -34,8 +34,8 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
         ``to_json``, ``to_csv``, ``to_markdown``.
 
     Raises:
-        AdderizeError: a model without such layers, or one that fails on the images; images with NaN
-            or infinity.
+        AdderizeError: a model without such layers, one that fails on the images, or images that
+            are not finite.
     """
     check_module(model)
     if any(isinstance(m, IntegerNetwork) for m in model.modules()) or shifts_of_network(model):
@@ -50,13 +50,13 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
         )
     if images is not None and not isinstance(images, Tensor):
         raise AdderizeError(f"images is a {type(images).__name__}; expected one tensor (N, ...)")
-    if images is not None and images.is_floating_point() and not bool(images.isfinite().all()):
-        raise AdderizeError("the images hold NaN or infinity; expected finite inputs")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
     if not layers:
         raise AdderizeError(f"{type(model).__name__} holds no convolution, linear or adder layer")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise AdderizeError("the model is on the meta device and has no values to inspect")
+    if images is not None and not bool(images.isfinite().all()):
+        raise AdderizeError("the images hold NaN or infinity; expected finite values")
     flows = trace(model)
     measured: dict[nn.Module, Measured] = {}
     stale: dict[_BatchNorm, tuple[float, float]] = {}

@@ -126,7 +126,8 @@ def _dead_filters(
         if bool(dead.any()):
             channels = dead.nonzero().flatten().tolist()
             listed = ", ".join(map(str, channels[:6])) + (", ..." if len(channels) > 6 else "")
-            yield _finding("dead filters", name, f"{len(channels)} of {len(dead)}: {listed}")
+            found = f"{len(channels)} of {len(dead)} channels: {listed}"
+            yield _finding("dead filters", name, found)
 
 
 def _without_effect(layer: nn.Module, norm: nn.Module | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.evaluation import evaluation
+from adderize.evaluation import evaluation, first_input
 from adderize.inspection.measurement import LAYERS, batches_of
 from adderize.inspection.result import Layer, Range
 from adderize.progress import steps
@@ -55,7 +55,7 @@ def input_histograms(
     ranges = {row.name: row.inputs for row in layers if row.inputs is not None}
     bins = {name: own for name, range in ranges.items() if (own := _Bins.over(range)) is not None}
     handles = [
-        module.register_forward_pre_hook(_watch(bins[name]))
+        module.register_forward_pre_hook(_watch(bins[name]), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, LAYERS) and name in bins
     ]
@@ -70,8 +70,8 @@ def input_histograms(
 
 
 def _watch(bins: _Bins) -> Any:
-    def see(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        bins.add(inputs[0])
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bins.add(first_input(args, kwargs))
 
     return see
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.evaluation import evaluation
+from adderize.evaluation import evaluation, first_input
 from adderize.layers import AdderConv2d, AdderLinear, pads_with_zeros
 from adderize.progress import steps
 
@@ -124,10 +124,10 @@ def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
 def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]) -> None:
     padded = pads_with_zeros(layer)
 
-    def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.setdefault(layer, Measured()).add_input(inputs[0], padded)
+    def see_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.setdefault(layer, Measured()).add_input(first_input(args, kwargs), padded)
 
-    handles.append(layer.register_forward_pre_hook(see_input))
+    handles.append(layer.register_forward_pre_hook(see_input, with_kwargs=True))
     own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
     if own is None:
         _watch_outputs(layer, layer, found, handles)

@@ -102,10 +102,11 @@ class Layer:
             return row
         outside = (filters < measured.min) | (filters > measured.max)
         is_adder = isinstance(layer, (AdderConv2d, AdderLinear))
+        known = not math.isnan(measured.min)
         return dataclasses.replace(
             row,
             inputs=Range(measured.min, measured.max),
-            outside=float(outside.double().mean()) if is_adder else None,
+            outside=float(outside.double().mean()) if is_adder and known else None,
             output_mean=measured.mean,
             output_std=measured.std,
             correlation=measured.correlation,

@@ -1,4 +1,4 @@
-"""Networks without a multiplication: every scale a sum of a few shifts, then integers alone."""
+"""Networks without a multiplication: every scale a sum of a few shifts, then integers only."""
 
 from adderize.integer.conversion import to_integer
 from adderize.integer.integer_network import IntegerNetwork

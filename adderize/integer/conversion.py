@@ -1,4 +1,4 @@
-"""From a quantized network to integers alone."""
+"""From a quantized network to an integer-only one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def to_integer(
     terms: int = 3,
     filter_terms: int = 3,
 ) -> IntegerNetwork:
-    """Lower a quantized network to integers alone: no float and no multiplication is left.
+    """Lower a quantized network to an integer-only one: no float and no multiplication is left.
 
     Every change of scale becomes shifts and additions, ``y = clamp((sum +-(acc << shift) + bias)
     >> fraction, low, high)``. The number of fraction bits of each layer is the largest with which

@@ -1,4 +1,4 @@
-"""Networks of integers alone: bytes of an image in, 32-bit logits out."""
+"""Integer-only networks: bytes of an image in, 32-bit logits out."""
 
 from __future__ import annotations
 

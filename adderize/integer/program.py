@@ -146,7 +146,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A network of integers alone, from the bytes of an image to its logits.
+    """An integer-only network, from the bytes of an image to its logits.
 
     Attributes:
         slots: all tensors of activations.

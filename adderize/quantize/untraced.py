@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
+from adderize.evaluation import first_input
 from adderize.quantize.byte_tensors import ByteGroup, pads_with_zeros
 from adderize.quantize.calls import adders_of
 from adderize.quantize.convert import convert_layer
@@ -119,7 +120,7 @@ class UntracedNetwork:
         """Run the model and show a function each call of a layer: fusion, input, output."""
 
         def hook(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> None:
-            look(self._made[layer], next(iter((*args, *kwargs.values()))), output)
+            look(self._made[layer], first_input(args, kwargs), output)
 
         handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in self._made]
         try:

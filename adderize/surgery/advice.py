@@ -15,7 +15,7 @@ from adderize.surgery.engine import ADDER, Target
 from adderize.surgery.steps import Step
 
 # From a warning to the caller of adderize() or binarize().
-_LEVEL = 4
+_LEVEL = 5
 
 
 def warn_unchanged() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
 from adderize.arguments import check_switch
@@ -40,6 +42,20 @@ def convert(
     options = Options.checked(arguments, target)
     check_switch("inplace", inplace)
     check_model(model)
+    with _trainable(model):
+        return _converted(model, options, target, inplace, example_input)
+
+
+def _trainable(model: nn.Module) -> AbstractContextManager[Any]:
+    """Inference mode off, as what is made in it could not be trained, unless the model was too."""
+    tensors = (*model.parameters(), *model.buffers())
+    made_so = torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors)
+    return nullcontext() if made_so else torch.inference_mode(False)
+
+
+def _converted(
+    model: nn.Module, options: Options, target: Target, inplace: bool, example_input: Any
+) -> nn.Module:
     if not inplace:
         model = copy.deepcopy(model)
     steps = find_steps(model, options, target, example_input)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from torch import nn
 
 from adderize.errors import AdderizeError
 from adderize.surgery.engine import Converted
 
-# The names that timm.utils.reparameterize_model and the authors of such blocks use.
-_METHODS = ("fuse", "reparameterize", "switch_to_deploy")
+# The names that timm.utils.reparameterize_model and the authors of such blocks use; "merge" is that
+# of low-rank adapters.
+_METHODS = (
+    "convert_to_deploy", "fuse", "fuse_convs", "fuse_repvgg_block", "merge", "merge_kernel",
+    "reparameterize", "structural_reparam", "switch_to_deploy",
+)  # fmt: skip
 
 
 class FusionRefused:
@@ -20,7 +25,7 @@ class FusionRefused:
     def __init__(self, block: str, method: str) -> None:
         self.block, self.method = block, method
 
-    def __call__(self) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
         raise AdderizeError(
             f"{self.block}.{self.method}() merges layers as if they were convolutions, but holds "
             "converted ones: restore() the model first, or leave the block out with exclude="

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from adderize.layers import AdderConv2d, AdderLinear
 
@@ -27,7 +28,9 @@ def initialise(layer: AdderConv2d | AdderLinear, init: str, scale: float | None)
 def reset_zero_gamma(norm: nn.Module) -> bool:
     """Set a zero-initialised gamma to 1: with zeros the first gradients of an adder vanish."""
     gamma = getattr(norm, "weight", None)
-    if not isinstance(gamma, Tensor) or gamma.is_meta or bool(gamma.detach().any()):
+    if not isinstance(gamma, Tensor) or is_lazy(gamma) or gamma.is_meta:
+        return False
+    if bool(gamma.detach().any()):
         return False
     nn.init.ones_(gamma)
     return True

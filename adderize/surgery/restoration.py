@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from adderize.errors import AdderizeError
 from adderize.surgery.checks import check_model, check_not_replaced
@@ -20,7 +21,8 @@ def restore(model: nn.Module) -> nn.Module:
 
     Raises:
         AdderizeError: the model holds no converted layers, or one of a class of its own (a
-            subclass) or with a forward put on the instance, or is wrapped or compiled.
+            subclass), with a parametrisation or with a forward put on the instance, or is wrapped
+            or compiled.
     """
     check_model(model)
     converted = {
@@ -31,6 +33,11 @@ def restore(model: nn.Module) -> nn.Module:
     kinds: list[type[nn.Module]] = []
     for name, layer in converted.items():
         kind = original_kind(layer)
+        if is_parametrized(layer):
+            raise AdderizeError(
+                f"{name or 'the model'} computes its filters (parametrisation): make them plain "
+                "first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         if kind is None:
             raise AdderizeError(
                 f"{name or 'the model'} is a {type(layer).__name__}, which came from no layer of "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adderize.dataflow import NORMS, Flow, Node
 
@@ -76,7 +77,7 @@ def is_layer(node: Node) -> bool:
         return node.name in LAYER_FUNCTIONS
     if isinstance(node.module, NORMS):
         return False
-    return any(parameter.dim() > 1 for parameter in node.module.parameters())
+    return any(is_lazy(p) or p.dim() > 1 for p in node.module.parameters())
 
 
 def _gates(flow: Flow) -> set[nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adderize.dataflow import Flow, Node
 from adderize.errors import listed
@@ -70,6 +71,8 @@ def find_zero_scales(
 
 
 def _is_zero(parameter: nn.Parameter) -> bool:
+    if is_lazy(parameter):  # drawn, or ones, once there is a batch
+        return False
     values = parameter.detach()
     if values.is_meta or not values.numel() or not values.is_floating_point():
         return False

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
+from adderize.training.unscaled import check_unscaled
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -78,8 +79,9 @@ def scale_adder_gradients_(
 
     Raises:
         AdderizeError: ``eta`` out of range, a model without adder layers, sparse gradients,
-            filters that are not parameters of their layer, and FSDP1, whose shards are plain
-            tensors without a global norm.
+            filters that are not parameters of their layer, FSDP1, whose shards are plain tensors
+            without a global norm, and gradients that the scaler of Fabric's or Lightning's
+            "16-mixed" still has to unscale, where the model or the optimizer is their wrapper.
 
     Example::
 
@@ -98,6 +100,7 @@ def scale_adder_gradients_(
             f"{type(model).__name__} holds no adder layers, so there is no gradient to scale; "
             "call adderize(model) first"
         )
+    check_unscaled(model, optimizer)
     if optimizer is not None:
         filters = held_filters(filters, optimizer)
     return scale_gradients_(filters, eta)

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.training.adaptive_rate import (
     AdderGradients,
@@ -21,6 +20,7 @@ from adderize.training.adaptive_rate import (
     scale_gradients_,
 )
 from adderize.training.search import modules_of
+from adderize.training.unscaled import check_fused
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -68,12 +68,7 @@ class ScaleAtEveryStep:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Arguments | None:
-        if getattr(optimizer, "grad_scale", None) is not None or "grad_scaler" in kwargs:
-            raise AdderizeError(
-                f"the fused {type(optimizer).__name__} unscales fp16 gradients inside its step, so "
-                "the adaptive rate would act on scaled ones. Create it with fused=False, or train "
-                "in bfloat16"
-            )
+        check_fused(optimizer, kwargs)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._scale(optimizer)

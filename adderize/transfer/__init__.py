@@ -58,7 +58,7 @@ def match(
         teacher: the trained network that it was converted from, with its layers under the same
             names and on the same device: ``model = adderize(teacher, inplace=False)``.
         batches: images as a DataLoader gives them: tensors, or tuples and lists whose first element
-            is the input; or one tensor. No labels are used.
+            is the input, a list of images (C, H, W) too; or one tensor. No labels are used.
         images: how many to use at most. They are kept in the CPU's memory.
         memory: bytes for one layer's inputs and outputs; where the images need more, it works on
             one part of them after another.
@@ -118,6 +118,7 @@ def reconstruct(
     )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _transfer(
     method: str,

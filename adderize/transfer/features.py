@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
+from adderize.evaluation import first_input
 from adderize.layers import AdderLinear
 from adderize.transfer.images import Images
 from adderize.transfer.pairs import Pair, Reached, run_until_reached
@@ -79,15 +80,15 @@ class Bench:
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
 
-        def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def see(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
             # What follows may work in place on an output, or on an input.
-            keep = pair.calls > 1
-            inputs.append(args[0].clone() if keep else args[0])
+            keep, given = pair.calls > 1, first_input(args, kwargs)
+            inputs.append(given.clone() if keep else given)
             targets.append(output.clone() if keep else output)
             if len(targets) == pair.calls:
                 raise Reached
 
-        handle = pair.original.register_forward_hook(see)
+        handle = pair.original.register_forward_hook(see, with_kwargs=True)
         try:
             run_until_reached(self.teacher, batch)
         finally:
@@ -97,11 +98,11 @@ class Bench:
     def _own_input(self, pair: Pair, batch: Any) -> Tensor:
         seen: list[Tensor] = []
 
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0])
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(first_input(args, kwargs))
             raise Reached
 
-        handle = pair.adder.register_forward_pre_hook(see)
+        handle = pair.adder.register_forward_pre_hook(see, with_kwargs=True)
         try:
             run_until_reached(self.model, batch)
         finally:

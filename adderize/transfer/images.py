@@ -50,9 +50,9 @@ def _taken(batches: Iterable[Any], limit: int) -> tuple[list[Any], int]:
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         length = _length(inputs)
         if count + length > limit:
-            inputs = pytree.tree_map_only(Tensor, lambda t: t[: limit - count], inputs)  # noqa: B023
+            inputs = _first(inputs, limit - count)
             length = limit - count
-        taken.append(pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs))
+        taken.append(pytree.tree_map_only(Tensor, _on_cpu, inputs))
         count += length
         if count >= limit:
             break
@@ -69,7 +69,26 @@ def _taken(batches: Iterable[Any], limit: int) -> tuple[list[Any], int]:
     return taken, count
 
 
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Off the graph; gradients take none that was made in inference mode."""
+    return (tensor.clone() if tensor.is_inference() else tensor).detach().cpu()
+
+
+def _is_list(inputs: Any) -> bool:
+    """Whether these are images of unlike sizes, each (C, H, W), as networks for detection take."""
+    several = isinstance(inputs, (tuple, list)) and len(inputs) > 0
+    return several and all(isinstance(x, Tensor) and x.ndim == 3 for x in inputs)
+
+
+def _first(inputs: Any, count: int) -> Any:
+    if _is_list(inputs):
+        return inputs[:count]
+    return pytree.tree_map_only(Tensor, lambda t: t[:count], inputs)
+
+
 def _length(inputs: Any) -> int:
+    if _is_list(inputs):
+        return len(inputs)
     leaf = next((x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)), None)
     if leaf is None or not leaf.ndim:
         raise AdderizeError(

@@ -87,6 +87,12 @@ def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Ad
     of_teacher = dict(teacher.named_modules(remove_duplicate=False))
     found: dict[str, tuple[Adder, nn.Module]] = {}
     for name, adder in adders.items():
+        if adder._parameters.get("weight") is None:
+            raise AdderizeError(
+                f"{name} ({type(adder).__name__}) computes its filters (parametrisation or "
+                "pruning), so new ones would be lost: make them plain first "
+                "(torch.nn.utils.parametrize.remove_parametrizations, prune.remove)"
+            )
         original = of_teacher.get(name)
         if isinstance(original, Adder):
             if original is adder:

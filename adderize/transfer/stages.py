@@ -85,7 +85,8 @@ class Stages(Report):
         return self._table().markdown()
 
     def __str__(self) -> str:
-        return self._table().text()
+        found = f"{len(self.images):,} images; agreement: decided as by the trained network"
+        return f"{self._table().text()}\n\n{found}"
 
     def _table(self) -> Table:
         header = _HEADER if self.labels is not None else (_HEADER[0], _HEADER[2])

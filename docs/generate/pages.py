@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from unittest import mock
 
@@ -16,14 +18,14 @@ from adderize import cli
 
 # What users import from, and what a page says of it.
 PUBLIC = {
-    "adderize": "The package is its main function, `adderize.surgery.adderize`.",
+    "adderize": "The package can be called: `adderize(model)` is `adderize.surgery.adderize`.",
     "adderize.functional": "Operations as those of `torch.nn.functional`.",
     "adderize.layers": "Layers as those of `torch.nn`.",
     "adderize.surgery": "Conversion of networks and back, and the plan that says what and why.",
     "adderize.callbacks": "Lightning's callbacks, under the address that configuration files name.",
     "adderize.transfer": "A trained network's filters as adders.",
     "adderize.quantize": "8-bit networks.",
-    "adderize.integer": "Networks without a multiplication, and networks on integers alone.",
+    "adderize.integer": "Networks without a multiplication, and integer-only networks.",
     "adderize.export": "Networks in other forms than PyTorch's.",
     "adderize.checkpoints": "Networks on disk.",
     "adderize.counting": "Operations, energy and latency.",
@@ -62,10 +64,17 @@ def _reference(module: str) -> str:
     for name, address in entries(module).items():
         home = address.rpartition(".")[0]
         if home != module and home in PUBLIC:
-            elsewhere.append(f"- [`{name}`][{address}]")
+            elsewhere.append(f"- [`{name}`][{address}]: {_summary(address)}")
         else:
             lines += [f"::: {address}", ""]
     return "\n".join([*lines[:4], *elsewhere, "", *lines[4:]])
+
+
+def _summary(address: str) -> str:
+    """The first sentence of a docstring, its Sphinx roles as code."""
+    home, _, name = address.rpartition(".")
+    documented = inspect.getdoc(getattr(importlib.import_module(home), name)) or ""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(documented.partition("\n\n")[0].split()))
 
 
 def _commands() -> str:

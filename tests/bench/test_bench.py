@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,27 @@ def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     report = json.loads(file.read_text())
     assert report["machine"]["torch"] == torch.__version__
     assert [row["layer"] for row in report["rows"]] == ["LeNet linear  120-84, b256"]
+
+
+def test_layers_are_chosen_as_the_help_and_the_error_write_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def record(chosen: tuple[Layer, ...], *rest: object, **options: object) -> list[object]:
+        measured.extend(layer.name for layer in chosen)
+        return []
+
+    monkeypatch.setattr(layers, "measure", record)
+    assert main(["bench", "layers", "--only", "no such layer"]) == 1
+    listed = capsys.readouterr().err.strip().split("there are: ")[1].split("; ")
+    assert len(listed) == len(LAYERS)
+    for name, layer in zip(listed, LAYERS, strict=True):
+        assert main(["bench", "layers", "--only", name]) == 0
+        assert layer.name in measured
+        measured.clear()
+    (example,) = (shlex.split(line) for line in bench.EXAMPLES if "--only" in line)
+    assert main(example[1:]) == 0 and measured
 
 
 @pytest.mark.parametrize("task", ["step", "inference"])

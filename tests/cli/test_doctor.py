@@ -34,6 +34,14 @@ def test_doctor_prints_one_line_a_fact(capsys: pytest.CaptureFixture[str]) -> No
     assert "openmp" in output
 
 
+def test_doctor_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert main(["doctor"]) == 0
+    assert "gpu        torch finds none\n" in capsys.readouterr().out
+
+
 def test_doctor_reports_forced_and_missing_backends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,9 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
     assert main([*command, "--integer"]) == 0
     out = capsys.readouterr().out
     assert "0 multiplications" in out
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["trained", "8", "integers"]
+    *stages, blank, images = out.splitlines()[-5:]
+    assert [line.split()[0] for line in stages] == ["trained", "8", "integers"]
+    assert not blank and images.startswith("20 images; ")
     network = load_model(saved / "integers")
     assert network.program.mean == MNIST.mean and network.program.std == MNIST.std
     given = ["--integer", "--mean", "0.5", "--std", "0.25", "--terms", "2", "1"]

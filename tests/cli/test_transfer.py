@@ -100,12 +100,13 @@ def test_without_labels_it_tells_the_agreement(
 ) -> None:
     assert main(_command(trained, tmp_path / "out", "--method", "match", "--epochs", "1")) == 0
     out = capsys.readouterr().out
-    table = [line.split("  ") for line in out.split("\n\n")[-1].splitlines()]
+    table = [line.split("  ") for line in out.split("\n\n")[-2].splitlines()]
     assert [line[0] for line in table] == [
         "stage", "trained network", "converted", "matched", "fine-tuned", "8 bits"
     ]  # fmt: skip
     assert "top-1" not in out
     assert float(table[1][-1]) == 100
+    assert out.endswith("agreement: decided as by the trained network\n")
     assert "correlation with the teacher" in out
 
 

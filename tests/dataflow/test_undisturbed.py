@@ -369,3 +369,25 @@ def test_no_parameter_is_copied():
     plan(model)
     assert [p.data_ptr() for p in model.parameters()] == addresses
     assert [p._version for p in model.parameters()] == versions
+
+
+class Writer(nn.Module):
+    """Writes to a file while it runs, as another process may."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        np.memmap(self.path, np.float64, "r+")[0] += 1
+        return x
+
+
+@pytest.mark.parametrize("view", [lambda a: a, np.asarray, lambda a: a.reshape(2, -1)[:, 1:]])
+def test_files_in_memory_are_not_the_models(tmp_path, view):
+    path = str(tmp_path / "samples")
+    np.zeros(8).tofile(path)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Writer(path), nn.Conv2d(4, 2, 3))
+    model.samples = view(np.memmap(path, np.float64, "r+"))
+    plan(model)
+    assert np.fromfile(path)[0] > 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, recalibrate
 from adderize.inspection import Inspection, inspect
+from adderize.inspection.histograms import input_histograms
 from adderize.quantize import quantize
 
 
@@ -159,9 +160,9 @@ def _dead_input(model: nn.Sequential) -> None:
 @pytest.mark.parametrize(
     ("spoil", "kind", "name", "detail"),
     [
-        (_zero_gamma, "dead filters", "3", "2 of 8: 2, 3"),
-        (_never_positive, "dead filters", "3", "2 of 8: 2, 3"),
-        (_equal_outputs, "dead filters", "0", "2 of 6: 2, 3"),
+        (_zero_gamma, "dead filters", "3", "2 of 8 channels: 2, 3"),
+        (_never_positive, "dead filters", "3", "2 of 8 channels: 2, 3"),
+        (_equal_outputs, "dead filters", "0", "2 of 6 channels: 2, 3"),
         (_nan, "not finite", "3.weight", "2 of 432 values"),
         (_saturated, "saturated layer", "3", "% outside"),
         (_small, "channels alike", "3", "correlation"),
@@ -266,8 +267,6 @@ def test_refusals(images: Tensor) -> None:
         inspect(quantize(trained, [images]))
     with pytest.raises(AdderizeError, match="meta device"):
         inspect(network().to("meta"))
-    with pytest.raises(AdderizeError, match="images hold NaN or infinity"):
-        inspect(network(), images / 0)
     with pytest.raises(AdderizeError, match="fails on images 96x1x12x12"):
         inspect(network(), images[:, :1])
 
@@ -292,3 +291,32 @@ def test_the_gradient_that_fits_the_filters(
     assert found.gradient == gradient == found.to_dict()["gradient"]
     assert f"the network trains with gradient='{gradient}'" in str(found)
     assert inspect(healthy).gradient is None
+
+
+def test_layers_that_get_their_input_by_name(healthy: nn.Sequential, images: Tensor) -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = healthy
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x) if isinstance(layer, nn.Flatten) else layer(input=x)
+            return x
+
+    named, plain = inspect(ByName(), images), inspect(healthy, images)
+    assert [(r.inputs, r.output_mean, r.outside) for r in named.layers] == [
+        (r.inputs, r.output_mean, r.outside) for r in plain.layers
+    ]
+    assert input_histograms(ByName(), images, named.layers).keys() == {
+        f"layers.{name}" for name in input_histograms(healthy, images, plain.layers)
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(
+    healthy: nn.Sequential, images: Tensor, value: float
+) -> None:
+    images[3, 0, 0, 0] = value
+    with pytest.raises(AdderizeError, match="images hold NaN or infinity"):
+        inspect(healthy, images)

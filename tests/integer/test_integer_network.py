@@ -1,4 +1,4 @@
-"""Quantised networks lowered to integers alone."""
+"""Quantised networks lowered to integers only."""
 
 from __future__ import annotations
 

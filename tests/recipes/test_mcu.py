@@ -34,7 +34,7 @@ def test_a_run_with_a_teacher(
     assert results.keys() >= STAGES and all(0 <= results[name] <= 100 for name in STAGES)
     assert [row["steps"] for row in results["tuning"]] == [3, 3]
     printed = capsys.readouterr().out
-    assert re.search(rf"on integers alone +{results['integers']:.2f}\n", printed)
+    assert re.search(rf"integer-only +{results['integers']:.2f}\n", printed)
 
     assert (folder / "c" / "mnist.c").is_file()
     if "flash" in results["c"]:

@@ -345,3 +345,18 @@ def test_a_converted_model_can_be_copied_and_pickled():
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_in_inference_mode_models_become_trainable_ones(inplace):
+    original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+    with torch.inference_mode():
+        model = adderize(original, inplace=inplace)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert model[2].weight.grad.norm() > 0 and model[2].norm.weight.grad is not None
+
+
+def test_a_model_made_in_inference_mode_is_converted_there():
+    with torch.inference_mode():
+        model = adderize(small_cnn())
+        assert adder_names(model) and model(torch.randn(1, 3, 8, 8)).isfinite().all()

@@ -85,6 +85,33 @@ def test_methods_that_fuse_features_stay(tmp_path):
     assert model[1].fused and vars(model[1]).keys() == vars(Block()).keys()
 
 
+class LowRank(nn.Module):
+    """A convolution with a low-rank adapter beside it, as PEFT makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Conv2d(4, 4, 3, padding=1)
+        self.down, self.up = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+    def merge(self, safe_merge=False, adapter_names=None):
+        product = torch.einsum("orij,rchw->ochw", self.up.weight, self.down.weight)
+        self.base.weight.data += product
+
+
+def test_adapters_do_not_merge_into_adders():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), LowRank(), nn.Conv2d(4, 2, 3))
+    adderize(model, exclude=["1.down", "1.up"])
+    before = model[1].base.weight.clone()
+    with pytest.raises(AdderizeError, match=r"1\.merge\(\) merges layers"):
+        model[1].merge(safe_merge=True, adapter_names=["default"])
+    assert torch.equal(model[1].base.weight, before)
+    restore(model)[1].merge(True)
+    assert not torch.equal(model[1].base.weight, before)
+
+
 def test_blocks_without_adders_may_merge():
     model = adderize(with_block(), exclude="1.conv")
     model[1].switch_to_deploy()

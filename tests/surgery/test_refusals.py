@@ -10,9 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import (
+    parameters_to_vector,
+    parametrizations,
+    parametrize,
+    prune,
+    vector_to_parameters,
+)
 
-from adderize import AdderConv2d, AdderizeError, adderize, plan, restore
+from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, plan, restore
 from adderize.surgery import Reason
 from tests.surgery.test_adderize import adder_names, small_cnn
 
@@ -152,6 +158,20 @@ def tied_convolutions() -> nn.Sequential:
     return model
 
 
+def convolutions_in_one_memory() -> nn.Sequential:
+    model = tied_convolutions()
+    model[2].weight = nn.Parameter(model[1][0].weight)
+    return model
+
+
+def part_of_another_memory() -> nn.Sequential:
+    model = tied_convolutions()
+    model[2] = nn.Conv2d(8, 4, 3, padding=1)
+    model[2].weight.data = model[1][0].weight.data[2:6]
+    model.insert(3, nn.Conv2d(4, 8, 3, padding=1))
+    return model
+
+
 def tied_embedding() -> nn.Sequential:
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 7))
     model[3].weight = model[0].weight
@@ -164,6 +184,9 @@ def tied_embedding() -> nn.Sequential:
         (tied_convolutions, {"exclude": "2"}, r"1\.0 shares its filters with 2, which stays"),
         (tied_convolutions, {"include": "2"}, r"2 shares its filters with 1\.0, which stays"),
         (tied_embedding, {"linear": True, "head": True}, r"3 shares its filters with 0, which"),
+        (convolutions_in_one_memory, {"exclude": "2"}, r"1\.0 shares its filters with 2, which"),
+        (convolutions_in_one_memory, {"include": "2"}, r"2 shares its filters with 1\.0, which"),
+        (part_of_another_memory, {"exclude": "2"}, r"1\.0 shares its filters with 2, which"),
     ],
 )
 def test_filters_tied_to_what_stays(build, options, words):
@@ -173,6 +196,80 @@ def test_filters_tied_to_what_stays(build, options, words):
         with pytest.raises(AdderizeError, match=words):
             call(model, **options)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class TiedDecoder(nn.Module):
+    """A decoder that multiplies by the encoder's weights in one of torch's many ways."""
+
+    def __init__(self, product) -> None:
+        super().__init__()
+        self.stem, self.encoder = nn.Linear(6, 10), nn.Linear(10, 4)
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(10, 6)
+        self.product = product
+
+    def forward(self, x):
+        codes = self.norm(self.encoder(self.stem(x)))
+        return self.head(self.product(codes, self.encoder.weight))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, w: F.linear(x, w.t()),
+        lambda x, w: x @ w,
+        lambda x, w: torch.mm(x, w),
+        lambda x, w: torch.bmm(x[None], w[None])[0],
+        lambda x, w: torch.baddbmm(x.sum(), x[None], w[None])[0],
+        lambda x, w: torch.einsum("bi,ij->bj", x, w),
+        lambda x, w: torch.tensordot(x, w, dims=1),
+        lambda x, w: torch.inner(x, w.t()),
+        lambda x, w: (x[:, :, None] * w).sum(1),
+    ],
+)
+@pytest.mark.parametrize("traceable", [True, False])
+def test_filters_that_multiply_elsewhere(product, traceable):
+    def forward(x, w):
+        return product(x, w) if traceable or len(x) > 0 else x  # torch.fx knows no len
+
+    model = TiedDecoder(forward)
+    with pytest.raises(AdderizeError, match="encoder shares its filters with a call of"):
+        adderize(model, linear=True)
+    assert type(model.encoder) is nn.Linear
+    adderize(model, linear=True, exclude="encoder", stem=True)
+    assert isinstance(model.stem, AdderLinear)
+
+
+def test_a_penalty_on_filters_is_no_product():
+    def penalised(x, w):
+        return x @ torch.ones(4, 10) + (w @ w.t()).square().sum()
+
+    assert isinstance(adderize(TiedDecoder(penalised), linear=True).encoder, AdderLinear)
+
+
+def test_lazy_modules_beside_the_layers_do_no_harm():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.LazyBatchNorm2d(),
+        nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+    assert [row.decision for row in plan(model).rows] == ["keep", "convert", "keep"]
+    adderize(model)
+    images = torch.randn(2, 3, 7, 7)
+    assert model(images).shape == (2, 3)
+    expected = -(
+        (F.unfold(model[:2](images).double(), 3).transpose(1, 2)[:, :, None])
+        - model[2].weight.double().flatten(1)
+    ).abs().sum(3).transpose(1, 2).view(2, 6, 3, 3) + model[2].bias.double().view(-1, 1, 1)
+    torch.testing.assert_close(model[2](model[:2](images)).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_parts_of_one_vector_are_not_tied():
+    model = small_cnn()
+    vector = parameters_to_vector(model.parameters()).detach()
+    vector_to_parameters(vector, model.parameters())
+    kept = {name: p.clone() for name, p in model.named_parameters() if not name.startswith("1.")}
+    adderize(model, include="1.*")
+    assert adder_names(model) == ["1.0"]
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in kept.items())
 
 
 def test_tied_filters_that_are_converted_together():
@@ -215,6 +312,16 @@ def test_restore_of_a_subclass_leaves_the_model_alone():
     with pytest.raises(AdderizeError, match="1 is a OwnAdder"):
         restore(model)
     assert [type(layer) for layer in model] == [AdderConv2d, OwnAdder]
+
+
+def test_restore_of_filters_that_are_computed():
+    model = nn.Sequential(AdderConv2d(3, 4, 3), AdderConv2d(4, 4, 3))
+    parametrizations.weight_norm(model[1])
+    with pytest.raises(AdderizeError, match=r"1 computes its filters .*remove_parametrizations"):
+        restore(model)
+    assert type(model[0]) is AdderConv2d
+    parametrize.remove_parametrizations(model[1], "weight")
+    assert [type(layer) for layer in restore(model)] == [nn.Conv2d, nn.Conv2d]
 
 
 def test_an_older_optimizer_is_told_what_it_lacks():

@@ -6,11 +6,13 @@ import copy
 import csv
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from adderize import AdderizeError, adderize
 from adderize.transfer import LayerTransfer, TransferReport, match, reconstruct
@@ -40,6 +42,25 @@ def test_the_model_must_not_be_the_teacher(original: nn.Module) -> None:
     model = adderize(original)
     with pytest.raises(AdderizeError, match="inplace=False"):
         match(model, model, images())
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda layer: parametrizations.weight_norm(layer),
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_filters_that_are_computed_cannot_be_set(
+    original: nn.Module, computed: Callable[[nn.Module], Any]
+) -> None:
+    model = adderize(original, inplace=False)
+    computed(model.get_submodule("blocks.0.conv"))
+    before = copy.deepcopy(model.state_dict())
+    for method in (match, reconstruct):
+        with pytest.raises(AdderizeError, match=r"blocks\.0\.conv .* computes its filters"):
+            method(model, original, images())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_teacher_of_adders_has_nothing_to_tell(original: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,7 +18,7 @@ from adderize import adderize
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.features import Bench
-from tests.transfer.networks import KINDS, images, plain, teacher
+from tests.transfer.networks import KINDS, SIDE, images, plain, teacher
 
 Adder = AdderConv2d | AdderLinear
 
@@ -245,3 +246,62 @@ def test_little_memory_works_part_by_part(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory / 8 < max(sizes) <= memory / 2
     assert len(sizes) >= 4 * len(report.layers)
     assert all(row.after > row.before for row in report.layers)
+
+
+class ByName(nn.Module):
+    """Gives its layers their inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.stem(x)
+        for block in self.network.blocks:
+            x = F.relu(block.norm(input=block.conv(input=x)))
+        return self.network.head(input=x.mean((2, 3)))
+
+
+def test_layers_that_get_their_input_by_name() -> None:
+    by_name, by_place = teacher(ByName), teacher(plain)
+    by_name.network.load_state_dict(by_place.state_dict())
+    reports = []
+    for original in (by_name, by_place):
+        model = adderize(original, inplace=False)
+        reports.append([row.after for row in match(model, original, images()).layers])
+    assert reports[0] == reports[1]
+
+
+class Detector(nn.Module):
+    """Takes a list of images of unlike sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = plain()
+
+    def forward(self, several: list[Tensor]) -> list[Tensor]:
+        return [self.network(image[None]) for image in several]
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(100, 12), (12, 12), (8, 8), (5, 5), (1, 1)])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists_of_images(limit: int, taken: int, kind: type) -> None:
+    original = Detector()
+    original.network.load_state_dict(teacher(plain).state_dict())
+    seen: list[tuple[int, ...]] = []
+    original.register_forward_pre_hook(lambda _, args: seen.extend(x.shape for x in args[0]))
+    batches = [(kind(torch.randn(3, SIDE + n, SIDE) for n in range(4)), [{}] * 4) for _ in range(3)]
+    report = match(adderize(original, inplace=False), original.eval(), batches, images=limit)
+    assert report.images == taken
+    assert {shape[0] for shape in seen} == {3}
+
+
+def test_in_inference_mode() -> None:
+    original = teacher(plain)
+    expected, model = adderize(original, inplace=False), adderize(original, inplace=False)
+    reconstruct(expected, original, images(), steps=3)
+    with torch.inference_mode():
+        reconstruct(model, original, images(), steps=3)
+    state = expected.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    model.train()(images()).sum().backward()
