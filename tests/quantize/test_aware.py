@@ -16,6 +16,7 @@ from adderize import (
     AdaptiveLearningRate,
     AdderConv2d,
     AdderizeError,
+    count,
     load_model,
     save_model,
     scale_adder_gradients_,
@@ -221,6 +222,19 @@ def test_dropout_changes_no_scales(options: dict[str, Any]) -> None:
     assert same_but_for_ties(prepared, quantize(model, [X], **options))
     train(prepared)
     assert same_but_for_ties(prepared, quantize(prepared, [X]))
+
+
+def test_it_is_counted_and_exported_as_other_networks() -> None:
+    model = trained(Residual())
+    prepared = prepare_qat(model, [X]).eval()
+    with torch.no_grad():
+        program = torch.export.export(prepared, (NEW,)).module()
+        assert torch.allclose(program(NEW), prepared(NEW), atol=1e-5)
+    before, after = count(model, (3, 12, 12)), count(prepared, (3, 12, 12))
+    adders = [row.after.additions for row in before.layers if row.kind == "adder"]
+    rounding = [row.after.additions for row in after.layers if row.kind == "adder"]
+    assert len(rounding) == len(adders) > 0
+    assert all(found >= plain for found, plain in zip(rounding, adders, strict=True))
 
 
 def test_dropout_stays_where_it_was() -> None:
