@@ -75,7 +75,8 @@ def count(
         latency: a table in cycles: a JSON file or a table; the paper's VIA Nano 2000 by default.
         counter: "meta" traces PyTorch's dispatcher on tensors without storage; "fvcore" traces
             TorchScript with zeros, by :class:`FlopCountAnalysis`: slower, and as large as the
-            network. The numbers are the same, from two independent sources.
+            network. The numbers are the same, from two independent sources; where control flow
+            depends on values, which "meta" refuses, "fvcore" counts the way that zeros take.
         **options: of :func:`adderize.adderize`.
 
     Returns:

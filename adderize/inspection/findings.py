@@ -12,6 +12,7 @@ from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
 from adderize.layers import AdderConv2d, AdderLinear
+from adderize.surgery.norms import output_channels
 
 ADVICE = {
     "not finite": "The training has diverged: go back to a checkpoint before it, and lower the "
@@ -133,7 +134,7 @@ def _dead_filters(
 def _without_effect(layer: nn.Module, norm: nn.Module | None) -> Tensor:
     """Channels that the norm multiplies by next to nothing."""
     gamma = getattr(norm, "weight", None)
-    channels = next(layer.parameters()).shape[0]
+    channels = output_channels(layer)
     if not isinstance(gamma, Tensor) or gamma.shape != (channels,):
         return torch.zeros(channels, dtype=torch.bool, device=next(layer.parameters()).device)
     size = gamma.detach().abs()

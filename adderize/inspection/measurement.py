@@ -152,5 +152,5 @@ def _rows(output: Tensor, module: nn.Module) -> Tensor:
     """The output as (rows, C)."""
     if isinstance(module, (nn.Linear, AdderLinear)):
         return output.reshape(-1, output.shape[-1])
-    unbatched = isinstance(module, _ConvNd) and output.ndim == 3
+    unbatched = isinstance(module, _ConvNd) and output.ndim == len(module.kernel_size) + 1
     return output.movedim(0 if unbatched else 1, -1).flatten(0, -2)

@@ -131,7 +131,7 @@ def pads_with_zeros(layer: nn.Module) -> bool:
     """Whether zeros may come around a layer's input, as its attributes say now."""
     if getattr(layer, "pads_by_size", False):
         return True
-    if not isinstance(layer, _ConvNd) or layer.padding_mode != "zeros":
+    if not isinstance(layer, _ConvNd) or layer.transposed or layer.padding_mode != "zeros":
         return False
     padding: object = layer.padding
     if isinstance(padding, str):

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
+from adderize.quantize.constants import centre_constants
 from adderize.quantize.fake_layers import check_no_fakes
 from adderize.quantize.float_graph import settle
 from adderize.quantize.float_tracer import Hooked
@@ -80,6 +81,7 @@ def prepare_qat(
     start = observed(model, calibration, ranges, trains=True)
     network = start.network
     prepared = network.simulate(start.qparams, filter_bits)
+    centre_constants(prepared, network.fusions, start.few)
     record = Preparation(
         ranges, network.absorbed, network.apart, network.hooked, start.remarks, start.entries,
         start.settings,

@@ -69,7 +69,7 @@ class _QuantAdder(nn.Module):
             epilogue.output,
             residual,
         )
-        self.clamped = filters.clamped
+        self.clamped = float(filters.clamped)
         # Where nothing is padded, a zero point may lie outside the bytes, and nobody reads it.
         self.zero_point = min(max(qparams.zero_point, 0), qparams.levels)
         self.low, self.high = epilogue.low, epilogue.high

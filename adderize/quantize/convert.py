@@ -43,11 +43,22 @@ def convert_layer(
 
 
 def rounding_variance(layer: Adder, input: QParams) -> float:
-    """Of a layer's distances, by the rounding of its input alone; 0 for one that was trained with
-    its rounding, of which its norm's statistics know."""
+    """As :func:`distance_variance`; 0 for a layer that was trained with its rounding, of which its
+    norm's statistics know."""
     if type(layer) in FAKE_ADDERS.values():
         return 0.0
+    return distance_variance(layer, input)
+
+
+def distance_variance(layer: Adder, input: QParams) -> float:
+    """Of a layer's distances, by the rounding of its input alone."""
     return layer.weight[0].numel() * input.scale**2 / 12
+
+
+def taken_for_constant(norm: _BatchNorm, rounding: float) -> Tensor:
+    """The channels whose variance is below eps and below that of the rounding."""
+    assert norm.running_var is not None
+    return norm.running_var.double() < min(norm.eps, rounding)
 
 
 def norm_affine(layer: Adder, norms: Iterable[nn.Module], rounding: float) -> tuple[Tensor, Tensor]:
@@ -70,7 +81,7 @@ def norm_affine(layer: Adder, norms: Iterable[nn.Module], rounding: float) -> tu
             factor = factor * norm.weight.detach().double()
         offset = (offset - norm.running_mean.double()) * factor
         if number == 0:
-            constant = variance < min(norm.eps, rounding)
+            constant = taken_for_constant(norm, rounding)
             factor, offset = factor.masked_fill(constant, 0), offset.masked_fill(constant, 0)
         gain = gain * factor
         if norm.bias is not None:

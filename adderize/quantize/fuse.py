@@ -57,6 +57,11 @@ class Fusion:
         return self.nodes[0]
 
     @property
+    def target(self) -> str:
+        """The name that the layer is called by now: another one where it has several forms."""
+        return str(self.call.target) if self.nodes else self.name
+
+    @property
     def end(self) -> Node:
         """The node whose value the layer on bytes gives."""
         return self.nodes[-1]

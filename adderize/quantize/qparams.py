@@ -106,12 +106,12 @@ class ByteFilters(NamedTuple):
     Attributes:
         weight: uint8, the filters' shape.
         constant: float64 (Cout,), what clamping took from each filter's distances.
-        clamped: share of the values that lay outside the range.
+        clamped: (), the share of the values that lay outside the range.
     """
 
     weight: Tensor
     constant: Tensor
-    clamped: float
+    clamped: Tensor
 
 
 def quantize_filters(weight: Tensor, qparams: QParams, bits: int | None = None) -> ByteFilters:
@@ -135,5 +135,5 @@ def quantize_filters(weight: Tensor, qparams: QParams, bits: int | None = None) 
     return ByteFilters(
         q.to(torch.uint8),
         (w - v).abs().flatten(1).sum(1),
-        float((w != v).double().mean()),
+        (w != v).double().mean(),
     )

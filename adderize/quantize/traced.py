@@ -13,6 +13,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, ByteTensors
 from adderize.quantize.calls import module_of
 from adderize.quantize.convert import GraphConversion
+from adderize.quantize.dropouts import Dropouts
 from adderize.quantize.fake_layers import FakeQuantize
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.float_tracer import Hooked
@@ -52,10 +53,13 @@ class TracedNetwork:
         Raises:
             Exception: whatever tracing the model raises.
         """
-        return cls(*float_graph(model, inputs, hooked, trains=trains))
+        network = cls(*float_graph(model, inputs, hooked, trains=trains))
+        network._dropouts = Dropouts(network.model) if trains else None
+        return network
 
     def __init__(self, model: fx.GraphModule, hooked: Hooked) -> None:
         self.model, self.hooked = model, hooked
+        self._dropouts: Dropouts | None = None
         self.fusions: list[Fusion] = []
         self.apart: tuple[str, ...] = ()
 
@@ -130,6 +134,8 @@ class TracedNetwork:
     def simulate(self, qparams: Mapping[str, QParams], filter_bits: int | None) -> fx.GraphModule:
         """The network in floats that are rounded as those in integers will be, in place."""
         simulate(self.model, self._tensors, self.fusions, qparams, filter_bits)
+        if self._dropouts is not None:
+            self._dropouts.put_back()
         return self.model
 
     def convert(self, qparams: Mapping[str, QParams]) -> fx.GraphModule:

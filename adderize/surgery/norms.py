@@ -91,13 +91,19 @@ def find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The norm registered right after a layer, if it has as many channels; the last resort."""
     leaves = [module for module in model.modules() if is_leaf(module)]
     position = next(i for i, module in enumerate(leaves) if module is layer)
-    channels = next(layer.parameters()).shape[0]
+    channels = output_channels(layer)
     for module in leaves[position + 1 :]:
         if is_trainable_norm(module) and _channels(module) == channels:
             return [module]
         if not isinstance(module, _PASSING_MODULES):
             return []
     return []
+
+
+def output_channels(layer: nn.Module) -> int:
+    """Of a convolution, linear layer or adder; filters of transposed ones start with the inputs."""
+    own: Any = layer
+    return int(own.out_features if hasattr(own, "out_features") else own.out_channels)
 
 
 def _channels(norm: nn.Module) -> Any:

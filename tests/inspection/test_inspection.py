@@ -220,6 +220,33 @@ def test_without_images_nothing_is_made_up(healthy: nn.Sequential) -> None:
     assert kinds(fresh) == ["untrained statistics"]
 
 
+ODD = {
+    "transposed": nn.ConvTranspose2d(3, 6, 3, groups=3),
+    "over one dimension": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 5)),
+    "over three dimensions": nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 6, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("count", [6, 24])
+def test_channels_of_other_convolutions(kind: str, count: int) -> None:
+    layer = ODD[kind]
+    norm = {4: nn.BatchNorm2d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    outputs = layer(images).detach()
+    model = nn.Sequential(layer, norm[outputs.ndim](6))
+    recalibrate(model, [images])
+    with torch.no_grad():
+        model[1].weight[4] = 0.0
+    found = inspect(model, images)
+    (row,) = found.layers
+    rows = outputs.movedim(1, 0).flatten(1).double()
+    pairs = torch.corrcoef(rows).triu(1)
+    assert row.correlation == pytest.approx(pairs.sum().item() / 15, abs=1e-4)
+    assert row.output_std == pytest.approx(rows.std(correction=0).item(), rel=1e-4)
+    assert [finding.detail for finding in found.findings] == ["1 of 6 channels: 4"]
+
+
 def test_layers_that_are_not_called_or_called_twice(images: Tensor) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

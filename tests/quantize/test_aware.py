@@ -16,6 +16,7 @@ from adderize import (
     AdaptiveLearningRate,
     AdderConv2d,
     AdderizeError,
+    count,
     load_model,
     save_model,
     scale_adder_gradients_,
@@ -196,6 +197,58 @@ def test_dropout_and_norms_of_kept_convolutions_train() -> None:
     assert same_but_for_ties(prepared, quantize(prepared, [X]))
 
 
+class DropoutBetween(nn.Module):
+    """Dropout on one of two ways from a tensor, before a pooling of bytes, and inside a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.one, self.two = AdderConv2d(8, 8, 3, padding=1), AdderConv2d(16, 8, 1)
+        self.norm_one, self.norm_two = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.drop, self.last = nn.Dropout(0.5, inplace=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_one(self.one(self.first(x))))
+        y = self.drop(torch.cat([y, self.drop(y.clone())], 1))
+        z = self.norm_two(self.two(F.max_pool2d(y, 2)))
+        z = F.relu(self.drop(z) + F.max_pool2d(y, 2)[:, 8:])
+        return self.last((self.norm_one(self.one(self.drop(z))) + z).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", BITS, ids=str)
+def test_dropout_changes_no_scales(options: dict[str, Any]) -> None:
+    model = trained(DropoutBetween())
+    prepared = prepare_qat(model, [X], **options)
+    assert same_but_for_ties(prepared, quantize(model, [X], **options))
+    train(prepared)
+    assert same_but_for_ties(prepared, quantize(prepared, [X]))
+
+
+def test_it_is_counted_and_exported_as_other_networks() -> None:
+    model = trained(Residual())
+    prepared = prepare_qat(model, [X]).eval()
+    with torch.no_grad():
+        program = torch.export.export(prepared, (NEW,)).module()
+        assert torch.allclose(program(NEW), prepared(NEW), atol=1e-5)
+    before, after = count(model, (3, 12, 12)), count(prepared, (3, 12, 12))
+    adders = [row.after.additions for row in before.layers if row.kind == "adder"]
+    rounding = [row.after.additions for row in after.layers if row.kind == "adder"]
+    assert len(rounding) == len(adders) > 0
+    assert all(found >= plain for found, plain in zip(rounding, adders, strict=True))
+
+
+def test_dropout_stays_where_it_was() -> None:
+    model = trained(DropoutBetween())
+    prepared = prepare_qat(model, [X])
+    for network in (model, prepared):
+        network.train().drop.p = 1.0  # type: ignore[union-attr]
+        for norm in (network.norm_one, network.norm_two):
+            norm.eval()  # type: ignore[operator]
+    dropped = model(NEW)
+    difference = (prepared(NEW) - dropped).detach().abs().max()
+    assert difference < 0.05 * dropped.detach().abs().max()
+
+
 def test_the_float_model_stays_as_it_was() -> None:
     model = trained(Residual()).train()
     before = copy.deepcopy(model.state_dict())
@@ -218,7 +271,7 @@ def test_state_dicts_have_the_float_models_names_and_the_scales(tmp_path: Any) -
     assert torch.equal(quantize(other, [X])(NEW), quantize(prepared, [X])(NEW))
 
 
-@pytest.mark.parametrize("network", [Residual, Branches, Untraceable, WithDropout])
+@pytest.mark.parametrize("network", [Residual, Branches, Untraceable, WithDropout, DropoutBetween])
 def test_the_quantized_network_saves_as_others_do(tmp_path: Any, network: type[nn.Module]) -> None:
     prepared = prepare_qat(trained(network()), [X], filter_bits=4)
     train(prepared)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
-from adderize.quantize import quantize, quantize_report
+from adderize.quantize import prepare_qat, quantize, quantize_report
 from adderize.quantize.observe import Observer
 from tests.quantize.networks import Residual, conv, trained
 
@@ -249,6 +249,10 @@ def test_norms_do_not_amplify_the_rounding_of_dead_channels(traceable):
     layer = quantized.get_submodule("deep")
     assert layer.scale.count_nonzero() == 12
     assert relative_error(quantized(X), model(X)) < 0.03
+    prepared = prepare_qat(model, [X]).eval()
+    assert relative_error(prepared(X), model(X)) < 0.03
+    assert relative_error(quantize(prepared, [X])(X), prepared(X)) < 0.01
+    assert model.deep.norm.running_var[:4].equal(dead)
 
 
 class Late(nn.Module):
