@@ -80,7 +80,7 @@ class ShiftNorms(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= math.floor(self.after * self._total_steps(trainer)):
+        if trainer.global_step >= self._first_step(trainer):
             self._update()
 
     def on_validation_batch_start(
@@ -100,6 +100,12 @@ class ShiftNorms(Callback):
             round_norm_scales_(pl_module, self.terms)
         self._remove()
 
+    # Lightning calls no on_train_end where a fit resumes a training that has ended.
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._scales and trainer.global_step > self._first_step(trainer):
+            round_norm_scales_(pl_module, self.terms)
+        self._remove()
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -116,6 +122,10 @@ class ShiftNorms(Callback):
         for scale in self._scales:
             scale.handle.remove()
         self._scales = []
+
+    def _first_step(self, trainer: pl.Trainer) -> int:
+        """The number of steps without rounding."""
+        return math.floor(self.after * self._total_steps(trainer))
 
     def _total_steps(self, trainer: pl.Trainer) -> int:
         # Not estimated_stepping_batches, which starts the loader's worker processes.
