@@ -177,8 +177,8 @@ class ImageClassifier(LightningModule):
             for entries in (found, expected)
         )
         raise AdderizeError(
-            f"--pretrained {pretrained} has other layers than this run: {listed(different)}; {first} "
-            f"is there {there}, here {here}. Give the --layers and --gradient that it was made "
+            f"--pretrained {pretrained} has other layers than this run: {listed(different)}; "
+            f"{first} is there {there}, here {here}. Give the --layers and --gradient that it was made "
             "with, or the weights of a network without adders"
         )
 
