@@ -178,8 +178,8 @@ class ImageClassifier(LightningModule):
         )
         raise AdderizeError(
             f"--pretrained {pretrained} has other layers than this run: {listed(different)}; "
-            f"{first} is there {there}, here {here}. Give the --layers and --gradient that it was made "
-            "with, or the weights of a network without adders"
+            f"{first} is there {there}, here {here}. Give the --layers and --gradient that it was "
+            "made with, or the weights of a network without adders"
         )
 
     def exported(self) -> nn.Module:
