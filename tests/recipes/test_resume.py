@@ -109,3 +109,10 @@ def test_trained_weights_with_another_gradient_than_the_run_has_are_refused(
     with pytest.raises(AdderizeError, match="there kind AdderConv2d, gradient sign"):
         cifar.train(arguments(tmp_path / "run", *more))
     cifar.train(arguments(tmp_path / "other", *more, "--gradient", "sign"))
+
+
+def test_a_preset_names_no_other(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("config: cifar-short\nlr: 0.05\n")
+    with pytest.raises(AdderizeError, match=r"unknown options: \['config'\]"):
+        cifar.train(["--config", str(preset)])
