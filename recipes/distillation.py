@@ -113,14 +113,12 @@ def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillati
     """
     if arguments.kd_teacher is None:
         return None
+    _check(arguments.kd_mean or data.mean, arguments.kd_std or data.std, data)
     teacher = _teacher(arguments, data.num_classes)
     said = {} if Path(arguments.kd_teacher).exists() else _configuration(teacher)
     mean = arguments.kd_mean or said.get("mean") or data.mean
     std = arguments.kd_std or said.get("std") or data.std
-    try:
-        check_statistics(mean, std, len(data.mean))
-    except AdderizeError as error:
-        raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
+    _check(mean, std, data)
     return Distillation(
         teacher,
         temperature=arguments.kd_temperature,
@@ -129,6 +127,13 @@ def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillati
         to_statistics=(mean, std),
         size=_size(Path(arguments.kd_teacher), teacher, data.num_classes),
     )
+
+
+def _check(mean: Sequence[float], std: Sequence[float], data: ImageData) -> None:
+    try:
+        check_statistics(mean, std, len(data.mean))
+    except AdderizeError as error:
+        raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
 
 
 def _size(source: Path, teacher: nn.Module, num_classes: int) -> tuple[int, int] | None:
