@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize import AdderizeError
+from adderize import AdderizeError, load_model
 from adderize.arguments import check_statistics
 from adderize.checkpoints import named
 from adderize.models.by_name import build, options_from, own_input_size
@@ -31,6 +33,7 @@ class Distillation:
         weight: of the teacher's part, 0 to 1.
         from_statistics, to_statistics: mean and deviation of pixels that the student's images, and
             the teacher's, are normalised with.
+        size: height and width of the teacher's images; None for those of the student's.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class Distillation:
         weight: float,
         from_statistics: tuple[Sequence[float], Sequence[float]],
         to_statistics: tuple[Sequence[float], Sequence[float]],
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature, self.weight = temperature, weight
+        self._size = size
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in from_statistics)
         to_mean, to_std = (torch.tensor(values).view(-1, 1, 1) for values in to_statistics)
         self._scale, self._shift = std / to_std, (mean - to_mean) / to_std
@@ -54,11 +59,10 @@ class Distillation:
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        """The teacher's logits for images normalised as the student's, resized to its own size."""
+        """The teacher's logits for images normalised as the student's, resized to its size."""
         images = images * self._scale + self._shift
-        size = own_input_size(self.teacher)
-        if size and tuple(size[1:]) != images.shape[2:]:
-            images = F.interpolate(images, size[1:], mode="bilinear", antialias=True)
+        if self._size and self._size != images.shape[2:]:
+            images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
         logits: Tensor = self.teacher(images)
         return logits
 
@@ -95,7 +99,8 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--kd-mean",
         type=float,
         nargs="+",
-        help="of the pixels as the teacher was trained (default: as the student)",
+        help="of the pixels as the teacher was trained (default: as timm says of weights that it "
+        "publishes, or else as the student)",
     )
     group.add_argument("--kd-std", type=run.positive_float, nargs="+")
 
@@ -108,24 +113,49 @@ def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillati
     """
     if arguments.kd_teacher is None:
         return None
-    mean, std = arguments.kd_mean or data.mean, arguments.kd_std or data.std
-    try:
-        check_statistics(mean, std, len(data.mean))
-    except AdderizeError as error:
-        raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
+    _check(arguments.kd_mean or data.mean, arguments.kd_std or data.std, data)
+    teacher = _teacher(arguments, data.num_classes)
+    said = {} if Path(arguments.kd_teacher).exists() else _configuration(teacher)
+    mean = arguments.kd_mean or said.get("mean") or data.mean
+    std = arguments.kd_std or said.get("std") or data.std
+    _check(mean, std, data)
     return Distillation(
-        _teacher(arguments, data.num_classes),
+        teacher,
         temperature=arguments.kd_temperature,
         weight=arguments.kd_weight,
         from_statistics=(data.mean, data.std),
         to_statistics=(mean, std),
+        size=_size(Path(arguments.kd_teacher), teacher, data.num_classes),
     )
+
+
+def _check(mean: Sequence[float], std: Sequence[float], data: ImageData) -> None:
+    try:
+        check_statistics(mean, std, len(data.mean))
+    except AdderizeError as error:
+        raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
+
+
+def _size(source: Path, teacher: nn.Module, num_classes: int) -> tuple[int, int] | None:
+    """Height and width of the images that the teacher was trained on; None where nothing says."""
+    with contextlib.suppress(OSError, ValueError):
+        if side := json.loads((source / run.ARGUMENTS).read_text()).get("image_size"):
+            return side, side
+    # What timm says of a network is of the weights that it publishes, with their classes.
+    if _configuration(teacher).get("num_classes", num_classes) != num_classes:
+        return None
+    size = own_input_size(teacher)
+    return (size[1], size[2]) if size else None
+
+
+def _configuration(teacher: nn.Module) -> dict[str, Any]:
+    """timm's, empty for other networks."""
+    found = getattr(teacher, "default_cfg", None)
+    return found if isinstance(found, dict) else {}
 
 
 def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
     source = Path(arguments.kd_teacher)
-    checkpoint = source / run.CHECKPOINTS / "last.ckpt"
-    source = checkpoint if checkpoint.is_file() else source
     options = options_from(arguments.kd_arch_options)
     try:
         if source.exists():
@@ -140,6 +170,11 @@ def _teacher(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
 def _stored_teacher(
     arguments: argparse.Namespace, source: Path, options: dict[str, Any]
 ) -> nn.Module:
+    checkpoint = source / run.CHECKPOINTS / "last.ckpt"
+    finished = checkpoint.is_file() and (source / "model").is_dir()
+    file = checkpoint if checkpoint.is_file() else source
     # A run's checkpoint says itself what it is of.
-    arch = arguments.kd_arch or (None if source.suffix == ".ckpt" else arguments.arch)
-    return named.load(str(source), arch, arch_options=options, exclude="*").model
+    arch = arguments.kd_arch or (None if file.suffix == ".ckpt" else arguments.arch)
+    model = named.load(str(file), arch, arch_options=options, exclude="*").model
+    # The weights that a run ends with, with statistics of norms that do not lag behind.
+    return load_model(model, source / "model") if finished else model

@@ -18,9 +18,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torchmetrics import Metric
 
-from adderize import adderize, binarize
+from adderize import AdderizeError, adderize, binarize
 from adderize.checkpoints.named import start_from
+from adderize.errors import listed
 from adderize.models.by_name import build
+from adderize.surgery.entries import converted_entries
 from adderize.training.adaptive_rate import adder_filters
 from recipes.compiled import compile_network
 from recipes.distillation import Distillation
@@ -128,6 +130,8 @@ class ImageClassifier(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["pretrained", "start", "distillation"])
         self.model = self._fresh_network(pretrained)
+        if pretrained is not None:
+            self._check_layers(pretrained)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if start is not None:
@@ -154,6 +158,29 @@ class ImageClassifier(LightningModule):
         if options.binarization is not None:
             model = binarize(model, **options.binarization)
         return model
+
+    def _check_layers(self, pretrained: str) -> None:
+        """Raise where the trained weights brought other layers than the options give.
+
+        A resumed run and :meth:`exported` build the network from the options alone.
+        """
+        found, expected = (converted_entries(m) for m in (self.model, self._fresh_network()))
+        names = sorted(found.keys() | expected.keys())
+        different = [name for name in names if found.get(name) != expected.get(name)]
+        if not different:
+            return
+        first, kinds = different[0], ("kind", "gradient", "norm")
+        there, here = (
+            "as it was built"
+            if first not in entries
+            else ", ".join(f"{kind} {entries[first][kind]}" for kind in kinds)
+            for entries in (found, expected)
+        )
+        raise AdderizeError(
+            f"--pretrained {pretrained} has other layers than this run: {listed(different)}; "
+            f"{first} is there {there}, here {here}. Give the --layers and --gradient that it was "
+            "made with, or the weights of a network without adders"
+        )
 
     def exported(self) -> nn.Module:
         """A copy of the network on the CPU, neither compiled nor sharded.

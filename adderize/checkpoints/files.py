@@ -44,7 +44,14 @@ def read_file(path: Path) -> Stored:
         AdderizeError: no such file, a damaged one, or one without a state dict.
     """
     content = _content(path)
-    key = next((key for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)
+    keys = [key for key in _STATE_DICTS if isinstance(content.get(key), dict)]
+    filled = [key for key in keys if _is_state_dict(content[key])]
+    if len(filled) > 1:
+        raise AdderizeError(
+            f"{path} holds {len(filled)} state dicts, {' and '.join(filled)}: save the one that "
+            "you mean as a file of its own"
+        )
+    key = next(iter(filled or keys), None)
     state = content if key is None else content[key]
     if not _is_state_dict(state):
         raise AdderizeError(f"{path} holds no state dict; expected names and tensors")

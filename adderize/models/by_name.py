@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ FORMS = (
     "`package.module:callable`"
 )
 _SIMILAR = 3
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -64,7 +66,8 @@ def options_from(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (equals and key.isidentifier()):
             raise AdderizeError(f"{pair!r} is not KEY=VALUE, such as shortcut=A")
-        options[key] = yaml.safe_load(value)
+        # YAML 1.1 takes 1e-3 for a string, as it has no point.
+        options[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
     return options
 
 
@@ -82,7 +85,13 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         similar = _similar(name, timm.list_models(), prefix="timm:")
         raise AdderizeError(f"timm has no model {name!r}{similar}: see timm.list_models()")
-    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except RuntimeError as error:
+        # A tag of weights that there are none of, or a checkpoint_path of another network.
+        raise AdderizeError(
+            f"timm cannot build {name!r}: {' '.join(str(error).split())}"
+        ) from error
     return model
 
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.layers.shift_add import rounded_to_powers, statistics_of_norm
+from adderize.layers.shift_add import rounded_to_powers
 
 
 class ShiftNorms(Callback):
@@ -80,7 +80,7 @@ class ShiftNorms(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= math.floor(self.after * self._total_steps(trainer)):
+        if trainer.global_step >= self._first_step(trainer):
             self._update()
 
     def on_validation_batch_start(
@@ -100,6 +100,12 @@ class ShiftNorms(Callback):
             round_norm_scales_(pl_module, self.terms)
         self._remove()
 
+    # Lightning calls no on_train_end where a fit resumes a training that has ended.
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._scales and trainer.global_step > self._first_step(trainer):
+            round_norm_scales_(pl_module, self.terms)
+        self._remove()
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -116,6 +122,10 @@ class ShiftNorms(Callback):
         for scale in self._scales:
             scale.handle.remove()
         self._scales = []
+
+    def _first_step(self, trainer: pl.Trainer) -> int:
+        """The number of steps without rounding."""
+        return math.floor(self.after * self._total_steps(trainer))
 
     def _total_steps(self, trainer: pl.Trainer) -> int:
         # Not estimated_stepping_batches, which starts the loader's worker processes.
@@ -152,7 +162,7 @@ def round_norm_scales_(model: nn.Module, terms: int) -> None:
     """
     for norm in _norms_to_round(model).values():
         if norm.weight is not None:
-            norm.weight.mul_(_ratio(norm, terms).to(norm.weight.dtype))
+            norm.weight.mul_(_as(norm.weight, _ratio(norm, terms)))
 
 
 class _RoundedScale:
@@ -161,7 +171,8 @@ class _RoundedScale:
     def __init__(self, norm: _BatchNorm) -> None:
         self.norm = norm
         self.ratio: Tensor | None = None
-        self.handle: RemovableHandle = norm.register_forward_hook(self._rescaled)
+        # Before FSDP2's hook, which leaves shards of the bias only.
+        self.handle: RemovableHandle = norm.register_forward_hook(self._rescaled, prepend=True)
 
     @torch.no_grad()
     def update(self, terms: int) -> None:
@@ -177,8 +188,30 @@ class _RoundedScale:
 
 def _ratio(norm: _BatchNorm, terms: int) -> Tensor:
     """Rounded scale by scale, float32 (C,); 1 where the scale is 0."""
-    scale, _, _ = statistics_of_norm(norm)
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt() * _whole(norm.weight).double()
     return torch.where(scale == 0, 1.0, rounded_to_powers(scale, terms) / scale).float()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP2 has sharded; every process must call this."""
+    if type(tensor) is nn.Parameter or not torch.distributed.is_available():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _as(tensor: Tensor, whole: Tensor) -> Tensor:
+    """The factors of a tensor's elements, of its dtype, sharded where it is."""
+    whole = whole.to(tensor.dtype)
+    if type(tensor) is nn.Parameter or not torch.distributed.is_available():
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(tensor, DTensor):
+        return whole
+    return distribute_tensor(whole, tensor.device_mesh, tensor.placements)
 
 
 def _norms_to_round(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from adderize.errors import AdderizeError
+
 # An epoch's number, and a batch of indices.
 Batch = tuple[int, Tensor]
 
@@ -66,7 +68,14 @@ class EpochShuffle(Sampler[Batch]):
 
 
 class InOrder(Sampler[Batch]):
-    """Batches of all indices in order, each in one of the processes."""
+    """Batches of all indices in order, each in one of the processes.
+
+    All processes have as many batches: a sharded network (FSDP2) is collected in all of them for
+    each forward pass, and one more in some of them would wait for the others forever.
+
+    Raises:
+        AdderizeError: fewer indices than processes.
+    """
 
     def __init__(
         self,
@@ -76,7 +85,14 @@ class InOrder(Sampler[Batch]):
         processes: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.batches = torch.arange(rank, size, processes, device=device).split(batch_size)
+        if size < processes:
+            raise AdderizeError(
+                f"{size} test images cannot be shared by {processes} processes: use fewer --devices"
+            )
+        own = torch.arange(rank, size, processes, device=device)
+        count = -(-size // (batch_size * processes))
+        batches = own.split(batch_size)
+        self.batches = batches if len(batches) == count else own.tensor_split(count)
 
     def __len__(self) -> int:
         return len(self.batches)

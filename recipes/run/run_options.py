@@ -148,7 +148,7 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
         raise AdderizeError(
             f"cannot read --config {config}: {error}; expected {names}, or a YAML file"
         ) from error
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"config"}
     if not isinstance(options, dict) or not options.keys() <= known:
         unknown = sorted(map(str, options.keys() - known)) if isinstance(options, dict) else options
         raise AdderizeError(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,6 +24,7 @@ from adderize.errors import AdderizeError
 from adderize.ops.choice import Choice, choose
 from recipes.run.folder import CHECKPOINTS
 from recipes.run.monitors import History, SeedEpochs, StopOnBrokenLoss, Throughput
+from recipes.run.states import AveragedWeights, FolderCheckpoint
 from recipes.run.whole_files import WholeCheckpoints
 
 
@@ -81,7 +82,7 @@ def make_trainer(
     _quieten()
     interactive = sys.stderr.isatty()
     checkpoint = partial(
-        ModelCheckpoint,
+        FolderCheckpoint,
         dirpath=folder / CHECKPOINTS,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
@@ -90,7 +91,7 @@ def make_trainer(
     if arguments.max_steps:
         epochs = min(epochs, math.ceil(arguments.max_steps * arguments.accumulate / batches))
     everything = [
-        *([EMAWeightAveraging(decay=arguments.ema)] if arguments.ema is not None else []),
+        *([AveragedWeights(decay=arguments.ema)] if arguments.ema is not None else []),
         SeedEpochs(arguments.seed),
         *callbacks,
         Throughput(),
@@ -99,8 +100,9 @@ def make_trainer(
         *([TQDMProgressBar()] if interactive else []),
     ]
     if not arguments.fast_dev_run:
-        everything.append(checkpoint(filename="last"))
+        # The last one holds what the best score so far is.
         everything.append(checkpoint(filename="best", monitor="val/top1", mode="max"))
+        everything.append(checkpoint(filename="last"))
     return Trainer(
         accelerator=device,
         devices=arguments.devices,

@@ -158,6 +158,13 @@ def test_two_networks_in_one_file(tmp_path: Path) -> None:
     torch.save({"state_dict": state}, path)
     with pytest.raises(AdderizeError, match=r"2 times, as student\., teacher\."):
         load(str(path), ARCH, exclude="*")
+    # A student of before torch counted batches is not less of a network than its teacher.
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k or k[0] == "t"}, path)
+    with pytest.raises(AdderizeError, match=r"2 times, as student\., teacher\."):
+        load(str(path), ARCH, exclude="*")
+    torch.save({"model": one.state_dict(), "net": two.state_dict()}, path)
+    with pytest.raises(AdderizeError, match="2 state dicts, model and net"):
+        load(str(path), ARCH, exclude="*")
 
 
 def test_a_part_that_fits_best_is_taken(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adderize import AdderizeError
-from adderize.models.by_name import blank, build, input_size, own_input_size
+from adderize.models.by_name import blank, build, input_size, options_from, own_input_size
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,16 @@ def test_torchvision_states_it_with_the_weights() -> None:
 def test_an_unstated_size_is_asked_for(name: str) -> None:
     with pytest.raises(AdderizeError, match="--input"):
         input_size(name, nn.Identity())
+
+
+def test_options_are_numbers_words_and_lists() -> None:
+    pairs = ["a=1e-3", "b=0.1", "c=2", "d=A", "e=[1, 2]", "f=true", "g=-2E4", "h=1e", "i='1e3'"]
+    expected = {"a": 1e-3, "b": 0.1, "c": 2, "d": "A", "e": [1, 2], "f": True, "g": -2e4}
+    found = options_from(pairs)
+    assert found == {**expected, "h": "1e", "i": "1e3"}
+    assert type(found["c"]) is int
+
+
+def test_weights_that_timm_does_not_know() -> None:
+    with pytest.raises(AdderizeError, match=r"cannot build 'resnet10t\.nope': Invalid pretrained"):
+        build("timm:resnet10t.nope")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from recipes.distillation import Distillation
+from adderize.checkpoints import named
+from recipes import cifar, mnist, run
+from recipes.batches import InMemoryImages
+from recipes.distillation import Distillation, from_arguments
 
 STATISTICS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -52,3 +56,58 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
 
     seen = _distillation(nn.Identity(), to_statistics=own).teach(normalised(STATISTICS))
     torch.testing.assert_close(seen, normalised(own), rtol=1e-5, atol=1e-5)
+
+
+def test_a_finished_run_teaches_what_it_says(tmp_path: Path) -> None:
+    """With the statistics of norms that it ends with: those of its checkpoint lag behind."""
+    metrics = mnist.train(["--data", "embedded", "--epochs", "1", "--output", str(tmp_path)])
+    arguments = run.parse(mnist.make_parser(), ["--data", "embedded"])
+    data = mnist._load(arguments)
+    for name, value in (("kd_teacher", str(tmp_path)), ("kd_arch", None), ("kd_mean", None),
+                        ("kd_arch_options", []), ("kd_std", None), ("kd_temperature", 1.0),
+                        ("kd_weight", 0.3)):  # fmt: skip
+        setattr(arguments, name, value)
+    distillation = from_arguments(arguments, data)
+    assert distillation is not None
+    images, labels = data.dataset.test
+    best = torch.cat([distillation.teach(data.normalized(i)).argmax(1) for i in images.split(500)])
+    top1 = 100 * (best == labels).double().mean().item()
+    assert top1 == pytest.approx(metrics["test.top1"], abs=0.01)
+
+
+def test_a_network_of_timms_trained_here_sees_images_as_they_are(tmp_path: Path) -> None:
+    """timm says 224 x 224 of it, which is what its own weights were trained on."""
+    options = ["--data", "fake:64", "--batch-size", "32"]
+    more = ["--config", "cifar-short", "--epochs", "1", "--layers", "cnn", "--max-steps", "1"]
+    cifar.train([*options, *more, "--arch", "timm:resnet10t", "--output", str(tmp_path)])
+    _, distillation = _from_options(*options, "--kd-teacher", str(tmp_path))
+    assert _seen_by(distillation, torch.zeros(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+
+
+def test_weights_that_timm_publishes_see_what_timm_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def published(model: nn.Module, arch: str, source: str) -> nn.Module:
+        assert source == named.PUBLISHED
+        model.default_cfg = {"input_size": (3, 48, 40), "mean": (0.5, 0.4, 0.3),
+                             "std": (0.25, 0.5, 0.75), "num_classes": 10}  # fmt: skip
+        return model
+
+    monkeypatch.setattr(named, "start_from", published)
+    data, distillation = _from_options("--data", "fake:256", "--kd-teacher", "timm:resnet10t")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    seen = _seen_by(distillation, (torch.ones(1, 3, 32, 32) - mean) / std)
+    expected = torch.tensor([0.5 / 0.25, 0.6 / 0.5, 0.7 / 0.75]).view(1, 3, 1, 1)
+    torch.testing.assert_close(seen, expected.expand(1, 3, 48, 40), rtol=1e-5, atol=1e-5)
+
+
+def _from_options(*options: str) -> tuple[InMemoryImages, Distillation]:
+    arguments = run.parse(cifar._parser(), options)
+    data = cifar._load(arguments)
+    distillation = from_arguments(arguments, data)
+    assert distillation is not None
+    return data, distillation
+
+
+def _seen_by(distillation: Distillation, images: torch.Tensor) -> torch.Tensor:
+    """What the teacher gets."""
+    distillation.teacher = nn.Identity()
+    return distillation.teach(images)

@@ -17,7 +17,7 @@ from torch import Tensor
 from adderize import AdderizeError
 from adderize.data import load_mnist, read_parquet
 from recipes.batches import InMemoryImages
-from recipes.batches.sampling import EpochShuffle
+from recipes.batches.sampling import EpochShuffle, InOrder
 
 
 def test_reads_torchvisions_layout(mnist_folder: Path) -> None:
@@ -174,3 +174,20 @@ def test_wrong_parquet_files(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(AdderizeError, match="as a parquet file"):
         read_parquet(path)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 16])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_all_processes_test_as_many_batches(processes: int, batch_size: int) -> None:
+    """A sharded network waits in each forward pass for all of them."""
+    for size in range(processes, 5 * processes * batch_size // 2):
+        shares = [list(InOrder(size, batch_size, rank, processes)) for rank in range(processes)]
+        assert len({len(share) for share in shares}) == 1
+        batches = [indices for share in shares for _, indices in share]
+        assert all(1 <= len(indices) <= batch_size for indices in batches)
+        assert sorted(torch.cat(batches).tolist()) == list(range(size))
+
+
+def test_fewer_test_images_than_processes_are_refused() -> None:
+    with pytest.raises(AdderizeError, match="1 test images cannot be shared by 2 processes"):
+        InOrder(1, 16, 1, 2)

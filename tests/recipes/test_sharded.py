@@ -1,0 +1,38 @@
+"""A recipe with FSDP2 in two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from adderize import load_model
+from adderize.models.by_name import build
+from tests.recipes.networks import BATCH_NORMS, arguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_norms_are_rounded_as_in_unsharded_networks(tmp_path: Path) -> None:
+    models = [_trained(tmp_path / strategy, strategy) for strategy in ("fsdp", "ddp")]
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(tensor, models[1].state_dict()[name], rtol=1e-4, atol=1e-5)
+    norm = models[0].get_submodule("4")
+    scales = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    powers = scales.abs().log2()
+    torch.testing.assert_close(powers, powers.round(), rtol=0, atol=1e-5)
+
+
+def _trained(folder: Path, strategy: str) -> torch.nn.Module:
+    more = ("--shift-norm-terms", "1", "--shift-norm-after", "0.5", "--strategy", strategy)
+    machine = ("--devices", "2", "--accelerator", "cpu")
+    command = [sys.executable, "-m", "recipes.cifar", *arguments(folder, *more, *machine)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "metrics.json").read_text())["steps"] > 1
+    return load_model(build(BATCH_NORMS), folder / "model")
