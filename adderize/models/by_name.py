@@ -87,6 +87,8 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
         raise AdderizeError(f"timm has no model {name!r}{similar}: see timm.list_models()")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except NotImplementedError:
+        raise  # a builder that needs values, on the meta device
     except RuntimeError as error:
         # A tag of weights that there are none of, or a checkpoint_path of another network.
         raise AdderizeError(

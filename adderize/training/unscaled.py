@@ -28,7 +28,8 @@ def check_unscaled(model: nn.Module, optimizer: Optimizer | None) -> None:
     """
     if optimizer is not None:
         check_fused(optimizer)
-    ids = {id(optimizer), id(getattr(optimizer, "optimizer", None))} - {id(None)}
+    held = optimizer, getattr(optimizer, "optimizer", None)
+    ids = {id(each) for each in held if each is not None}
     for wrapper in (model, optimizer):
         scaler = _scaler(wrapper)
         if scaler is None or not scaler.is_enabled():
