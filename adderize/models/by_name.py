@@ -87,8 +87,6 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
         raise AdderizeError(f"timm has no model {name!r}{similar}: see timm.list_models()")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except NotImplementedError:
-        raise  # a builder that needs values, on the meta device
     except RuntimeError as error:
         # A tag of weights that there are none of, or a checkpoint_path of another network.
         raise AdderizeError(
@@ -160,10 +158,9 @@ def blank(name: str, **options: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return build(name, **options)
-    except AdderizeError:
-        raise
     except Exception:
-        # Some constructors compute with values, which tensors without storage do not have.
+        # Some constructors compute with values, which tensors without storage do not have. Other
+        # errors come again.
         return build(name, **options)
 
 
