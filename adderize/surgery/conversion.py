@@ -96,8 +96,9 @@ def adderize(
         scale: standard deviation that the filters of each layer start with. By default 8 for
             ``"rescale"``, with which a trained network keeps part of what it knows once its batch
             norms are recalibrated, and the paper's 1 for ``"normal"``.
-        norm: where no trainable norm follows, ``"insert"`` a batch norm, ``"require"`` one (raise),
-            or ``"ignore"`` it (an adder without one hardly learns).
+        norm: where no trainable batch or instance norm follows, ``"insert"`` a batch norm,
+            ``"require"`` one (raise), or ``"ignore"`` it (an adder without one hardly learns, also
+            before a layer or group norm).
         inplace: False converts a deep copy.
         gradient: ``"full"``, ``"sign"`` or ``"sign_input"``, as in
             :func:`adderize.functional.adder_conv2d`.

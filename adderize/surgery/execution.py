@@ -99,10 +99,11 @@ def _check_norms(steps: Sequence[Step], options: Options, target: Target) -> Non
         if step.row.norm_fix is NormFix.MISSING and options.matches([step.row.name])
     ]
     if options.norm == "require" and lacking:
-        place = "follows" if target.norm_side == "users" else "comes right before"
+        users = target.norm_side == "users"
+        wanted = "batch or instance norm follows" if users else "norm comes right before"
         raise AdderizeError(
-            f"no trainable norm {place} {listed(lacking)}: add one, pass norm='insert', or leave "
-            "the layers out with exclude="
+            f"no trainable {wanted} {listed(lacking)}: add one, pass norm='insert', or leave the "
+            "layers out with exclude="
         )
 
 

@@ -87,6 +87,17 @@ def is_trainable_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) and all(p.requires_grad for p in module.parameters())
 
 
+def keeps_channels_apart(norm: nn.Module) -> bool:
+    """Whether a norm takes each channel's own mean away, as those of batches and instances do.
+
+    The outputs of an adder lie far below zero, each channel's elsewhere. To a layer or group norm
+    that is most of what it sees, and what an image changes is lost beside it.
+    """
+    if isinstance(norm, nn.GroupNorm):
+        return norm.num_groups == norm.num_channels
+    return not isinstance(norm, nn.LayerNorm)
+
+
 def find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The norm registered right after a layer, if it has as many channels; the last resort."""
     leaves = [module for module in model.modules() if is_leaf(module)]

@@ -20,6 +20,7 @@ from adderize.surgery.norms import (
     find_norms,
     find_norms_before,
     is_trainable_norm,
+    keeps_channels_apart,
 )
 from adderize.surgery.options import Options
 from adderize.surgery.policy import is_candidate, keep_reason
@@ -125,4 +126,5 @@ def _norms_of(
         return [own]
     if target.norm_side == "sources":
         return find_norms_before(flow, layer) if flow else []
-    return find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+    found = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+    return found if all(map(keeps_channels_apart, found)) else []

@@ -17,8 +17,8 @@ def arguments(output: Path, *more: str, arch: str = BATCH_NORMS) -> list[str]:
 def group_norms(num_classes: int = 10) -> nn.Module:
     """Nothing in it looks at other images of the batch."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.GroupNorm(2, 8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.GroupNorm(2, 16), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.GroupNorm(8, 8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.GroupNorm(16, 16), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adderize import adderize, plan
 from adderize.dataflow import trace
 from adderize.surgery.norms import find_norms
 
@@ -94,3 +95,44 @@ def test_missing(case, method):
     flow = trace(model, torch.empty(2, 3, 8, 8))[0]
     assert flow.method == method
     assert find_norms(flow, model.conv) == []
+
+
+TOGETHER = {
+    "layer": FOUND["layer"],
+    "group": FOUND["group"],
+    "one group": (lambda y, x, n: n[0](y), [nn.GroupNorm(1, 4)]),
+    "beside a batch norm": (
+        lambda y, x, n: n[0](y) + n[1](y), [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)]
+    ),
+}  # fmt: skip
+APART = {
+    "batch": FOUND["batch"],
+    "instance": FOUND["instance"],
+    "a group a channel": (lambda y, x, n: n[0](y), [nn.GroupNorm(4, 4)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "inserted"),
+    [*((case, True) for case in TOGETHER.values()), *((case, False) for case in APART.values())],
+    ids=[*TOGETHER, *APART],
+)
+def test_norms_over_several_channels_get_a_batch_norm_before_them(case, inserted: bool) -> None:
+    tail, norms = case
+    model = After(tail, *norms)
+    planned = plan(model, include="conv", head=True)
+    assert planned.inserted == (["conv"] if inserted else [])
+    adderize(model, include="conv", head=True)
+    assert isinstance(model.conv.norm, nn.BatchNorm2d) == inserted
+    assert [*model.norms] == norms
+
+
+@pytest.mark.parametrize(("norm", "low", "high"), [("ignore", 0.0, 0.1), ("insert", 0.9, 1.1)])
+def test_what_images_change_is_lost_in_a_norm_over_all_channels(
+    norm: str, low: float, high: float
+) -> None:
+    """The share of the outputs' variance that lies between images, not between channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 32, 1), nn.GroupNorm(1, 32))
+    outputs = adderize(model, stem=True, head=True, norm=norm)(torch.randn(64, 16, 1, 1))
+    assert low < float(outputs.var(0).mean() / outputs.var()) < high

@@ -112,7 +112,7 @@ def test_wrong_models(case):
         ({"stem": "false"}, "stem is 'false'; expected True or False"),
         ({"depthwise": 0}, "depthwise is 0; expected True or False"),
         ({"inplace": None}, "inplace is None; expected True or False"),
-        ({"norm": "require"}, r"no trainable norm follows 2\.0"),
+        ({"norm": "require"}, r"no trainable batch or instance norm follows 2\.0"),
     ],
 )
 def test_wrong_options(options, words):
@@ -285,7 +285,7 @@ def test_adders_that_exist_need_norms_too():
         nn.Conv2d(4, 2, 1),
     )  # fmt: skip
     assert [row.norm for row in plan(model).rows] == ["", "none", "4", "6", ""]
-    with pytest.raises(AdderizeError, match="no trainable norm follows 1:"):
+    with pytest.raises(AdderizeError, match="no trainable batch or instance norm follows 1:"):
         adderize(model, norm="require")
     assert type(model[5]) is nn.Conv2d
     assert adder_names(adderize(model, norm="require", exclude="1", inplace=False)) == list("135")
@@ -293,7 +293,7 @@ def test_adders_that_exist_need_norms_too():
     adderize(model, norm="require")
     assert [row.norm for row in plan(model).rows] == ["", "1.norm", "4", "6", ""]
     model[1].norm.requires_grad_(False)
-    with pytest.raises(AdderizeError, match="no trainable norm follows 1:"):
+    with pytest.raises(AdderizeError, match="no trainable batch or instance norm follows 1:"):
         adderize(model, norm="require")
 
 
