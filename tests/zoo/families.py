@@ -68,8 +68,8 @@ NETWORKS = {
 OPTIONS = {"inception_v3": {"aux_logits": False}}
 STEPS = 20
 LEARNING_RATE = 0.01
-# With eta 0.2 the filters' first step has a root mean square of 0.6, where they have 8: twenty steps
-# have to do what a training does in thousands.
+# With eta 0.2 the filters' first step has a root mean square of 0.6, where they have 8: twenty
+# steps have to do what a training does in thousands.
 FILTER_LEARNING_RATE = 3.0
 
 
