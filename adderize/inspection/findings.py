@@ -12,13 +12,13 @@ from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
 from adderize.layers import AdderConv2d, AdderLinear
-from adderize.surgery.norms import output_channels
+from adderize.surgery.norms import keeps_channels_apart, output_channels
 
 ADVICE = {
     "not finite": "The training has diverged: go back to a checkpoint before it, and lower the "
     "learning rate",
-    "missing norm": "An adder without a trainable norm behind it hardly learns: adderize(model, "
-    'norm="insert") puts one there',
+    "missing norm": "An adder without a trainable batch or instance norm behind it hardly learns: "
+    'adderize(model, norm="insert") puts one there',
     "frozen norm": "The norms after adders must train with them: keep requires_grad and training "
     "mode, and use no FrozenBatchNorm",
     "untrained statistics": "The running statistics are those of a new norm, so ranges and outputs "
@@ -64,7 +64,7 @@ def findings_of(
         layer = layers[row.name]
         called = not flows or any(flow.calls(layer) for flow in flows)
         if called and isinstance(layer, (AdderConv2d, AdderLinear)):
-            found += _adder_findings(row)
+            found += _adder_findings(row, norms)
         found += [] if new else _input_findings(row)
     order = list(ADVICE)
     return sorted(found, key=lambda finding: order.index(finding.kind))
@@ -95,9 +95,13 @@ def _norm_findings(norms: NormStates, new: bool) -> Iterator[Finding]:
                 yield _finding("stale statistics", state.name, detail)
 
 
-def _adder_findings(row: Layer) -> Iterator[Finding]:
+def _adder_findings(row: Layer, norms: NormStates) -> Iterator[Finding]:
     if row.norm is None:
         yield _finding("missing norm", row.name)
+    elif not all(
+        keeps_channels_apart(m) for m, state in norms.by_norm.items() if state is row.norm
+    ):
+        yield _finding("missing norm", row.name, f"{row.norm.kind} takes the channels together")
     if row.correlation is not None and row.correlation >= _ALIKE:
         yield _finding("channels alike", row.name, f"correlation {row.correlation:.4f}")
 

@@ -145,6 +145,10 @@ def _no_norm(model: nn.Sequential) -> None:
     model[4] = nn.Identity()
 
 
+def _norm_of_all_channels(model: nn.Sequential) -> None:
+    model[4] = nn.GroupNorm(1, 8)
+
+
 def _frozen(model: nn.Sequential) -> None:
     model[4].requires_grad_(False)
 
@@ -167,6 +171,7 @@ def _dead_input(model: nn.Sequential) -> None:
         (_saturated, "saturated layer", "3", "% outside"),
         (_small, "channels alike", "3", "correlation"),
         (_no_norm, "missing norm", "3", ""),
+        (_norm_of_all_channels, "missing norm", "3", "GroupNorm takes the channels together"),
         (_frozen, "frozen norm", "4", ""),
         (_new_norm, "untrained statistics", "4", ""),
         (_dead_input, "dead input", "3", "always 0"),
