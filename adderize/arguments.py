@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -31,9 +31,10 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
 
     Statistics of bytes are refused: images normalised with them would all be nearly alike.
     """
-    fits = len(mean) == len(std) == channels
+    fits = all(isinstance(values, Iterable) and len(values) == channels for values in (mean, std))
     if not fits or not all(0 < value <= 1 for value in std) or not all(0 <= m <= 1 for m in mean):
+        found = (tuple(v) if isinstance(v, Iterable) else v for v in (mean, std))
         raise AdderizeError(
-            f"mean is {tuple(mean)} and std {tuple(std)}; expected {channels} of each, "
-            "of pixels in [0, 1] (those of bytes are divided by 255), std above 0 and at most 1"
+            "mean is {} and std {}; expected {} of each, of pixels in [0, 1] (those of bytes are "
+            "divided by 255), std above 0 and at most 1".format(*found, channels)
         )

@@ -76,4 +76,4 @@ class IntegerAdderLinear(_Adder):
         rows = x.reshape(-1, x.shape[-1], 1, 1)
         if other is not None:
             other = other.reshape(-1, self.shape[-1], 1, 1)
-        return self._conv(rows, other).reshape(len(x), *self.shape)
+        return self._conv(rows, other).reshape(x.shape[0], *self.shape)

@@ -148,6 +148,17 @@ def test_every_sum_stays_within_32_bits_and_shifts_give_the_same(name: str) -> N
     assert torch.equal(network(adversaries), network.reference(adversaries))
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "ResNet-20"])
+def test_torch_export_takes_integer_networks_for_any_batch(name: str) -> None:
+    model, size, statistics = NETWORKS[name]()
+    quantized = eight_bit(model, images(8, size), statistics)
+    network = to_integer(quantized, input_size=size, **statistics)
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(network, (images(4, size),), dynamic_shapes=any_batch).module()
+    raw = images(7, size)
+    assert torch.equal(exported(raw), network(raw))
+
+
 def test_the_model_that_is_lowered_stays_as_it_was() -> None:
     model, size, statistics = lenet()
     raw = images(8, size)
@@ -205,6 +216,8 @@ def test_wrong_models_and_statistics_are_refused() -> None:
     quantized = eight_bit(model, images(4, size), statistics)
     with pytest.raises(AdderizeError, match="expected 1 of each"):
         to_integer(quantized, input_size=size, **COLOUR)
+    with pytest.raises(AdderizeError, match=r"mean is 0\.1 and std \(0\.3,\); expected 1 of each"):
+        to_integer(quantized, input_size=size, mean=0.1, std=(0.3,))
     with pytest.raises(AdderizeError, match="std above 0"):
         to_integer(quantized, input_size=size, mean=(0.1,), std=(0.0,))
     with pytest.raises(AdderizeError, match="does not take images"):
