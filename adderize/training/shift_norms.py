@@ -51,13 +51,15 @@ class ShiftNorms(Callback):
             raise AdderizeError(f"after is {after!r}; expected a part of the training, 0 to 1")
         self.terms, self.after, self.max_steps = terms, after, max_steps
         self._scales: list[_RoundedScale] = []
+        self._rounds = False
 
     # Before the sanity check: a compiled network ignores hooks that come after its first call.
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._rounds = False
         self._watch(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._total_steps(trainer)
+        self._progress(trainer, 0)
         watched = [scale.norm for scale in self._scales]
         if watched != list(_norms_to_round(pl_module).values()):  # SyncBatchNorm replaces norms
             self._watch(pl_module)
@@ -80,7 +82,9 @@ class ShiftNorms(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= self._first_step(trainer):
+        progress = self._progress(trainer, batch_idx)
+        if any(done >= first for done, first in progress):
+            self._rounds = True
             self._update()
 
     def on_validation_batch_start(
@@ -92,17 +96,20 @@ class ShiftNorms(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         # Averaged weights and fresh statistics are there by now.
-        if batch_idx == 0 and any(scale.ratio is not None for scale in self._scales):
+        if batch_idx == 0 and self._rounds:
             self._update()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if any(scale.ratio is not None for scale in self._scales):
+        if self._rounds:
             round_norm_scales_(pl_module, self.terms)
         self._remove()
 
-    # Lightning calls no on_train_end where a fit resumes a training that has ended.
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._scales and trainer.global_step > self._first_step(trainer):
+        # Lightning calls no on_train_end where a fit resumes a training that has ended.
+        if self._scales:
+            self._rounds = any(done > first for done, first in self._progress(trainer, 0))
+        # Once more: callbacks behind this one may have put averaged weights in at on_train_end.
+        if self._rounds:
             round_norm_scales_(pl_module, self.terms)
         self._remove()
 
@@ -123,27 +130,34 @@ class ShiftNorms(Callback):
             scale.handle.remove()
         self._scales = []
 
-    def _first_step(self, trainer: pl.Trainer) -> int:
-        """The number of steps without rounding."""
-        return math.floor(self.after * self._total_steps(trainer))
+    def _progress(self, trainer: pl.Trainer, batch_idx: int) -> list[tuple[int, int]]:
+        """For each limit of the training how far it has come, and where the rounding begins.
 
-    def _total_steps(self, trainer: pl.Trainer) -> int:
-        # Not estimated_stepping_batches, which starts the loader's worker processes.
-        limits = [steps for steps in (self.max_steps, trainer.max_steps) if steps and steps > 0]
+        Epochs are counted in batches: how many of them make a step is the module's own affair under
+        manual optimisation, and may change with the epoch. Every optimizer counts its steps.
+        """
+        limits = [
+            (trainer.global_step, steps)
+            for steps in (self.max_steps, trainer.max_steps)
+            if steps and steps > 0
+        ]
         if trainer.max_epochs and trainer.max_epochs > 0:
-            batches = trainer.num_training_batches / trainer.accumulate_grad_batches
-            limits.append(math.ceil(batches) * trainer.max_epochs)
+            # Not estimated_stepping_batches, which starts the loader's worker processes.
+            batches = trainer.num_training_batches
+            if math.isfinite(batches):
+                done = trainer.current_epoch * batches + batch_idx
+                limits.append((int(done), int(batches * trainer.max_epochs)))
+            elif not limits:
+                raise MisconfigurationException(
+                    "ShiftNorms begins after a part of the training, but the loader has no length: "
+                    "give Trainer max_steps"
+                )
         if not limits:
             raise MisconfigurationException(
                 "ShiftNorms begins after a part of the training, but this one has no end: give "
                 "Trainer max_epochs or max_steps"
             )
-        if not math.isfinite(min(limits)):
-            raise MisconfigurationException(
-                "ShiftNorms begins after a part of the training, but the loader has no length: "
-                "give Trainer max_steps"
-            )
-        return int(min(limits))
+        return [(done, math.floor(self.after * limit)) for done, limit in limits]
 
 
 @torch.no_grad()

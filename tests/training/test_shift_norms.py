@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from adderize import AdderizeError
@@ -44,6 +45,13 @@ class Uneven(Lit):
         self.net[5][0] = nn.MaxPool2d(3)
         for index in (1, *ROUNDED):
             nn.init.uniform_(self.net[index].weight, 0.6, 0.9)
+
+
+def check_rounded(module: Uneven, terms: int) -> None:
+    for index in ROUNDED:
+        found = scales(module.net[index])
+        expected = torch.tensor([nearest_sum(float(s), terms) for s in found]).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 class Watching(pl.Callback):
@@ -87,17 +95,71 @@ def test_the_last_part_of_a_training_runs_with_rounded_scales() -> None:
     assert watching.rounded == [False] * 6 + [False, True, True] * 2
 
 
+class TwoOptimizers(Uneven):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.parameters())
+        return [torch.optim.SGD(part, lr=0.01) for part in (parameters[:4], parameters[4:])]
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        self.manual_backward(self.loss(batch))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class AccumulatingByHand(Uneven):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.manual_backward(self.loss(batch) / 4)
+        if batch_idx % 4 == 3:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        (TwoOptimizers, []),
+        (AccumulatingByHand, []),
+        (Uneven, [GradientAccumulationScheduler({0: 4, 1: 1})]),
+        (Uneven, [GradientAccumulationScheduler({0: 1, 1: 4})]),
+    ],
+)
+def test_a_part_of_the_training_whatever_its_steps_are(
+    kind: type[Uneven], others: list[pl.Callback]
+) -> None:
+    module, watching = kind(), Watching(1)
+    trainer(ShiftNorms(1, after=0.75), watching, *others, max_epochs=2).fit(module, batches(8))
+    assert watching.rounded == [False] * 36 + [False, True, True] * 4
+    check_rounded(module, 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_averaged_weights_are_rounded(first: bool) -> None:
+    averaging = EMAWeightAveraging(decay=0.9)
+    order = [ShiftNorms(1, after=0.5), averaging]
+    plain, module = Uneven(), Uneven()
+    trainer(*(order if first else order[::-1])).fit(module, batches(4))
+    check_rounded(module, 1)
+    trainer(ShiftNorms(1, after=0.5)).fit(plain, batches(4))
+    assert not torch.allclose(module.net[3].weight, plain.net[3].weight, rtol=1e-4)
+
+
 @pytest.mark.parametrize("terms", [1, 2, 3])
 def test_the_trained_network_loses_nothing_when_it_is_rounded(terms: int) -> None:
     module = Uneven()
     trainer(ShiftNorms(terms, after=0)).fit(module, batches(4))
     network = module.net.eval()
-    for index in ROUNDED:
-        expected = [nearest_sum(float(s), terms) for s in scales(network[index])]
-        torch.testing.assert_close(
-            scales(network[index]), torch.tensor(expected).double(), rtol=1e-5, atol=0
-        )
-        assert not network[index]._forward_hooks
+    check_rounded(module, terms)
+    assert not any(network[index]._forward_hooks for index in ROUNDED)
     images = next(iter(batches()))[0]
     free = multiplication_free(network, norm_terms=terms, filter_terms=24)
     torch.testing.assert_close(free(images), network(images), rtol=1e-4, atol=1e-4)
@@ -155,10 +217,11 @@ class SaveAfter(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_a_stopped_training_goes_on_with_rounding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [1, 3, 4])
+def test_a_stopped_training_goes_on_with_rounding(epochs: int, tmp_path: Path) -> None:
     whole, again = Uneven(), Uneven()
     path = str(tmp_path / "stopped.ckpt")
-    trainer(ShiftNorms(1, after=0.5), SaveAfter(3, path), max_epochs=4).fit(whole, batches(2))
+    trainer(ShiftNorms(1, after=0.5), SaveAfter(epochs, path), max_epochs=4).fit(whole, batches(2))
     trainer(ShiftNorms(1, after=0.5), max_epochs=4).fit(again, batches(2), ckpt_path=path)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(value, again.state_dict()[name], msg=name)
