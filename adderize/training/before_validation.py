@@ -40,7 +40,7 @@ class RecalibrationBeforeValidation:
         self.forward = forward
         self._batches: deque[tuple[Any, int]] = deque(maxlen=count)
         self._norms: list[_BatchNorm] = []
-        self._tried = False
+        self._tried = self._trained = False
 
     def check(self, pl_module: pl.LightningModule) -> None:
         """Raises what is known before the first batch.
@@ -72,6 +72,7 @@ class RecalibrationBeforeValidation:
         norms = modules_of(pl_module, _BatchNorm)
         self._norms = [n for n in norms if n.track_running_stats and n.training]
         self._batches.append((_copied(batch), batch_idx))
+        self._trained = True
         if not self._takes_training_step(pl_module):
             self._try(pl_module)
 
@@ -79,21 +80,22 @@ class RecalibrationBeforeValidation:
         self._try(pl_module)
 
     def run(self, pl_module: pl.LightningModule) -> None:
-        """Re-estimates the statistics, averaged over the processes; once for the batches kept."""
-        if not (self._batches and self._norms):
+        """Re-estimates the statistics, averaged over the processes; once after some training."""
+        if not (self._trained and self._norms):
             return
-        batches = list(self._batches)
-        self._batches.clear()
-        self._estimate(pl_module, batches)
+        self._trained = False
+        self._estimate(pl_module, list(self._batches))
         if pl_module.trainer.world_size > 1:
             self._average(pl_module)
 
     def clear(self) -> None:
         self._batches.clear()
-        self._norms, self._tried = [], False
+        self._norms = []
+        self._tried = self._trained = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_batches": deque(maxlen=self.count), "_norms": []}
+        none = {"_batches": deque(maxlen=self.count), "_norms": [], "_trained": False}
+        return {**vars(self), **none}
 
     def _takes_training_step(self, pl_module: pl.LightningModule) -> bool:
         return self.forward is None and pl_module.automatic_optimization

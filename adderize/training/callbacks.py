@@ -74,8 +74,8 @@ class AdaptiveLearningRate(Callback):
             validated (``EMAWeightAveraging`` and its like), for these. Early in training the
             filters move faster than running statistics follow. The module's ``training_step`` is
             run again, in eval mode but for the batch norms, and leaves no trace: it logs nothing,
-            and counters, metrics and random numbers stay as they were. Copies of the N batches stay
-            on the device until then.
+            and counters, metrics and random numbers stay as they were. Copies of the last N
+            batches stay on the device, from one validation or epoch to the next.
         recalibration_forward: runs the network in place of the ``training_step``, with the module
             and a batch as ``training_step`` gets it. Under manual optimisation the default is
             ``module(input)``, the batch or the first element of a tuple or list.

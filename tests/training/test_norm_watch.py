@@ -138,6 +138,24 @@ def test_statistics_are_those_of_the_last_training_batches(inference_mode: bool)
     assert module.net[4].momentum == 0.1
 
 
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ({"val_check_interval": 1}, (5, 6, 7)),
+        ({"limit_train_batches": 2, "max_epochs": 4}, (1, 0, 1)),
+    ],
+)
+def test_frequent_validations_have_statistics_of_as_many_batches(
+    options: dict[str, Any], last: tuple[int, ...]
+) -> None:
+    module, watch = Lit(), WatchesStatistics()
+    callback = AdaptiveLearningRate(recalibrate_before_validation=3)
+    trainer(callback, watch, num_sanity_val_steps=0, **options).fit(module, batches(8), batches(2))
+    images = [images for images, _ in batches(8)]
+    expected = statistics_by_hand(module, [images[index] for index in last])
+    torch.testing.assert_close(watch.mean[-1], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_training_goes_on_after_recalibration(inference_mode: bool) -> None:
     module, watch = Lit(), WatchesStatistics()
