@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adderize.errors import AdderizeError
 from adderize.progress import counter
 from adderize.transfer.features import Bench, Features
 from adderize.transfer.fitting import fit_filters
@@ -62,6 +63,11 @@ def _tensors(pair: Pair) -> list[Tensor]:
 def _carry_over(bench: Bench, pair: Pair, fit: Fit | None, bar: Any) -> LayerTransfer:
     parts = bench.images.chunks(bench.chunks(pair))
     features = bench.features(pair, parts[0])
+    if features[0].inputs.numel() == features[0].inputs.shape[1]:
+        raise AdderizeError(
+            f"{pair.name} gets one value of each channel from these images, and filters follow "
+            "from how values vary: pass more images"
+        )
     few = [f.few(max(1, len(f.inputs) * _IMAGES_TO_COMPARE // parts[0].count)) for f in features]
     layer = bare(pair.adder)
     before = correlations_of(layer, few)

@@ -111,6 +111,14 @@ def test_batches_without_images_are_refused(original: nn.Module, batches: Any) -
         match(adderize(original, inplace=False), original, batches)
 
 
+@pytest.mark.parametrize("method", [match, reconstruct])
+def test_one_image_is_too_few_for_a_linear_layer(method: Callable[..., TransferReport]) -> None:
+    original = nn.Sequential(nn.Flatten(), nn.Linear(300, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    model = adderize(original, inplace=False, linear=True, stem=True)
+    with pytest.raises(AdderizeError, match=r"1 gets one value of each channel.*more images"):
+        method(model, original, images(1))
+
+
 def test_images_that_are_not_finite_are_refused(original: nn.Module) -> None:
     x = images()
     x[3, 0, 0, 0] = torch.nan
