@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +21,12 @@ from adderize.checkpoints.hub import is_on_hub, local_folder, repository_of
 from adderize.checkpoints.manifest import MANIFEST
 from adderize.checkpoints.state_dicts import load_weights, own_part
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
 from adderize.models import by_name
 from adderize.surgery import Decision, adderize, binarize, plan
+from adderize.surgery.small_filters import deviation_of_convolutions
 
 PUBLISHED = "published"
 INTEGERS = "integer network"
-# Between a trained ResNet-20's convolutions, 0.08 to 0.16, and the authors' adders, 5 to 10.
-_OF_CONVOLUTIONS = 0.4
 _SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
 
 
@@ -235,21 +231,14 @@ def _with_weights(
             "transfer`, and inspect and report take them with --exclude '*'"
         )
     load_weights(model, state, path)
-    if "conversion" not in stored.said and (deviation := _deviation(model)) < _OF_CONVOLUTIONS:
+    deviation = deviation_of_convolutions(model.modules())
+    if "conversion" not in stored.said and deviation is not None:
         notes.append(
             f"are those weights a convolutional network's? The filters' standard deviation is "
             f"{deviation:.2g}, where adders start from 1 and grow; taken as adders, a "
             "convolution's filters compute nothing useful"
         )
     return model, "; ".join(notes)
-
-
-def _deviation(model: nn.Module) -> float:
-    """The median standard deviation of the adders' filters; infinite where there are none."""
-    layers = (m for m in model.modules() if isinstance(m, (AdderConv2d, AdderLinear)))
-    return statistics.median(
-        [float(layer.weight.detach().std(correction=0)) for layer in layers] or [math.inf]
-    )
 
 
 def _converted(model: nn.Module, options: Mapping[str, Any] | None) -> nn.Module:

@@ -23,6 +23,7 @@ from adderize.training.before_validation import (
     RecalibrationBeforeValidation,
     RecalibrationForward,
 )
+from adderize.training.filter_watch import warn_of_convolutions_filters
 from adderize.training.norm_watch import warn_of_untrained_norms
 from adderize.training.stepping import ScaleAtEveryStep
 
@@ -159,6 +160,7 @@ class AdaptiveLearningRate(Callback):
             pl_module, self.eta, lambda gradients: self._scaled(pl_module, gradients)
         )
         self._unscaled = {name: (w, w._version) for name, w in adder_filters(pl_module).items()}
+        warn_of_convolutions_filters(pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
