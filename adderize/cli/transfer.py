@@ -26,7 +26,7 @@ from adderize.cli.shared_options import (
     output_folder,
     positive,
 )
-from adderize.data.image_sources import SOURCES
+from adderize.data.image_sources import SOURCES, evenly_spaced
 from adderize.errors import AdderizeError, writing
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise AdderizeError(f"{arguments.data} has no labels: leave --labels out")
     if not arguments.labels:
         labels = test_labels = None
-    few = images[:: max(1, len(images) // arguments.images)][: arguments.images]
+    few = images[evenly_spaced(len(images), arguments.images)]
     stages = Stages(teacher, test, test_labels)
     folder = arguments.output
     model, report = _transferred(arguments, teacher, few, stages, folder)

@@ -131,14 +131,15 @@ def _reader(path: Path) -> _Reader:
     raise AdderizeError(f"{path} is of an unknown kind; expected {SOURCES}")
 
 
-def _spread(count: int, limit: int) -> list[int]:
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """`limit` of `count` indices, or all: over the whole, since images often lie class by class."""
     number = min(count, limit)
     return [index * count // number for index in range(number)]
 
 
 def _read_idx(path: Path, channels: int, limit: int, split: str) -> _Found:
     pixels, labels = read_idx(path, str(idx_set(path)), split)
-    chosen = _spread(len(pixels), limit)
+    chosen = evenly_spaced(len(pixels), limit)
     return _Found([pixels[index] for index in chosen], labels[chosen].tolist())
 
 
@@ -164,7 +165,7 @@ def _read_array(path: Path, channels: int, limit: int, split: str) -> _Found:
             f"{path} holds whole numbers up to {float(array.max()):g} as {array.dtype}, which are "
             "no normalised images: save pixels as bytes (uint8)"
         )
-    return _Found([array[index] for index in _spread(len(array), limit)])
+    return _Found([array[index] for index in evenly_spaced(len(array), limit)])
 
 
 def _are_pixels(array: Tensor) -> bool:
@@ -175,7 +176,7 @@ def _are_pixels(array: Tensor) -> bool:
 
 def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:
     path, files = _image_files(path, split)
-    chosen = [files[index] for index in _spread(len(files), limit)]
+    chosen = [files[index] for index in evenly_spaced(len(files), limit)]
     classes = _class_folders(path, files)
     labels = [classes.index(file.parent) for file in chosen] if classes else ()
     return _Found(_pixels(from_files(chosen), channels), labels)
@@ -204,7 +205,7 @@ def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:
 def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:
     files = _files_of_split(path, split) if path.is_dir() else [path]
     counts = [count_rows(file) for file in files]
-    chosen = _spread(sum(counts), limit)
+    chosen = evenly_spaced(sum(counts), limit)
     column = _label_column(files)
     images: list[Tensor] = []
     labels: list[int] = []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adderize.data.image_sources import evenly_spaced
 from adderize.errors import AdderizeError
 from adderize.evaluation import first_input
 from adderize.layers import AdderLinear
@@ -32,8 +33,8 @@ class Features:
 
     def few(self, count: int) -> Features:
         """Evenly spaced ones, `count` at most."""
-        step = max(1, len(self.inputs) // count)
-        return Features(self.inputs[::step][:count], self.targets[::step][:count])
+        chosen = evenly_spaced(len(self.inputs), count)
+        return Features(self.inputs[chosen], self.targets[chosen])
 
     @property
     def bytes(self) -> int:

@@ -139,6 +139,22 @@ def test_it_goes_on_where_it_was_stopped(
     assert features is not None
 
 
+def test_the_images_lie_all_over_the_data(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def looking(model: Any, teacher: Any, few: torch.Tensor, **options: Any) -> None:
+        seen.append(few)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adderize.cli.transfer.match", looking)
+    command = _command(trained, tmp_path / "out", "--method", "match", "--limit", "500")
+    assert main(command) == 130
+    images = load_images(trained, seen[0].shape[1:], MNIST, limit=500, split="train")
+    assert seen[0].equal(images[torch.arange(300) * 5 // 3])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
