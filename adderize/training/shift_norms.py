@@ -176,7 +176,12 @@ def round_norm_scales_(model: nn.Module, terms: int) -> None:
     """
     for norm in _norms_to_round(model).values():
         if norm.weight is not None:
-            norm.weight.mul_(_as(norm.weight, _ratio(norm, terms)))
+            # From the rounded scale, not by a factor: a second time finds the same scale.
+            deviation, scale = _deviation_and_scale(norm)
+            weight = torch.where(
+                scale == 0, _whole(norm.weight), rounded_to_powers(scale, terms) * deviation
+            )
+            norm.weight.copy_(_as(norm.weight, weight))
 
 
 class _RoundedScale:
@@ -202,9 +207,15 @@ class _RoundedScale:
 
 def _ratio(norm: _BatchNorm, terms: int) -> Tensor:
     """Rounded scale by scale, float32 (C,); 1 where the scale is 0."""
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt() * _whole(norm.weight).double()
+    _, scale = _deviation_and_scale(norm)
     return torch.where(scale == 0, 1.0, rounded_to_powers(scale, terms) / scale).float()
+
+
+def _deviation_and_scale(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """sigma and ``gamma / sigma``, float64 (C,)."""
+    assert norm.running_var is not None
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    return deviation, _whole(norm.weight).double() / deviation
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -217,7 +228,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _as(tensor: Tensor, whole: Tensor) -> Tensor:
-    """The factors of a tensor's elements, of its dtype, sharded where it is."""
+    """A tensor of the shape of another, of its dtype, sharded where it is."""
     whole = whole.to(tensor.dtype)
     if type(tensor) is nn.Parameter or not torch.distributed.is_available():
         return whole
