@@ -249,7 +249,7 @@ class AdaptiveLearningRate(Callback):
             self._unscaled.pop(name, None)
         if not self._warned_of_norms and self._norms_checked_in_epoch != trainer.current_epoch:
             self._norms_checked_in_epoch = trainer.current_epoch
-            self._warned_of_norms = warn_of_untrained_norms(pl_module)
+            self._warned_of_norms = warn_of_untrained_norms(pl_module, trainer.optimizers)
         if not (self._logs and trainer.loggers and trainer.is_global_zero):
             return
         if trainer._logger_connector.should_update_logs:

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from adderize import AdaptiveLearningRate, AdderConv2d, AdderizeError
+from adderize import AdaptiveLearningRate, AdderConv2d, AdderizeError, adderize
 from adderize.training.norm_watch import warn_of_untrained_norms
 from tests.training.tiny_lit import Lit, batches, trainer
 
@@ -46,6 +46,25 @@ def test_frozen_norms_are_named() -> None:
     module.net[7].requires_grad_(False)
     (text,) = warnings_of_norms(module)
     assert "net.7 (frozen)" in text and "net.4" not in text
+
+
+class OptimizerBeforeConversion(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, 2), nn.Flatten(), nn.LazyLinear(5)
+        )
+        self.net(torch.zeros(1, *next(iter(batches()))[0].shape[1:]))
+        self.made = torch.optim.SGD(self.parameters(), 0.1)
+        adderize(self.net)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.made
+
+
+def test_norms_that_were_inserted_behind_the_optimizers_back_are_named() -> None:
+    (text,) = warnings_of_norms(OptimizerBeforeConversion())
+    assert "net.1.norm (in no optimizer)" in text
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -88,7 +107,8 @@ def after_adder(*modules: nn.Module) -> nn.Module:
 def test_which_norms_count(model: nn.Module, named: list[str]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert warn_of_untrained_norms(model) == bool(named)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        assert warn_of_untrained_norms(model, [optimizer]) == bool(named)
     assert len(caught) == len(named)
     assert all(f" {name} (" in str(caught[0].message) for name in named)
 
