@@ -78,8 +78,14 @@ def test_options_that_a_binary_network_lacks(capsys):
 
 def test_remarks_are_those_of_the_built_network(capsys):
     """timm's mixers start their classifier at zero, which a network without storage cannot tell."""
-    assert main(["plan", "timm:mixer_s32_224", "--linear"]) == 0
-    assert "head.weight starts at zero" in capsys.readouterr().out.splitlines()[-1]
+    command = ["plan", "timm:mixer_s32_224", "--linear"]
+    assert main(command) == 0
+    remark = capsys.readouterr().out.splitlines()[-1]
+    assert remark.startswith("head.weight starts at zero")
+    assert main([*command, "--format", "md"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"- {remark}"
+    assert main([*command, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == [remark]
 
 
 def test_a_folder_of_the_name_of_an_architecture(capsys, tmp_path, monkeypatch):
