@@ -126,11 +126,11 @@ def _callbacks(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB: the process's resident set, or what was allocated on the GPU."""
+    """MB (of 10^6 bytes): the process's resident set, or what was allocated on the GPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _budget(network: nn.Module, data: ImageData) -> OpBudget:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-_MEGABYTE = 2**20
+MEGABYTE = 1e6
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,4 +66,4 @@ def peak_megabytes(call: Callable[[], object], device: str) -> float | None:
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / _MEGABYTE
+    return (torch.cuda.max_memory_allocated(device) - before) / MEGABYTE

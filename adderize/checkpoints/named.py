@@ -185,6 +185,11 @@ def _saved_in(folder: Path) -> Path:
 
 
 def _named(arch: str | None, path: Path) -> str:
+    if arch is None and path.is_dir() and not (_saved_in(path) / MANIFEST).is_file():
+        raise AdderizeError(
+            f"{path} is a folder without {MANIFEST}; expected one that save_model wrote, or an "
+            f"architecture, {by_name.FORMS}"
+        )
     if arch is None:
         raise AdderizeError(
             f"{path} holds weights and not the network's code: name what it was built from with "

@@ -193,6 +193,8 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     if getattr(arguments, "int8", False):
         yield from _integers(arguments)
         return
+    if getattr(arguments, "data", None):
+        raise AdderizeError("--data is of --int8: leave it out, or give both")
     print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
     timing = _timing(arguments)
     for arch in arguments.arch:
@@ -203,7 +205,9 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
                 for name in ("cnn", "adder")
             )
-            ratios = f"{row['ratio']:>7.2f}x{row['memory_ratio']:>7.2f}x"
+            memory = row["memory_ratio"]
+            ratios = f"{row['ratio']:>7.2f}x"
+            ratios += f"{'-':>8}" if memory is None else f"{memory:>7.2f}x"
             if "limit_ms" in row:
                 ratios += f", {row['percent_of_limit']:.0f} % of the limit"
             print(f"{arch:24}{batch:>6}{cells}{ratios}", flush=True)

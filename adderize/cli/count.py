@@ -79,6 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.paper:
+        _check_alone(arguments)
     text = _paper(arguments) if arguments.paper else _budget(arguments)
     if arguments.output is None:
         print(text)
@@ -89,6 +91,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise AdderizeError(f"cannot write {arguments.output}: {error.strerror}") from error
     note(f"wrote {arguments.output}")
     return 0
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Raise for options beside `--paper` that its table does not have."""
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    alone = vars(parser.parse_args(["--paper"]))
+    given = [
+        action.option_strings[-1]
+        for action in parser._actions
+        if action.dest not in ("model", "help", "format", "output")
+        and getattr(arguments, action.dest, None) != alone.get(action.dest)
+    ]
+    if given:
+        raise AdderizeError(
+            f"--paper is a table of the paper's networks and takes no {' and no '.join(given)}: "
+            "leave it out, or name an architecture"
+        )
 
 
 def _paper(arguments: argparse.Namespace) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from adderize.checkpoints import named
 from adderize.cli.shared_options import (
     add_arch_options,
     add_conversion_options,
@@ -12,7 +11,7 @@ from adderize.cli.shared_options import (
     arch_options,
     conversion_options,
 )
-from adderize.models.by_name import FORMS
+from adderize.models.by_name import FORMS, build
 from adderize.surgery import plan
 
 HELP = "which layers of a model would become adders or binary, and why"
@@ -36,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model = named.blank(arguments.model, arch_options=arch_options(arguments))
+    # With values: the plan remarks on parameters that start at zero.
+    model = build(arguments.model, **arch_options(arguments))
     target = _TARGETS[arguments.layers]
     found = plan(model, target=target, **conversion_options(arguments))
     print(found.render(arguments.format))

@@ -124,7 +124,8 @@ def _dead_filters(
         state = norms.after.get(layer)
         norm = None if state is None else modules[state]
         dead = _without_effect(layer, norm)
-        if layer in measured and measured[layer].count:
+        # A single row, as a classifier has of one image, is constant without being dead.
+        if layer in measured and measured[layer].count > 1:
             dead = dead | _constant(measured[layer])
         if norm is not None and norm in measured and _only_relu_after(layer, norm, flows):
             dead = dead | _below_zero(measured[norm], len(dead))

@@ -21,7 +21,8 @@ from adderize.quantize.record import quantization_of
 from adderize.reporting.contents import Size
 from adderize.reporting.model_report import ModelReport
 from adderize.reporting.notices import has_new_statistics
-from adderize.surgery import Decision, Plan, adderize, plan
+from adderize.surgery import Plan, adderize, plan
+from adderize.surgery.engine import Converted
 from adderize.tables import Report
 
 __all__ = ["ModelReport", "report"]
@@ -76,7 +77,7 @@ def report(
         absent["plan"] = "the network was made from an adder network, which has the plan"
     else:
         planned = plan(model, example_input=example, **options)
-        if _is_to_convert(planned, options):
+        if _is_to_convert(model, planned, options):
             network = adderize(model, inplace=False, example_input=example, **options)
     inspection = _inspection(network, images, name, absent, made)
     layers = () if inspection is None else inspection.layers
@@ -102,10 +103,10 @@ def _shifts(model: nn.Module) -> Report | None:
     return shift_report(model) if shifts_of_network(model) is not None else None
 
 
-def _is_to_convert(planned: Plan, options: dict[str, Any]) -> bool:
-    """As :func:`adderize.count` has it: what holds adders stays unless options are given."""
-    decisions = {row.decision for row in planned.rows}
-    holds_some = bool(decisions & {Decision.ADDER, Decision.BINARY})
+def _is_to_convert(model: nn.Module, planned: Plan, options: dict[str, Any]) -> bool:
+    """As :func:`adderize.count` has it: what holds adders or binary layers stays unless options are
+    given."""
+    holds_some = any(isinstance(module, Converted) for module in model.modules())
     return bool(planned.converted) and (bool(options) or not holds_some)
 
 

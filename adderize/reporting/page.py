@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ import torch
 from adderize import __version__
 from adderize.counting.quantities import joule, quantity
 from adderize.errors import AdderizeError
+from adderize.inspection import Inspection
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
 from adderize.progress import steps
 from adderize.reporting import charts, page_tables
 from adderize.reporting.contents import Contents
 from adderize.reporting.notices import LARGE_ERROR
 from adderize.reporting.svg import drawing
-from adderize.surgery import Decision
 from adderize.tables import shape_text
 
 _TEMPLATE = "page.html"
@@ -138,10 +140,8 @@ def facts(report: Contents) -> list[Fact]:
         ),
         Fact("parameters", quantity(report.size.parameters), _bytes(report.size.bytes)),
     ]
-    if report.plan is not None:
-        kept = sum(row.decision is Decision.KEEP for row in report.plan.rows)
-        converted = len(report.plan.rows) - kept
-        found.append(Fact("layers", f"{converted} adders, {kept} kept"))
+    if inspection is not None:
+        found.append(_layers(inspection))
     if inspection is not None and inspection.outside is not None and report.is_settled:
         found.append(
             Fact("filters outside inputs", f"{inspection.outside:.0%}", f"trains with gradient="
@@ -152,6 +152,16 @@ def facts(report: Contents) -> list[Fact]:
         bits = report.quantization.bits if report.quantization else 8
         found.append(Fact(f"error in {bits} bits", f"{max(errors):.2%}", _WORST))
     return found
+
+
+def _layers(inspection: Inspection) -> Fact:
+    """What the network holds, which is not what a plan would convert of one that holds adders."""
+    kinds = Counter(row.kind for row in inspection.layers)
+    adders = sum(kinds[kind.__name__] for kind in (AdderConv2d, AdderConv2dSame, AdderLinear))
+    binary = kinds[BinaryConv2d.__name__]
+    others = f"{kinds.total() - adders - binary} kept"
+    return Fact("layers", f"{adders} adders, {binary} binary, {others}" if binary else
+                f"{adders} adders, {others}")  # fmt: skip
 
 
 def _errors(report: Contents) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adderize.surgery.decisions import Decision, NormFix, Row
-from adderize.tables import Report, Table, csv_text, shape_text
+from adderize.tables import Report, Table, bullets, csv_text, shape_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Plan(Report):
         return csv_text(_HEADER, map(_cells, self.rows))
 
     def to_markdown(self) -> str:
-        return self._table().markdown()
+        remarks = [bullets(self.remarks)] if self.remarks else []
+        return "\n\n".join([self._table().markdown(), *remarks])
 
     def __str__(self) -> str:
         return "\n".join([self._table().text(), "", self._summary(), *self.remarks])

@@ -149,6 +149,20 @@ def test_peak_memory_grows_with_the_batch() -> None:
     assert one > 0 and many > one + 64 * 2
 
 
+def test_peak_memory_is_without_what_the_process_imports() -> None:
+    """LeNet-5-BN and one image take less than 1 MB, torch's optimizers some 50 to import."""
+    assert twins._peak_megabytes("step", "cnn", "lenet5_bn", (1, 32, 32), 1, "cpu") < 15
+
+
+def test_a_network_that_takes_no_memory_has_no_ratio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(twins, "_peak_megabytes", lambda *arguments: 0.0)
+    command = ["bench", "inference", "--arch", "lenet5_bn", "--input", "1,32,32", "--batch", "1"]
+    assert main([*command, *FAST]) == 0
+    assert "x       -" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_both_twins_train_and_only_one_has_adders() -> None:
     adders = {}
     for name in networks.TWINS:

@@ -207,3 +207,23 @@ def test_products_that_have_no_form_of_shifts_are_named(capsys: pytest.CaptureFi
     assert "gelu" in capsys.readouterr().err
     assert main(["count", "resnet20", "--multiplication-free", "--layers", "bnn"]) == 1
     assert "binary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--energy", "int8"], "--energy"),
+        (["--depth", "1", "--stem"], "--depth and no --stem"),
+        (["--no-depthwise"], "--no-depthwise"),
+        (["--counter", "fvcore"], "--counter"),
+    ],
+)
+def test_the_papers_table_takes_no_options_of_networks(
+    capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    assert f"takes no {named}: " in error(capsys, "count", "--paper", *options)
+
+
+def test_a_folder_without_a_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = error(capsys, "count", str(tmp_path))
+    assert "is a folder without adderize.json" in text and "--arch" not in text

@@ -52,6 +52,7 @@ def test_markdown_of_a_callable(capsys):
         (["timm:resnet19"], "resnet19"),
         (["torchvision.models:nothing"], "nothing"),
         (["resnet18", "--include", "layer9*"], "layer9"),
+        (["."], "unknown model '.'"),
     ],
 )
 def test_mistakes(capsys, arguments, words):
@@ -73,3 +74,22 @@ def test_a_binary_network(capsys):
 def test_options_that_a_binary_network_lacks(capsys):
     assert main(["plan", "resnet18", "--layers", "bnn", "--linear"]) == 1
     assert "linear is True, but binary layers have no such option" in capsys.readouterr().err
+
+
+def test_remarks_are_those_of_the_built_network(capsys):
+    """timm's mixers start their classifier at zero, which a network without storage cannot tell."""
+    command = ["plan", "timm:mixer_s32_224", "--linear"]
+    assert main(command) == 0
+    remark = capsys.readouterr().out.splitlines()[-1]
+    assert remark.startswith("head.weight starts at zero")
+    assert main([*command, "--format", "md"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"- {remark}"
+    assert main([*command, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == [remark]
+
+
+def test_a_folder_of_the_name_of_an_architecture(capsys, tmp_path, monkeypatch):
+    (tmp_path / "resnet18").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "resnet18"]) == 0
+    assert "19 to convert" in capsys.readouterr().out

@@ -209,6 +209,11 @@ def test_a_residual_sum_revives_a_channel(images: Tensor) -> None:
     assert "dead filters" not in kinds(inspect(model, images))
 
 
+def test_one_image_makes_no_classifier_dead(healthy: nn.Sequential, images: Tensor) -> None:
+    model = nn.Sequential(*healthy[:8], nn.Linear(32, 5))
+    assert kinds(inspect(model, images[:1])) == []
+
+
 def test_new_norms_are_not_blamed_on_the_layers_behind_them(images: Tensor) -> None:
     model = network()
     model[3].weight.data.mul_(1e-3)

@@ -7,18 +7,20 @@ import html
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from adderize import AdderizeError, adderize, count, plan
+from adderize import AdderizeError, adderize, binarize, count, plan
 from adderize.data.normalisation import MNIST
 from adderize.inspection import inspect
 from adderize.integer import multiplication_free, shift_report, to_integer
-from adderize.models import lenet5_bn
+from adderize.models import lenet5_bn, resnet20
 from adderize.quantize import quantize, quantize_report
 from adderize.reporting import report
+from adderize.reporting.page import facts
 from tests.reporting.networks import HOSTILE, Hostile, images, settled_lenet
 
 LEFT_OPEN = {"meta", "link", "wbr"}
@@ -246,3 +248,17 @@ def test_missing_packages(missing: str, model: nn.Module, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(AdderizeError, match=rf"{missing}.*adderize\[report\]"):
         found.to_html()
+
+
+@pytest.mark.parametrize(
+    ("convert", "told"),
+    [(adderize, "6 adders, 16 kept"), (binarize, "0 adders, 6 binary, 16 kept")],
+)
+def test_a_network_that_is_converted_in_part_stays_as_it_is(convert: Any, told: str) -> None:
+    """The page's figures are all of the network as it is, not of what a plan would add."""
+    found = report(convert(resnet20(), include="layer1.*"), input_size=(3, 32, 32))
+    assert found.plan is not None and len(found.plan.converted) == 14
+    assert found.inspection is not None
+    kinds = {row.name: row.kind for row in found.inspection.layers}
+    assert kinds["layer2.0.conv1"] == "Conv2d" != kinds["layer1.0.conv1"]
+    assert [fact.text for fact in facts(found) if fact.title == "layers"] == [told]
