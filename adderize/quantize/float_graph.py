@@ -27,6 +27,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.calls import is_foldable, is_plain, module_of, operation
 from adderize.quantize.fake_layers import FakeQuantize
 from adderize.quantize.float_tracer import FloatTracer, Hooked
+from adderize.quantize.positional import put_operands_first
 
 # What a model says about its inputs.
 _STATEMENTS = {"default_cfg", "example_input_array", "image_size", "input_size", "pretrained_cfg"}
@@ -60,6 +61,7 @@ def float_graph(
         graph = tracer.graph_of(model)
         with _attached(model, tracer.layers):
             traced = fx.GraphModule(model, graph)
+    put_operands_first(traced.graph)
     _leave_out_identities(traced, keep=_DropoutNd if trains else ())
     if inputs is not None:
         _ChangeChecker(traced).run(inputs.clone())
