@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.integer.fitting import centre, fit_epilogue, fit_product
-from adderize.integer.fixed_point import Bounds
+from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
 from adderize.integer.lowered_values import LoweredValues, unit_for
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
@@ -102,7 +102,7 @@ def lower_product(values: LoweredValues, node: Node) -> None:
         kind, settings = "shift_conv", _conv_geometry(layer, source.meta["shape"][-2:])
         groups = layer.groups
         pads_zeros = settings["padding_mode"] == "constant" and settings["padding"] != (0, 0, 0, 0)
-    base = values.wanted(node) or 1.0
+    base = values.wanted(node) or _base_for(_largest_result(layer, value.real))
     fitted = fit_product(
         layer.weight.cpu(), None if layer.bias is None else layer.bias.cpu(),
         value.scale, value.zero, value.bounds,
@@ -111,6 +111,17 @@ def lower_product(values: LoweredValues, node: Node) -> None:
     unit = number(base * 2.0 ** -cast(int, fitted.settings["fraction"]))
     result = Value(unit, number(0.0), fitted.bounds)
     values.emit(node, kind, [values.slot(source)], result, settings, fitted)
+
+
+def _largest_result(layer: nn.Conv2d | nn.Linear, largest: float) -> float:
+    sizes = layer.weight.double().abs().flatten(1).sum(1) * largest
+    return float((sizes if layer.bias is None else sizes + layer.bias.double().abs()).max())
+
+
+def _base_for(real: float) -> float:
+    """A power of two of which fraction bits give 32 bits to results up to a magnitude."""
+    spare = (LIMIT // 2).bit_length() - MOST_FRACTION_BITS
+    return float(2.0 ** (math.floor(math.log2(real)) - spare)) if real else 1.0
 
 
 def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]:

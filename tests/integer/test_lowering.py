@@ -202,3 +202,17 @@ def test_what_surrounds_an_image_loses_the_bits_that_the_image_loses() -> None:
     assert settings["drop"] > 0
     assert torch.equal(sums, torch.full_like(sums, 9 * 2**27 >> settings["drop"]))
     assert int(bounds.high) >= int(sums.max())
+
+
+def test_classifiers_of_any_unit_keep_their_digits() -> None:
+    """A power of two in the weights is one in the logits, and nothing else."""
+    found = []
+    for unit in (1.0, 2.0**-20, 2.0**20):
+        torch.manual_seed(0)
+        raw, quantized, _ = quantized_network(a_size_that_is_asked_for)
+        with torch.no_grad():
+            quantized.head.weight.mul_(unit)
+            quantized.head.bias.mul_(unit)
+        integers = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+        found.append(integers.logits(raw) / unit)
+    assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])

@@ -61,7 +61,7 @@ PLAIN = {
     "add", "avg_pool2d", "cat", "clamp", "detach", "hardtanh", "max_pool2d_with_indices", "mean",
     "permute", "relu", "select", "slice", "sub", "sum", "t", "transpose", "unsqueeze", "view",
     "constant_pad_nd", "reflection_pad2d", "clone", "_unsafe_view", "squeeze", "neg", "expand",
-    "reshape", "split",
+    "reshape", "split", "unfold",
 }  # fmt: skip
 
 
