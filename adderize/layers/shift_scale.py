@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,13 +58,24 @@ class ShiftAddLeakyReLU(Shifts):
         return f"num_parameters={self.weight.numel()}, terms={self.terms}"
 
 
-def reciprocal(total: int, parts: int, terms: int) -> float:
-    """``parts / total`` as a sum of signed powers of two; 0 where there are no parts."""
-    return rounded_number(parts / total, terms) if total else 0.0
+def reciprocal(count: int, terms: int) -> float:
+    """``1 / count`` as a sum of signed powers of two; 0 for none."""
+    return rounded_number(1 / count, terms) if count else 0.0
 
 
-# Symbolic tracing knows no sizes: it keeps the call.
+def count_of(shape: torch.Size, dim: int | Sequence[int] | None) -> int:
+    """How many values a mean over dimensions takes together.
+
+    It asks for their sizes alone: that of the batch may be open where a network is exported.
+    """
+    if dim is None:
+        dim = range(len(shape))
+    return math.prod(shape[axis] for axis in ([dim] if isinstance(dim, int) else dim))
+
+
+# Symbolic tracing knows no sizes: it keeps the calls.
 torch.fx.wrap("reciprocal")
+torch.fx.wrap("count_of")
 
 
 class ShiftAddMean(nn.Module):
@@ -87,10 +99,21 @@ class ShiftAddMean(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         sums = input.sum(self.dim, keepdim=self.keepdim)
-        return sums * reciprocal(input.numel(), sums.numel(), self.terms)
+        return sums * reciprocal(count_of(input.shape, self.dim), self.terms)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, keepdim={self.keepdim}, terms={self.terms}"
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return rows, columns
+
+
+def _window_sums(input: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    # F.avg_pool2d with a divisor of 1 would do, but torch's ONNX export leaves the divisor out.
+    rows = input.unfold(-2, kernel[0], stride[0])  # each dimension's windows come last
+    return rows.unfold(-2, kernel[1], stride[1]).sum((-2, -1))
 
 
 class ShiftAddAvgPool2d(nn.Module):
@@ -117,10 +140,11 @@ class ShiftAddAvgPool2d(nn.Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, input: Tensor) -> Tensor:
-        size = self.kernel_size
-        rows, columns = size if isinstance(size, Sequence) else (size, size)
-        sums = F.avg_pool2d(input, size, self.stride, self.padding, divisor_override=1)
-        return sums * reciprocal(rows * columns, 1, self.terms)
+        kernel, padding = _pair(self.kernel_size), _pair(self.padding)
+        if any(padding):
+            input = F.pad(input, [padding[1]] * 2 + [padding[0]] * 2)
+        sums = _window_sums(input, kernel, _pair(self.stride or kernel))
+        return sums * reciprocal(kernel[0] * kernel[1], self.terms)
 
     def extra_repr(self) -> str:
         return (
@@ -161,8 +185,8 @@ class ShiftAddAdaptiveAvgPool2d(nn.Module):
                 f"{(rows, columns)}, and each needs a scale of its own: use a size that it divides"
             )
         window = (image[0] // rows, image[1] // columns)
-        sums = F.avg_pool2d(input, window, divisor_override=1)
-        return sums * reciprocal(window[0] * window[1], 1, self.terms)
+        sums = _window_sums(input, window, window)
+        return sums * reciprocal(window[0] * window[1], self.terms)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, terms={self.terms}"

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d
+from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d, recalibrate
 from adderize.export import export_onnx, translation_table
+from adderize.integer import multiplication_free
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -60,7 +61,7 @@ def resnet18() -> nn.Module:
     """Converted, its batch norms adjusted to the distances, so that the logits mean something."""
     from torchvision.models import resnet18
 
-    from adderize import adderize, recalibrate
+    from adderize import adderize
 
     return recalibrate(adderize(resnet18(), scale=1), [torch.randn(4, 3, 64, 64)])
 
@@ -81,6 +82,30 @@ def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
     nodes = inline_local_functions(onnx.load(path)).graph.node
     assert sum(node.op_type == "Loop" for node in nodes) == 19
     assert {node.domain for node in nodes} == {""}
+
+
+class Pools(nn.Module):
+    """Every kind of average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adder = nn.Sequential(AdderConv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.rows, self.both = nn.AvgPool2d((2, 1), padding=(1, 0)), nn.AvgPool2d(3, 2)
+        self.last = nn.AdaptiveAvgPool2d((2, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.both(self.rows(self.adder(x))))
+        return torch.cat([x.mean((2, 3)), x.mean(-1).flatten(1)], 1)
+
+
+def test_shifts_for_any_number_of_images(tmp_path: Path) -> None:
+    images = torch.randn(8, 3, 12, 15)
+    network = recalibrate(Pools(), [images]).eval()
+    free = multiplication_free(network, norm_terms=12)
+    shapes = ({0: torch.export.Dim.AUTO},)
+    session = export(free, images[:2], tmp_path / "m.onnx", dynamic_shapes=shapes)
+    for batch in (images[:1], images):
+        assert relative_error(session, network, batch) < 1e-3
 
 
 def test_sizes_that_torch_fixes_are_an_error(
