@@ -18,6 +18,7 @@ from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
 from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.fake_layers import check_no_fakes
 
 
 def export_onnx(
@@ -42,8 +43,8 @@ def export_onnx(
 
     Raises:
         AdderizeError: onnxscript is not installed, or the model has layers that have no ONNX form
-            (integers, filters that are not float32), or torch fixed the sizes that
-            ``dynamic_shapes`` names; a path that cannot be written to.
+            (integers, rounding in training, filters that are not float32), or torch fixed the
+            sizes that ``dynamic_shapes`` names; a path that cannot be written to.
     """
     _check(model)
     table = translation_table() | options.pop("custom_translation_table", {})
@@ -97,6 +98,11 @@ def _check(model: nn.Module) -> None:
         raise AdderizeError(
             "an integer network has no ONNX form: export the float network that it was made of"
         )
+    check_no_fakes(
+        model,
+        "rounding has no ONNX form: load its weights into the float network that it was made of, "
+        "and export that",
+    )
     for name, layer in model.named_modules():
         if isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)):
             raise AdderizeError(

@@ -56,11 +56,13 @@ def to_integer(
             f"got a {type(quantized).__name__}; expected a network from quantize() that torch.fx "
             "traces: layer by layer, tensors between the layers stay floats"
         )
-    size = tuple(input_size or own_input_size(quantized) or ())
+    known = own_input_size(quantized) if input_size is None else input_size
+    size = () if known is None else tuple(map(int, known))
     if len(size) != 3:
         raise AdderizeError(f"input_size is {size or None}; expected (C, H, W)")
+    mean, std = (tuple(map(float, values)) for values in (mean, std))  # arrays have no JSON form
     check_statistics(mean, std, size[0])
-    body = copy.deepcopy(quantized).cpu()
+    body = copy.deepcopy(quantized).cpu().eval()
     _note_results(body, size)
     zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64, device="cpu"))
@@ -74,8 +76,8 @@ def to_integer(
     return IntegerNetwork(
         Program(
             **parts,
-            mean=tuple(mean),
-            std=tuple(std),
+            mean=mean,
+            std=std,
             logit_scale=float(lowering.output.scale),
             logit_zero=float(lowering.output.zero),
             report=ShiftReport(terms, filter_terms, tuple(lowering.builder.rows)),

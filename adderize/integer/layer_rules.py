@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.integer.fitting import centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
@@ -21,7 +20,7 @@ from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import module_of
+from adderize.quantize.calls import is_foldable, module_of
 
 
 def lower_adder(values: LoweredValues, node: Node) -> None:
@@ -142,9 +141,8 @@ def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]
 def lower_norm(values: LoweredValues, node: Node) -> None:
     source, value = values.operand(node)
     norm = module_of(node)
-    assert isinstance(norm, _BatchNorm)
-    if norm.running_mean is None:
-        raise RefusedError("it divides by statistics of its input")
+    if norm is None or not is_foldable(norm):
+        raise RefusedError("it divides by statistics of its input, or computes something else")
     gain, mean, beta = statistics_of_norm(norm)
     offset = beta - mean * gain
     result = values.free(node, float((gain.abs() * value.real + offset.abs()).max()))

@@ -14,7 +14,7 @@ from adderize.integer.layer_rules import lower_adder, lower_norm, lower_product,
 from adderize.integer.lowered_values import LoweredValues, Place, name_of
 from adderize.integer.moves import MOVES
 from adderize.integer.pooling_rules import lower_max_pool, lower_mean
-from adderize.integer.refusal import RefusedError
+from adderize.integer.refusal import RefusedError, check_plain
 from adderize.integer.tensor_rules import lower_add, lower_clamp, lower_join, lower_move, lower_pad
 from adderize.integer.value import Value
 from adderize.ops.bytes import max_pool2d_bytes
@@ -79,6 +79,8 @@ class Lowering(LoweredValues):
             raise AdderizeError(f"{name_of(node)}: {error}") from error
 
     def _lower(self, node: Node) -> None:
+        if (module := module_of(node)) is not None:
+            check_plain(module)
         rule = _rule(node)
         if rule is None:
             raise RefusedError(f"{operation(node)} has no form in integers")
@@ -121,6 +123,8 @@ _OPERATIONS: dict[str, Rule] = {
     "concat": lower_join,
     "concatenate": lower_join,
     "pad": lower_pad,
+    "ConstantPad2d": lower_pad,
+    "ZeroPad2d": lower_pad,
     "mean": lower_mean,
     "adaptive_avg_pool2d": lower_mean,
     "AdaptiveAvgPool2d": lower_mean,

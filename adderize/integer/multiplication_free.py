@@ -178,6 +178,10 @@ def _check(model: nn.Module) -> None:
         )
     if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
         raise AdderizeError("the model is quantized: pass the float model")
+    if shifts_of_network(model) is not None:
+        raise AdderizeError(
+            "the model has no multiplications any more: pass the float model that it was made of"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise AdderizeError(f"{name} is on the meta device and has no values")

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _MaxPoolNd
 
-from adderize.integer.refusal import RefusedError
+from adderize.integer.refusal import RefusedError, check_plain
 from adderize.layers import (
     AdderConv2d,
     AdderConv2dSame,
@@ -27,7 +27,7 @@ from adderize.layers import (
     ShiftAddNorm2d,
     ShiftAddScale,
 )
-from adderize.quantize.calls import is_foldable, is_plain
+from adderize.quantize.calls import is_foldable
 
 _ADDERS = (AdderConv2d, AdderConv2dSame, AdderLinear)
 _FREE_MODULES = (
@@ -37,14 +37,17 @@ _FREE_MODULES = (
     _MaxPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 _FREE_FUNCTIONS = frozenset({
-    "abs", "add", "amax", "amin", "broadcast_to", "cat", "channel_shuffle", "chunk", "clamp",
-    "clamp_max", "clamp_min", "clip", "clone", "concat", "concatenate", "contiguous", "expand",
-    "flatten", "getitem", "hardtanh", "iadd", "identity", "isub", "max", "max_pool1d", "max_pool2d",
-    "maximum", "min", "minimum", "movedim", "neg", "pad", "permute", "pixel_shuffle",
-    "pixel_unshuffle", "relu", "relu6", "repeat", "reshape", "roll", "rsub", "split", "squeeze",
-    "stack", "sub", "subtract", "sum", "swapaxes", "tensor_split", "transpose", "unbind",
+    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "broadcast_to",
+    "cat", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clip", "clone", "concat",
+    "concatenate", "contiguous", "expand", "flatten", "flip", "getitem", "hardtanh", "iadd",
+    "identity", "isub", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum", "movedim",
+    "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "relu", "relu6",
+    "repeat", "reshape", "roll", "rsub", "select", "split", "squeeze", "stack", "sub", "subtract",
+    "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "transpose", "unbind",
     "unflatten", "unsqueeze", "view",
 })  # fmt: skip
+_COPYING = ("nearest", "nearest-exact")
+_WEIGHING = "it weighs neighbours; expected mode='nearest'"
 _DIVISION = "the window's size differs from place to place, and each size needs its own scale"
 
 
@@ -67,8 +70,7 @@ def module_form(module: nn.Module, terms: Terms) -> nn.Module:
         return _adder(module, terms)
     if isinstance(module, _FREE_MODULES):
         return module
-    if not is_plain(module):
-        raise RefusedError("it has forward hooks or a forward of its own, which would be lost")
+    check_plain(module)
     if isinstance(module, _BatchNorm):
         if not is_foldable(module):
             raise RefusedError(f"{kind.__name__} divides by statistics of its input")
@@ -99,6 +101,12 @@ def _average_pool(module: Any, terms: Terms) -> nn.Module:
     return ShiftAddAvgPool2d(module.kernel_size, module.stride, module.padding, terms=terms.norm)
 
 
+def _upsample(module: nn.Upsample, terms: Terms) -> nn.Module:
+    if module.mode not in _COPYING:
+        raise RefusedError(_WEIGHING)
+    return module
+
+
 def _any(padding: int | tuple[int, ...]) -> bool:
     return any(padding) if isinstance(padding, tuple) else bool(padding)
 
@@ -110,6 +118,7 @@ _MODULE_RULES: dict[str, Callable[[Any, Terms], nn.Module]] = {
     "LeakyReLU": lambda m, terms: ShiftAddLeakyReLU(
         torch.tensor(m.negative_slope, dtype=torch.float64, device="cpu"), terms=terms.norm
     ),
+    "Upsample": _upsample,
     "PReLU": lambda m, terms: ShiftAddLeakyReLU(m.weight, terms=terms.norm),
     "AvgPool2d": _average_pool,
     "AdaptiveAvgPool2d": lambda m, terms: ShiftAddAdaptiveAvgPool2d(
@@ -135,9 +144,9 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
             raise RefusedError(f"{name} scales an operand by alpha")
         return None
     if name == "interpolate":
-        if (node.args[3:4] or (node.kwargs.get("mode", "nearest"),))[0] == "nearest":
+        if (node.args[3:4] or (node.kwargs.get("mode", "nearest"),))[0] in _COPYING:
             return None
-        raise RefusedError("interpolate weighs neighbours; expected mode='nearest'")
+        raise RefusedError(_WEIGHING)
     if name in ("mul", "multiply", "div", "divide", "true_divide", "imul", "itruediv", "truediv"):
         return _scale(node, constants, terms, divides="div" in name)
     rule = _FUNCTION_RULES.get(name)

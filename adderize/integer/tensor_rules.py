@@ -13,7 +13,7 @@ from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import nearest_integer
-from adderize.quantize.calls import clamp_bounds
+from adderize.quantize.calls import clamp_bounds, module_of
 
 
 def lower_add(values: LoweredValues, node: Node) -> None:
@@ -64,11 +64,15 @@ def lower_clamp(values: LoweredValues, node: Node) -> None:
 
 def lower_pad(values: LoweredValues, node: Node) -> None:
     source, value = values.operand(node)
-    mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
-    number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
+    module: Any = module_of(node)
+    if module is None:
+        pads = cast(Any, node.args[1])
+        mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
+        number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
+    else:
+        pads, mode, number = module.padding, "constant", module.value
     if mode != "constant" or value.scale.dim() or not isinstance(number, (int, float)):
         raise RefusedError("it pads with something else than a number")
-    pads = cast(Any, node.args[1])
     rank = len(source.meta["shape"])
     if len(pads) > 2 * (rank - 1):
         raise RefusedError("it pads the batch")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d, recalibrate
 from adderize.export import export_onnx, translation_table
 from adderize.integer import multiplication_free
+from adderize.quantize import prepare_qat
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -160,3 +161,10 @@ def test_what_has_no_onnx_form_is_refused(tmp_path: Path) -> None:
         export_onnx(float_network.double(), x.double(), tmp_path / "m.onnx")
     with pytest.raises(AdderizeError, match="the model is a str"):
         export_onnx("m.onnx", x, float_network)  # type: ignore[arg-type]
+
+
+def test_rounding_in_training_is_refused(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    prepared = prepare_qat(nn.Sequential(AdderConv2d(3, 4, 3), nn.ReLU()).eval(), images)
+    with pytest.raises(AdderizeError, match=r"prepare_qat\(\): rounding has no ONNX form"):
+        export_onnx(prepared, images, tmp_path / "m.onnx")

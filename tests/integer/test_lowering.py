@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize import AdderConv2d
+from adderize import AdderConv2d, AdderizeError
 from adderize.integer import to_integer
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.integer_layers import IntegerSumPool
@@ -33,6 +34,7 @@ class Network(nn.Module):
         )
         self.kept = nn.Conv2d(8, 8, 3, padding=1)
         self.over_rows = nn.BatchNorm1d(8)
+        self.pads = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.ConstantPad2d((1, 0, 2, -1), 0.5))
         self.head = nn.LazyLinear(10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,6 +82,10 @@ def a_size_that_is_asked_for(network: Network, x: Tensor) -> Tensor:
     return network.second(x).view(x.size(0), 8, x.shape[2], -1)
 
 
+def padded_by_a_layer(network: Network, x: Tensor) -> Tensor:
+    return network.second(network.pads(x))
+
+
 def quantized_network(
     between: Callable[[Network, Tensor], Tensor], dead: int = 0
 ) -> tuple[Tensor, nn.Module, Tensor]:
@@ -110,6 +116,7 @@ def quantized_network(
         (a_shifted_map_averaged_with_its_surroundings, 0.005),
         (a_norm_of_three_dimensions, 0.03),
         (a_size_that_is_asked_for, 0.005),
+        (padded_by_a_layer, 0.005),
     ],
 )
 def test_integers_follow_the_quantized_network(
@@ -216,3 +223,36 @@ def test_classifiers_of_any_unit_keep_their_digits() -> None:
         integers = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
         found.append(integers.logits(raw) / unit)
     assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
+
+
+@pytest.mark.parametrize("layer", ["stem", "kept", "over_rows", "head"])
+def test_hooks_are_not_lost_in_silence(layer: str) -> None:
+    _, quantized, _ = quantized_network(a_norm_of_three_dimensions)
+    quantized.get_submodule(layer).register_forward_hook(lambda module, args, output: 3 * output)
+    with pytest.raises(AdderizeError, match=f"{layer}: it has forward hooks"):
+        to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+
+
+def test_norms_that_compute_something_else_are_refused() -> None:
+    class Tripled(nn.BatchNorm1d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 3 * super().forward(input)
+
+    _, quantized, _ = quantized_network(a_norm_of_three_dimensions)
+    quantized.over_rows.__class__ = Tripled
+    with pytest.raises(AdderizeError, match="over_rows: it divides by statistics"):
+        to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+
+
+def test_the_mode_and_the_form_of_the_statistics_make_no_difference() -> None:
+    raw, quantized, _ = quantized_network(a_norm_of_three_dimensions)
+    networks = [
+        to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12)),
+        to_integer(quantized.train(), mean=MEAN, std=STD, input_size=(3, 12, 12)),
+        to_integer(
+            quantized, mean=torch.tensor(MEAN, dtype=torch.float64), std=np.array(STD),
+            input_size=torch.Size((3, 12, 12)),
+        ),
+    ]  # fmt: skip
+    assert all(torch.equal(network(raw), networks[0](raw)) for network in networks)
+    assert all(network.program.mean == MEAN for network in networks)

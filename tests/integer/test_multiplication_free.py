@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adderize import AdderConv2d, AdderizeError, adderize
+from adderize import AdderConv2d, AdderizeError, adderize, count
 from adderize.integer import multiplication_free, shift_report
 from adderize.layers import ShiftAddConv2d, ShiftAddLinear, ShiftAddNorm1d, ShiftAddNorm2d
 from adderize.models import lenet5_bn, resnet20, vgg_small
@@ -208,6 +208,25 @@ REFUSED = {
 }
 
 
+FREE = {
+    "upsample": nn.Upsample(scale_factor=2),
+    "upsample exact": nn.Upsample(size=5, mode="nearest-exact"),
+    "flip": lambda x: x.flip(3),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.2),
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 3),
+    "narrow": lambda x: x.narrow(2, 1, 3).select(3, 0),
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_only_moves_or_compares_stays(name: str) -> None:
+    model = adderize(OneCall(FREE[name]), include="adder", head=True).eval()
+    network = multiplication_free(model, norm_terms=24, filter_terms=24)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(network(x), model(x), rtol=1e-3, atol=1e-4)
+    assert count(network, (3, 8, 8)).after.multiplications == 0
+
+
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_multiplies_is_named(why: str) -> None:
     model = adderize(OneCall(REFUSED[why]), include="adder", head=True).eval()
@@ -232,6 +251,8 @@ def test_wrong_models_are_refused() -> None:
         multiplication_free(copy.deepcopy(model).double())
     with pytest.raises(AdderizeError, match="meta device"):
         multiplication_free(copy.deepcopy(model).to("meta"))
+    with pytest.raises(AdderizeError, match="no multiplications any more"):
+        multiplication_free(multiplication_free(model))
     broken = copy.deepcopy(model)
     broken.bn2.weight.data[1] = math.nan
     with pytest.raises(AdderizeError, match=r"bn2: a scale is nan"):

@@ -47,9 +47,11 @@ def _of_instruction(program: Program, instruction: Instruction) -> Work:
         taps = count * instruction.tensors["weight"][0].numel()
         return _sum(Work(2 * taps, 0, taps), _epilogue(instruction, count))
     if kind in ("shift_conv", "shift_linear"):
-        filters = len(instruction.tensors["bias"])
-        terms = int((instruction.tensors["signs"] != 0).sum()) * (count // filters)
-        return Work(terms, terms, 0)
+        signs = instruction.tensors["signs"]
+        windows = count // signs.shape[1]
+        terms = int((signs != 0).sum()) * windows
+        seen = signs[0, 0].numel() * settings.get("groups", 1) * windows
+        return _sum(Work(terms, terms, 0), _rounding(settings, seen))
     if kind == "rescale":
         return _sum(_rounding(settings, count), _epilogue(instruction, count))
     if kind == "sum_pool":

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from adderize import AdderizeError
 from adderize.export import export_c
 from adderize.export.c.check import compare_on_host
 from adderize.export.c.tools import as_logits, as_pixels, host_compiler
+from adderize.export.c.work import work_of
 from tests.export.c.random_networks import random_network
 
 
@@ -146,3 +147,22 @@ def test_most_images_find_a_place(tmp_path: Path) -> None:
         export_c(network, tmp_path / str(seed), name="net")
         found += "net_image" in (tmp_path / str(seed) / "net.h").read_text()
     assert found >= 4
+
+
+@pytest.mark.parametrize("drop", [0, 3])
+@pytest.mark.parametrize("kind", ["shift_conv", "shift_linear"])
+def test_the_bits_that_kept_layers_drop_are_counted(kind: str, drop: int) -> None:
+    """By hand: a shift and an addition for each term, and for each value of each window."""
+    programs = (random_network(seed)[0].program for seed in range(20))
+    program, step = next(
+        (program, step)
+        for program in programs
+        for step in program.instructions
+        if step.kind == kind
+    )
+    outputs, filters = program.slots[step.output].numel, step.tensors["signs"].shape[1]
+    seen = step.tensors["signs"][0, 0].numel() * cast(int, step.settings.get("groups", 1))
+    terms = sum(map(abs, step.tensors["signs"].flatten().tolist()))
+    expected = outputs // filters * (terms + (seen if drop else 0))
+    changed = replace(step, settings={**step.settings, "drop": drop})
+    assert work_of(replace(program, instructions=(changed,))) == (expected, expected, 0)
