@@ -45,7 +45,7 @@ def _positional_names(node: Node, given: Collection[str]) -> list[str]:
     try:
         signatures = [inspect.signature(called)]
     except (TypeError, ValueError):  # torch's functions that are not written in Python
-        signatures = get_signature_for_torch_op(called) or []  # type: ignore[assignment]
+        signatures = get_signature_for_torch_op(called) or []
     for signature in signatures:
         if signature.parameters.keys() >= set(given):
             return [
