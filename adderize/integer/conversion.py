@@ -60,8 +60,8 @@ def to_integer(
     size = () if known is None else tuple(map(int, known))
     if len(size) != 3:
         raise AdderizeError(f"input_size is {size or None}; expected (C, H, W)")
-    mean, std = (tuple(map(float, values)) for values in (mean, std))  # arrays have no JSON form
     check_statistics(mean, std, size[0])
+    mean, std = (tuple(map(float, values)) for values in (mean, std))  # arrays have no JSON form
     body = copy.deepcopy(quantized).cpu().eval()
     _note_results(body, size)
     zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")

@@ -158,7 +158,7 @@ def test_scales_that_cannot_be_held_are_refused(scale: float) -> None:
 
 
 def test_a_sum_that_leaves_32_bits_raises_when_it_is_looked_at() -> None:
-    with pytest.raises(OverflowError, match="32 bits"):
+    with checking(), pytest.raises(OverflowError, match="32 bits"):
         checked(torch.tensor([LIMIT + 1]))
     assert checked(torch.tensor([LIMIT, -LIMIT])).tolist() == [LIMIT, -LIMIT]
 
