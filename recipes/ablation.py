@@ -38,7 +38,6 @@ PAPER = {
     ("sign", "ilr"): 97.72,
 }
 DIVERGED = "diverged.json"
-LAST = Path(run.CHECKPOINTS) / "last.ckpt"
 # The paper's test set is also the recipe's validation set.
 CURVES = {
     "epoch": "epoch",
@@ -132,11 +131,7 @@ def _run(arguments: argparse.Namespace, gradient: str, rate: str, seed: int) -> 
 
 
 def _train(folder: Path, argv: list[str]) -> None:
-    if (folder / LAST).exists():
-        argv = ["--resume", str(folder)]
-    elif (folder / run.ARGUMENTS).exists():
-        # It ended within its first epoch: there is nothing to continue.
-        (folder / run.ARGUMENTS).unlink()
+    argv = run.continued(argv, folder)
     print(f"python -m recipes.mnist {shlex.join(argv)}", file=sys.stderr, flush=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -179,9 +174,9 @@ def _read_json(path: Path) -> Any:
 
 def _history(folder: Path) -> list[dict[str, float]]:
     """The whole epochs of a run that diverged."""
-    if not (folder / LAST).exists():
+    if not (folder / run.LAST).exists():
         return []
-    callbacks = torch.load(folder / LAST, map_location="cpu", weights_only=True)["callbacks"]
+    callbacks = torch.load(folder / run.LAST, map_location="cpu", weights_only=True)["callbacks"]
     epochs: list[dict[str, float]] = callbacks[History.__qualname__]["epochs"]
     return epochs
 

@@ -174,8 +174,9 @@ def train(
     folder = run.prepare_folder(arguments, recipe)
     batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
     trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
-    run.fit(trainer, module, data, arguments.resume)
-    return finish(arguments, folder, trainer, module, data, backend.name)
+    with run.named_stops(recipe, folder):
+        run.fit(trainer, module, data, arguments.resume)
+        return finish(arguments, folder, trainer, module, data, backend.name)
 
 
 def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Trainee:

@@ -33,7 +33,7 @@ from recipes.figures.runs import (
     missing_runs,
     network,
 )
-from recipes.run import command, make_parser, positive_int
+from recipes.run import command, continued, make_parser, positive_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,6 +131,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
         command += ["--data", arguments.data]
     if arguments.num_threads:
         command += ["--num-threads", str(arguments.num_threads)]
+    command = continued(command, arguments.runs / wanted.folder)
     print("python -m recipes.mnist", shlex.join(command), file=sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):
         mnist.train(command)
