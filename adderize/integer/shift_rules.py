@@ -103,6 +103,12 @@ def _any(padding: int | tuple[int, ...]) -> bool:
     return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
+def _upsampling(module: Any, terms: Terms) -> nn.Module:
+    if module.mode != "nearest":
+        raise RefusedError(f"Upsample weighs neighbours ({module.mode}); expected mode='nearest'")
+    return module
+
+
 _MODULE_RULES: dict[str, Callable[[Any, Terms], nn.Module]] = {
     "Conv2d": lambda m, terms: ShiftAddConv2d(m, terms=terms.filter),
     "Conv2dSame": lambda m, terms: ShiftAddConv2d(m, terms=terms.filter),
@@ -115,6 +121,7 @@ _MODULE_RULES: dict[str, Callable[[Any, Terms], nn.Module]] = {
     "AdaptiveAvgPool2d": lambda m, terms: ShiftAddAdaptiveAvgPool2d(
         m.output_size, terms=terms.norm
     ),
+    "Upsample": _upsampling,
 }
 
 

@@ -61,7 +61,7 @@ PLAIN = {
     "add", "avg_pool2d", "cat", "clamp", "detach", "hardtanh", "max_pool2d_with_indices", "mean",
     "permute", "relu", "select", "slice", "sub", "sum", "t", "transpose", "unsqueeze", "view",
     "constant_pad_nd", "reflection_pad2d", "clone", "_unsafe_view", "squeeze", "neg", "expand",
-    "reshape", "split",
+    "reshape", "split", "upsample_nearest2d",
 }  # fmt: skip
 
 
@@ -201,6 +201,7 @@ REFUSED = {
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
     "size from its input": lambda x: F.avg_pool2d(x, x.shape[2]),
     "differs from place to place": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "weighs neighbours": nn.Upsample(scale_factor=2, mode="bilinear"),
     "GroupNorm": nn.GroupNorm(2, 4),
     "SiLU": nn.SiLU(),
     "ConvTranspose2d": nn.ConvTranspose2d(4, 4, 3),
@@ -219,6 +220,17 @@ def test_what_multiplies_is_named(why: str) -> None:
     assert any(why in remark for remark in shift_report(network).remarks)
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(network(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_upsampling_copies_as_a_module_and_as_a_function() -> None:
+    calls = (nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, scale_factor=2.0))
+    x, outputs = torch.randn(2, 3, 8, 8), []
+    for call in calls:
+        torch.manual_seed(0)
+        model = adderize(OneCall(call), include="adder", head=True).eval()
+        outputs.append(check_products(multiplication_free(model), x, 3))
+        assert outputs[-1].shape == model(x).shape == (2, 4, 8, 8)
+    assert torch.equal(*outputs)
 
 
 def test_wrong_models_are_refused() -> None:
