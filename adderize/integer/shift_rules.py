@@ -103,7 +103,7 @@ def _any(padding: int | tuple[int, ...]) -> bool:
     return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
-def _upsampling(module: Any, terms: Terms) -> nn.Module:
+def _upsampling(module: nn.Upsample, terms: Terms) -> nn.Module:
     if module.mode != "nearest":
         raise RefusedError(f"Upsample weighs neighbours ({module.mode}); expected mode='nearest'")
     return module

@@ -54,7 +54,7 @@ def command(recipe: str, action: Callable[[Sequence[str] | None], object]) -> Ma
             return 1
         except Stopped as stop:
             rank_zero_only(_say)(recipe, str(stop))
-            return int(stop.code)
+            return stop.exit_code
         except KeyboardInterrupt:
             rank_zero_only(_say)(recipe, "interrupted")
             return 128 + signal.SIGINT

@@ -17,7 +17,7 @@ class Stopped(SystemExit):
 
     def __init__(self, text: str, number: signal.Signals) -> None:
         super().__init__(text)
-        self.code = 128 + number
+        self.code = self.exit_code = 128 + number
 
     def __str__(self) -> str:
         return str(self.args[0])
