@@ -44,5 +44,6 @@ def named_stops(recipe: str, folder: Path) -> Iterator[None]:
 
 def _after(what: str, recipe: str, folder: Path) -> str:
     if has_checkpoint(folder):
-        return f"{what}; python -m recipes.{recipe} --resume {folder} goes on after the last epoch"
+        command = f"python -m recipes.{recipe} --resume {folder}"
+        return f"{what}; continue after the last whole epoch: {command}"
     return f"{what} within the first epoch: {folder} has nothing to go on from, remove it"

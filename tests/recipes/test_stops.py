@@ -56,7 +56,7 @@ def test_a_stopped_run_says_how_it_goes_on(
     assert mnist.main(arguments(mnist_folder, folder)) == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"recipes.mnist: {what}; ")
-    resume = said.split("recipes.mnist ")[-1].split(" goes on")[0].split()
+    resume = said.split("recipes.mnist ")[-1].split()
     assert resume == ["--resume", str(folder)]
     monkeypatch.undo()
     assert mnist.main(resume) == 0
