@@ -87,9 +87,21 @@ class Cell:
 def _parser() -> argparse.ArgumentParser:
     parser = run.make_parser("ablation", __doc__)
     parser.add_argument("--data", metavar="DIR|embedded", help="as for recipes.mnist")
-    parser.add_argument("--epochs", type=run.positive_int, default=50)
-    parser.add_argument("--batch-size", type=run.positive_int, default=256)
-    parser.add_argument("--seeds", type=run.seed, nargs="+", default=[0, 1, 2], metavar="SEED")
+    default = "(default: %(default)s)"
+    parser.add_argument(
+        "--epochs", type=run.positive_int, default=50, help=f"of every run {default}"
+    )
+    parser.add_argument(
+        "--batch-size", type=run.positive_int, default=256, help=f"images a step {default}"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=run.seed,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="of the runs of a cell (default: 0 1 2)",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs") / "ablation", metavar="DIR")
     parser.add_argument("--num-threads", type=run.positive_int, metavar="N")
     parser.add_argument(

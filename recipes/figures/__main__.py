@@ -67,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train", action="store_true", help="make the missing runs first")
     parser.add_argument(
-        "--epochs", type=positive_int, default=10, help="of the runs that --train makes"
+        "--epochs",
+        type=positive_int,
+        default=10,
+        help="of the runs that --train makes (default: %(default)s)",
     )
     parser.add_argument("--data", metavar="DIR|embedded", help="MNIST, as for recipes.mnist")
     parser.add_argument("--num-threads", type=positive_int, metavar="N", help="CPU threads")
