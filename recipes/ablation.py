@@ -38,7 +38,6 @@ PAPER = {
     ("sign", "ilr"): 97.72,
 }
 DIVERGED = "diverged.json"
-LAST = Path(run.CHECKPOINTS) / "last.ckpt"
 # The paper's test set is also the recipe's validation set.
 CURVES = {
     "epoch": "epoch",
@@ -88,9 +87,21 @@ class Cell:
 def _parser() -> argparse.ArgumentParser:
     parser = run.make_parser("ablation", __doc__)
     parser.add_argument("--data", metavar="DIR|embedded", help="as for recipes.mnist")
-    parser.add_argument("--epochs", type=run.positive_int, default=50)
-    parser.add_argument("--batch-size", type=run.positive_int, default=256)
-    parser.add_argument("--seeds", type=run.seed, nargs="+", default=[0, 1, 2], metavar="SEED")
+    default = "(default: %(default)s)"
+    parser.add_argument(
+        "--epochs", type=run.positive_int, default=50, help=f"of every run {default}"
+    )
+    parser.add_argument(
+        "--batch-size", type=run.positive_int, default=256, help=f"images a step {default}"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=run.seed,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="of the runs of a cell (default: 0 1 2)",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs") / "ablation", metavar="DIR")
     parser.add_argument("--num-threads", type=run.positive_int, metavar="N")
     parser.add_argument(
@@ -132,11 +143,7 @@ def _run(arguments: argparse.Namespace, gradient: str, rate: str, seed: int) -> 
 
 
 def _train(folder: Path, argv: list[str]) -> None:
-    if (folder / LAST).exists():
-        argv = ["--resume", str(folder)]
-    elif (folder / run.ARGUMENTS).exists():
-        # It ended within its first epoch: there is nothing to continue.
-        (folder / run.ARGUMENTS).unlink()
+    argv = run.continued(argv, folder)
     print(f"python -m recipes.mnist {shlex.join(argv)}", file=sys.stderr, flush=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -179,9 +186,9 @@ def _read_json(path: Path) -> Any:
 
 def _history(folder: Path) -> list[dict[str, float]]:
     """The whole epochs of a run that diverged."""
-    if not (folder / LAST).exists():
+    if not (folder / run.LAST).exists():
         return []
-    callbacks = torch.load(folder / LAST, map_location="cpu", weights_only=True)["callbacks"]
+    callbacks = torch.load(folder / run.LAST, map_location="cpu", weights_only=True)["callbacks"]
     epochs: list[dict[str, float]] = callbacks[History.__qualname__]["epochs"]
     return epochs
 

@@ -24,25 +24,41 @@ LAYERS = ("adder", "cnn", "bnn")
 COMPILE_MODES = ("default", *WITH_GRAPHS)
 
 
-def add_protocol(group: argparse._ArgumentGroup, epochs: int, falls: str) -> None:
+def add_protocol(
+    group: argparse._ArgumentGroup,
+    epochs: int,
+    falls: str,
+    gradient: str = "full",
+    default: str = "%(default)s",
+) -> None:
     """What the paper's protocols fix: the length, the batch, the rates.
 
     Args:
         group: gets the options.
         epochs: the default.
         falls: says how the learning rate does.
+        gradient: says what is the default.
+        default: what the help says of the other defaults, where presets have their own.
     """
-    group.add_argument("--epochs", type=run.positive_int, default=epochs)
+    default = f"(default: {default})"
     group.add_argument(
-        "--batch-size", type=run.positive_int, default=256, help="images a step and process"
+        "--epochs",
+        type=run.positive_int,
+        default=epochs,
+        help=f"passes over the training images {default}",
     )
-    group.add_argument("--lr", type=run.positive_float, default=0.1, help=falls)
-    group.add_argument("--eta", type=run.positive_float, default=0.2, help="of the adaptive rate")
     group.add_argument(
-        "--gradient",
-        choices=GRADIENTS,
-        help="of the adder layers (default: sign_input after --transfer match or reconstruct, "
-        "otherwise full)",
+        "--batch-size",
+        type=run.positive_int,
+        default=256,
+        help=f"images a step and process {default}",
+    )
+    group.add_argument("--lr", type=run.positive_float, default=0.1, help=f"{falls} {default}")
+    group.add_argument(
+        "--eta", type=run.positive_float, default=0.2, help=f"of the adaptive rate {default}"
+    )
+    group.add_argument(
+        "--gradient", choices=GRADIENTS, help=f"of the adder layers (default: {gradient})"
     )
 
 
@@ -101,7 +117,13 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
-    add_protocol(group, epochs=400, falls="falls by --schedule")
+    add_protocol(
+        group,
+        epochs=400,
+        falls="falls by --schedule",
+        gradient="sign_input after --transfer match or reconstruct, otherwise full",
+        default="the preset's",
+    )
     group.add_argument("--schedule", choices=SCHEDULES, default="cosine")
     group.add_argument(
         "--warmup-epochs", type=run.non_negative_float, default=0.0, help="linear rise to --lr"
@@ -174,8 +196,9 @@ def train(
     folder = run.prepare_folder(arguments, recipe)
     batches = len(data.training_loader(processes=arguments.devices * arguments.nodes))
     trainer = run.make_trainer(arguments, device, folder, callbacks, batches)
-    run.fit(trainer, module, data, arguments.resume)
-    return finish(arguments, folder, trainer, module, data, backend.name)
+    with run.named_stops(recipe, folder):
+        run.fit(trainer, module, data, arguments.resume)
+        return finish(arguments, folder, trainer, module, data, backend.name)
 
 
 def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Trainee:

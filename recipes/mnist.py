@@ -69,7 +69,8 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
         AdderizeError: bad arguments or data, or a training that diverges.
     """
     arguments = run.parse(make_parser(), argv)
-    _check_adder_options(arguments)
+    if not arguments.resume:  # the run's own arguments are resolved, and were checked
+        _check_adder_options(arguments)
     return classifier.train(arguments, "mnist", _load, _build)
 
 

@@ -186,7 +186,7 @@ class Inspection(Report):
             return title
         return (
             f"{title}\n{self.outside:.0%} of the adders' filter values lie outside the range of "
-            f"their inputs: the network trains with gradient={self.gradient!r}"
+            f"their inputs: gradient={self.gradient!r} fits them"
         )
 
     def _table(self) -> Table:

@@ -71,7 +71,11 @@ def to_integer(
     image = Value(scale, zero, Bounds.of(0, 255), True)
     lowering = Lowering(body.graph, size, image, terms=terms, filter_terms=filter_terms)
     if lowering.refused:
-        raise AdderizeError(f"no form in integers: {'; '.join(lowering.refused[:5])}")
+        raise AdderizeError(
+            f"the network cannot become integers: {'; '.join(lowering.refused[:5])}. Replace such "
+            "operations, or compute them on the network's results; the 8-bit network keeps them in "
+            "float32"
+        )
     parts = lowering.builder.live(lowering.output_slot)
     return IntegerNetwork(
         Program(

@@ -144,6 +144,11 @@ def named_failures(batch: str) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split())
+        if isinstance(error, TypeError):
+            words += (
+                ". It is called with one tensor, the first of a batch: of a model that takes "
+                "several inputs quantize the part that takes one"
+            )
         raise AdderizeError(f"the model fails on {batch}: {words}") from error
 
 

@@ -144,9 +144,12 @@ def facts(report: Contents) -> list[Fact]:
         found.append(_layers(inspection))
     if inspection is not None and inspection.outside is not None and report.is_settled:
         found.append(
-            Fact("filters outside inputs", f"{inspection.outside:.0%}", f"trains with gradient="
-                 f"{inspection.gradient!r}")
-        )  # fmt: skip
+            Fact(
+                "filters outside inputs",
+                f"{inspection.outside:.0%}",
+                f"gradient={inspection.gradient!r} fits them",
+            )
+        )
     errors = [] if report.quantization is None else _errors(report)
     if errors:
         bits = report.quantization.bits if report.quantization else 8

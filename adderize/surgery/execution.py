@@ -110,4 +110,6 @@ def _check_norms(steps: Sequence[Step], options: Options, target: Target) -> Non
 def _reasons(steps: Sequence[Step]) -> str:
     counts = Counter(step.row.reason for step in steps)
     kept = ", ".join(f"{count} x {reason!r}" for reason, count in counts.items())
+    if any(isinstance(step.layer, nn.Conv1d) for step in steps):
+        kept += "; a Conv1d can be written as a Conv2d over images of height 1"
     return f"all layers are kept ({kept})" if kept else "the model has no convolution"

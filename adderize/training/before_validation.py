@@ -71,6 +71,9 @@ class RecalibrationBeforeValidation:
         """Takes a batch before the training step, which may change its tensors in place."""
         norms = modules_of(pl_module, _BatchNorm)
         self._norms = [n for n in norms if n.track_running_stats and n.training]
+        if batch_idx == 0 and not self._trained:
+            # An epoch that ended with a validation left nothing that a resumed training would miss.
+            self._batches.clear()
         self._batches.append((_copied(batch), batch_idx))
         self._trained = True
         if not self._takes_training_step(pl_module):

@@ -76,7 +76,8 @@ class AdaptiveLearningRate(Callback):
             filters move faster than running statistics follow. The module's ``training_step`` is
             run again, in eval mode but for the batch norms, and leaves no trace: it logs nothing,
             and counters, metrics and random numbers stay as they were. Copies of the last N
-            batches stay on the device, from one validation or epoch to the next.
+            batches stay on the device; those of an epoch that ended with a validation are dropped,
+            so that a training that is resumed there goes on alike.
         recalibration_forward: runs the network in place of the ``training_step``, with the module
             and a batch as ``training_step`` gets it. Under manual optimisation the default is
             ``module(input)``, the batch or the first element of a tuple or list.

@@ -33,7 +33,7 @@ from recipes.figures.runs import (
     missing_runs,
     network,
 )
-from recipes.run import command, make_parser, positive_int
+from recipes.run import command, continued, make_parser, positive_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train", action="store_true", help="make the missing runs first")
     parser.add_argument(
-        "--epochs", type=positive_int, default=10, help="of the runs that --train makes"
+        "--epochs",
+        type=positive_int,
+        default=10,
+        help="of the runs that --train makes (default: %(default)s)",
     )
     parser.add_argument("--data", metavar="DIR|embedded", help="MNIST, as for recipes.mnist")
     parser.add_argument("--num-threads", type=positive_int, metavar="N", help="CPU threads")
@@ -131,6 +134,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
         command += ["--data", arguments.data]
     if arguments.num_threads:
         command += ["--num-threads", str(arguments.num_threads)]
+    command = continued(command, arguments.runs / wanted.folder)
     print("python -m recipes.mnist", shlex.join(command), file=sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):
         mnist.train(command)

@@ -23,6 +23,7 @@ from adderize.errors import AdderizeError
 from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
+LAST = Path(CHECKPOINTS) / "last.ckpt"
 # What may differ between a run and its continuation.
 _FREE = {"accelerator", "data_on_device", "num_threads", "output", "resume", "workers"}
 
@@ -47,7 +48,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         parser.error("--resume needs the run's folder: --resume PATH, or --output DIR --resume")
     checkpoint = Path(given)
     if checkpoint.is_dir():
-        checkpoint = checkpoint / CHECKPOINTS / "last.ckpt"
+        checkpoint = checkpoint / LAST
     folder = checkpoint.parent.parent
     if arguments.output and Path(arguments.output).resolve() != folder.resolve():
         raise AdderizeError(
@@ -62,7 +63,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         reason = (str(error) or repr(error)).splitlines()[0]
         raise AdderizeError(
             f"cannot resume from {given}: {reason}. Expected the folder of a run with "
-            f"{ARGUMENTS} and {CHECKPOINTS}/last.ckpt, or a checkpoint in it"
+            f"{ARGUMENTS} and {LAST}, or a checkpoint in it"
         ) from error
     parser.set_defaults(**{**saved, "output": None, "resume": None})
     arguments = parser.parse_args(argv)
@@ -85,6 +86,27 @@ def check_same(folder: Path, saved: Mapping[str, object], arguments: argparse.Na
             )
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run got to the end of its first epoch, from which it can be resumed."""
+    return (folder / LAST).exists()
+
+
+def continued(argv: Sequence[str], folder: Path) -> list[str]:
+    """The command line of a run into `folder`, which goes on with what an interruption left there.
+
+    Args:
+        argv: names the folder as `--output`.
+        folder: holds no run, or an unfinished one; what ended within its first epoch gives way.
+    """
+    if (folder / METRICS).exists():
+        return list(argv)
+    if has_checkpoint(folder):
+        return [*argv, "--resume"]
+    if (folder / ARGUMENTS).exists():
+        (folder / ARGUMENTS).unlink()
+    return list(argv)
+
+
 def prepare_folder(arguments: argparse.Namespace, recipe: str) -> Path:
     """The run's folder, with its arguments saved; a new one where none is given.
 
@@ -104,10 +126,7 @@ def _new_folder(arguments: argparse.Namespace, recipe: str) -> Path:
     if arguments.output:
         folder = Path(arguments.output)
         if (folder / ARGUMENTS).exists():
-            raise AdderizeError(
-                f"{folder} holds a run already: continue it with --resume {folder}, "
-                "give another --output, or remove it"
-            )
+            raise AdderizeError(f"{folder} holds a run already: {_advice(folder)}")
     else:
         number = 0
         while (folder := Path("runs") / recipe / f"version_{number}").exists():
@@ -118,6 +137,14 @@ def _new_folder(arguments: argparse.Namespace, recipe: str) -> Path:
     except OSError as error:
         raise AdderizeError(f"cannot write to --output {folder}: {error}") from error
     return folder
+
+
+def _advice(folder: Path) -> str:
+    if (folder / METRICS).exists():
+        return "it is finished; give another --output, or remove it"
+    if has_checkpoint(folder):
+        return f"continue it with --resume {folder}, give another --output, or remove it"
+    return "it ended within its first epoch, or is still in it; give another --output, or remove it"
 
 
 def write_json(path: Path, values: object) -> None:

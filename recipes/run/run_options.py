@@ -123,7 +123,8 @@ def add_config(parser: argparse.ArgumentParser, default: str) -> None:
         "--config",
         default=default,
         metavar="NAME|FILE",
-        help=f"options from a YAML file, below those of the command line: {names}, or a path "
+        help="preset: options from a YAML file, below those of the command line: "
+        f"{names} (in recipes/configs), or a path "
         f"(default: {default})",
     )
 

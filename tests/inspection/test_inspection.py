@@ -326,7 +326,7 @@ def test_the_gradient_that_fits_the_filters(
     )
     assert found.outside == pytest.approx(total / sum(sizes.values()))
     assert found.gradient == gradient == found.to_dict()["gradient"]
-    assert f"the network trains with gradient='{gradient}'" in str(found)
+    assert f"gradient='{gradient}' fits them" in str(found)
     assert inspect(healthy).gradient is None
 
 

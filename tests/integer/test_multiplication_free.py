@@ -201,6 +201,7 @@ REFUSED = {
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
     "size from its input": lambda x: F.avg_pool2d(x, x.shape[2]),
     "differs from place to place": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "weighs neighbours": nn.Upsample(scale_factor=2, mode="bilinear"),
     "GroupNorm": nn.GroupNorm(2, 4),
     "SiLU": nn.SiLU(),
     "ConvTranspose2d": nn.ConvTranspose2d(4, 4, 3),

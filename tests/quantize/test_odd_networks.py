@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
+from adderize import (
+    AdderConv2d,
+    AdderizeError,
+    AdderLinear,
+    adderize,
+    load_model,
+    recalibrate,
+    save_model,
+)
 from adderize.quantize import prepare_qat, quantize, quantize_report
 from adderize.quantize.observe import Observer
 from tests.quantize.networks import Residual, conv, trained
@@ -320,3 +328,24 @@ def test_a_sample_does_not_prefer_columns():
     for _ in range(8):
         found.update(batch, "here")
     assert float(found.sample.mean()) == pytest.approx(1 / 16, rel=0.05)
+
+
+def test_a_network_with_two_inputs_is_told_what_to_quantize() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (self.body(a) - self.body(b)).abs().sum((1, 2, 3))
+
+    torch.manual_seed(0)
+    model = adderize(Pair())
+    pairs = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+    model(*pairs)
+    model.eval()
+    with pytest.raises(AdderizeError, match=r"called with one tensor.*quantize the part"):
+        quantize(model, [pairs])
+    expected = model(*pairs)
+    model.body = quantize(model.body, pairs)
+    assert torch.allclose(model(*pairs), expected, rtol=0.1)

@@ -133,7 +133,9 @@ class _Killed(Callback):
             raise KeyError("killed")
 
 
-@pytest.mark.parametrize("more", [(), ("--max-steps", "11"), ("--rate", "ilr")])
+@pytest.mark.parametrize(
+    "more", [(), ("--max-steps", "11"), ("--rate", "ilr"), ("--layers", "cnn")]
+)
 def test_resuming_gives_what_the_uninterrupted_run_gives(
     more: tuple[str, ...], mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

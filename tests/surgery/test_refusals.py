@@ -464,3 +464,9 @@ def test_who_computes_a_convolution_with_filters_is_named(direct):
     with pytest.raises(AdderizeError, match=r"net\.1\.0 shares its filters with .*conv2d"):
         adderize(model)
     assert adder_names(adderize(model, exclude="net.1.0")) == ["net.2.0"]
+
+
+def test_a_network_over_one_dimension_is_told_how_to_be_written() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3))
+    with pytest.raises(AdderizeError, match=r"nothing to convert.*Conv2d over images of height 1"):
+        adderize(model, stem=True, head=True)

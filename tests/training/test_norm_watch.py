@@ -162,7 +162,8 @@ def test_statistics_are_those_of_the_last_training_batches(inference_mode: bool)
     ("options", "last"),
     [
         ({"val_check_interval": 1}, (5, 6, 7)),
-        ({"limit_train_batches": 2, "max_epochs": 4}, (1, 0, 1)),
+        ({"limit_train_batches": 2, "max_epochs": 4}, (0, 1)),
+        ({"limit_train_batches": 2, "max_epochs": 4, "check_val_every_n_epoch": 2}, (1, 0, 1)),
     ],
 )
 def test_frequent_validations_have_statistics_of_as_many_batches(
