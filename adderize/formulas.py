@@ -19,6 +19,7 @@ Shapes are tuples of integers: nothing here needs torch.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from math import ceil, prod
@@ -38,24 +39,10 @@ class Operations:
     other: int = 0
 
     def __add__(self, more: Operations) -> Operations:
-        return Operations(
-            self.multiplications + more.multiplications,
-            self.additions + more.additions,
-            self.shifts + more.shifts,
-            self.xnors + more.xnors,
-            self.comparisons + more.comparisons,
-            self.other + more.other,
-        )
+        return Operations(*map(operator.add, _counts(self), _counts(more)))
 
     def __mul__(self, times: int) -> Operations:
-        return Operations(
-            self.multiplications * times,
-            self.additions * times,
-            self.shifts * times,
-            self.xnors * times,
-            self.comparisons * times,
-            self.other * times,
-        )
+        return Operations(*(count * times for count in _counts(self)))
 
     __rmul__ = __mul__
 
@@ -69,6 +56,7 @@ class Operations:
 
 
 KINDS = tuple(field.name for field in fields(Operations))
+_counts = operator.attrgetter(*KINDS)
 
 FREE = Operations()
 MULTIPLICATION = Operations(multiplications=1)

@@ -38,7 +38,6 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
             reverse, keys or shapes that do not fit.
     """
     check_module(model)
-    check_module(model)
     path = Path(path)
     state = authors_part(read_file(path).state, model, path)
     filters = {key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)}

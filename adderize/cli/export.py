@@ -80,11 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not integers:
         return _to_onnx(arguments, loaded, name)
     network = loaded.model
-    if not isinstance(network, IntegerNetwork):
-        raise AdderizeError(
-            f"{arguments.model} is no integer network; expected a folder that adderize quantize "
-            "--integer wrote"
-        )
+    assert isinstance(network, IntegerNetwork)
     examples = _examples(arguments, network)
     if arguments.format == "hex":
         contents = export_hex(network, arguments.output, examples=examples)

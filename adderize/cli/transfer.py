@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,9 @@ from adderize.quantize import quantize
 from adderize.surgery import adderize
 from adderize.tables import json_text
 from adderize.training.recalibration import recalibrate
-from adderize.transfer import match, reconstruct
+from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
-
-if TYPE_CHECKING:
-    from adderize.transfer import TransferReport
-    from adderize.transfer.stages import Stages
 
 HELP = "turn a trained network into an adder network that keeps what it knows"
 EXAMPLES = (

@@ -138,13 +138,10 @@ class OpBudget(Report):
         tables = self._summary().markdown(), self._layers().markdown()
         return "\n\n".join([title, *tables, bullets(self.notes())])
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         title = f"{self.model}, {self._measure()}"
         tables = self._layers().text(), self._summary().text()
         return "\n\n".join([title, *tables, "\n".join(self.notes())])
-
-    def __str__(self) -> str:
-        return self.table()
 
     def plot(self, path: str | Path) -> None:
         """Multiplications, additions and shifts of every stage, before and after, as stacked bars.

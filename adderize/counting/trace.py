@@ -42,13 +42,8 @@ class Call(NamedTuple):
     operations: Operations | None
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy without storage, in evaluation mode, without the user's hooks: :func:`blank_copy`."""
-    return blank_copy(model, "meta")
-
-
-def blank_copy(model: nn.Module, device: str) -> nn.Module:
-    """A copy on a device, of zeros, in evaluation mode, without the user's hooks.
+def blank_copy(model: nn.Module, device: str = "meta") -> nn.Module:
+    """A copy of zeros, by default without storage, in evaluation mode, without the user's hooks.
 
     Raises:
         AdderizeError: a lazy module that has not seen a batch, or a module that cannot be copied.
@@ -87,7 +82,7 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
     """Calls of one forward pass, in order.
 
     Args:
-        model: on meta, as :func:`meta_copy` gives it.
+        model: on meta, as :func:`blank_copy` gives it.
         input_size: of one example, without the batch.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 
 from adderize import formulas
 from adderize.counting import call_formulas as of
-from adderize.counting.trace import Call, meta_copy
+from adderize.counting.trace import Call, blank_copy
 from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
@@ -38,7 +38,7 @@ _FORMS = {
 
 def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> nn.Module:
     """The adder form of a model on the meta device; unchanged layers where nothing converts."""
-    twin = meta_copy(model)
+    twin = blank_copy(model)
     if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin
     options["example_input"] = torch.empty(

@@ -32,7 +32,8 @@ def seen_through(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
         return None
     if module is not None:
         views = isinstance(module, _VIEWING_MODULES) or (
-            isinstance(module, nn.modules.dropout._DropoutNd) and not _drops(module.p, module)
+            isinstance(module, nn.modules.dropout._DropoutNd)
+            and not (module.training and module.p > 0)
         )
         return first if views else None
     name = function_name(node.args[1] if node.target is getattr else node.target)
@@ -42,10 +43,6 @@ def seen_through(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
     if name == "getitem" and _selects(node.args[1]):
         return None
     return first if name in _VIEWS else None
-
-
-def _drops(probability: float, module: nn.Module) -> bool:
-    return module.training and probability > 0
 
 
 def _selects(index: Any) -> bool:

@@ -20,8 +20,6 @@ _UNTOLD = {
     "in_channels", "in_features", "inplace", "momentum", "normalized_shape", "num_channels",
     "num_embeddings", "num_features", "out_channels", "out_features", "p", "return_indices",
 }  # fmt: skip
-
-
 # Layers that others of the same tensors and constants could stand for, and how they are called:
 # batch norms of all dimensions are one, whether processes share their statistics or not.
 _NAMED = {
@@ -48,9 +46,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     settings = {name: value for name, value in values.items() if value is not ...}
     home = type(module).__module__
     # A plain layer and its converted form have the same settings.
-    ours = home.startswith("adderize.") and not isinstance(
-        module, (AdderConv2d, AdderLinear, BinaryConv2d)
-    )
+    ours = home.startswith("adderize.") and not isinstance(module, _CONVERTED)
     if ours or home == "torch.nn.modules.activation":
         settings["kind"] = type(module).__name__
     if home in _NAMED:

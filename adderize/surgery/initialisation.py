@@ -25,12 +25,10 @@ def initialise(layer: AdderConv2d | AdderLinear, init: str, scale: float | None)
         weight.mul_(scale)
 
 
-def reset_zero_gamma(norm: nn.Module) -> bool:
+def reset_zero_gamma(norm: nn.Module) -> None:
     """Set a zero-initialised gamma to 1: with zeros the first gradients of an adder vanish."""
     gamma = getattr(norm, "weight", None)
     if not isinstance(gamma, Tensor) or is_lazy(gamma) or gamma.is_meta:
-        return False
-    if bool(gamma.detach().any()):
-        return False
-    nn.init.ones_(gamma)
-    return True
+        return
+    if not bool(gamma.detach().any()):
+        nn.init.ones_(gamma)

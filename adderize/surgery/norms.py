@@ -123,7 +123,7 @@ def _channels(norm: nn.Module) -> Any:
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
-def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any) -> nn.Module:
+def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any) -> None:
     """Give a layer a batch norm of its own, on its filters' device, in its mode; options are those
     of ``nn.BatchNorm2d``."""
     kind = nn.BatchNorm1d if isinstance(layer, AdderLinear) else nn.BatchNorm2d
@@ -131,4 +131,3 @@ def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any)
     channels = layer.in_channels if isinstance(layer, BinaryConv2d) else weight.shape[0]
     layer.norm = kind(channels, device=weight.device, dtype=weight.dtype, **options)
     layer.norm.train(layer.training)
-    return layer.norm

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adderize.errors import AdderizeError
 from adderize.transfer.features import Features
 
+# Of Adam at the start, in deviations of the inputs.
 _RATE = 0.1
 
 
@@ -22,13 +23,12 @@ def fit_filters(
     steps: int,
     share: float,
     generator: torch.Generator,
-    advance: Callable[[], object] = lambda: None,
-    rate: float = _RATE,
+    advance: Callable[[], object],
 ) -> None:
     """Minimise the mean squared difference from the targets over a layer's filters, in place.
 
     Outputs and targets are standardised channel by channel, as the batch norm behind them would:
-    the loss of a channel is twice 1 - its correlation. Adam, at a rate that falls from `rate` times
+    the loss of a channel is twice 1 - its correlation. Adam, at a rate that falls from a tenth of
     the inputs' deviation to 0 along a half cosine.
 
     Args:
@@ -40,7 +40,6 @@ def fit_filters(
         share: fraction of the images in one step.
         generator: a CPU generator, which picks the images of each step.
         advance: called after each step.
-        rate: Adam's learning rate at the start, in deviations of the inputs.
 
     Raises:
         AdderizeError: the loss is not finite.
@@ -52,7 +51,7 @@ def fit_filters(
     peak = 0.0
     for number, features in enumerate(chunks):
         if not number:
-            peak = rate * float(torch.stack([f.inputs.std() for f in features]).mean())
+            peak = _RATE * float(torch.stack([f.inputs.std() for f in features]).mean())
         sizes = torch.tensor(
             [float(f.targets.numel()) for f in features], dtype=torch.float32, device="cpu"
         )

@@ -22,7 +22,7 @@ def budget() -> OpBudget:
 
 
 def test_golden_tables(budget: OpBudget) -> None:
-    check_golden("resnet18.txt", budget.table())
+    check_golden("resnet18.txt", str(budget))
     check_golden("resnet18-depth1.md", budget.select(depth=1).to_markdown())
     check_golden("resnet18-depth1.csv", budget.select(depth=1).to_csv())
     check_golden("resnet18-depth1.json", budget.select(depth=1).to_json())
@@ -58,7 +58,7 @@ def test_selection(budget: OpBudget) -> None:
     assert {layer.kind for layer in adders.layers} == {"adder"} and len(adders.layers) == 19
     counts = [layer.before.multiplications for layer in adders.layers]
     assert counts == sorted(counts, reverse=True)
-    assert adders.after == budget.after and "(these rows)" in adders.table()
+    assert adders.after == budget.after and "(these rows)" in str(adders)
     assert [layer.name for layer in budget.select(depth=1).layers][:3] == ["conv1", "bn1", "relu"]
     for wrong in ({"only": "adders"}, {"sort": "speed"}, {"sort": "x.additions"}, {"depth": 0}):
         with pytest.raises(AdderizeError):

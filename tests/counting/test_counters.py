@@ -14,13 +14,13 @@ from torchvision import models
 
 from adderize import AdderConv2d, AdderLinear, adderize, count
 from adderize.counting import FlopCountAnalysis
-from adderize.counting.trace import meta_copy, trace
+from adderize.counting.trace import blank_copy, trace
 from adderize.formulas import FREE, Operations
 from adderize.models import by_name
 
 
 def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:
-    calls = trace(meta_copy(model), size)
+    calls = trace(blank_copy(model), size)
     assert all(call.operations is not None for call in calls)
     return sum((call.operations or FREE for call in calls), FREE)
 
@@ -67,7 +67,7 @@ NETWORKS = {
 def test_torch_counts_the_same_products(name: str) -> None:
     """Torch counts matrix products, convolutions and adders, two operations a pair, no biases."""
     build, side = NETWORKS[name]
-    twin = meta_copy(build())
+    twin = blank_copy(build())
     with FlopCounterMode(display=False) as counter:
         twin(torch.empty(1, 3, side, side, device="meta"))
     flops = 0

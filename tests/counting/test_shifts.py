@@ -115,7 +115,7 @@ def test_a_network_without_products(budget: OpBudget) -> None:
 
 def test_every_form_shows_them(budget: OpBudget, tmp_path: Path) -> None:
     shifts = budget.after.shifts
-    assert "shift after" in budget.table() and "shift after" in budget.to_markdown()
+    assert "shift after" in str(budget) and "shift after" in budget.to_markdown()
     assert json.loads(budget.to_json())["after"]["shifts"] == shifts
     total = list(csv.DictReader(budget.to_csv().splitlines()))[-1]
     assert (total["after.shifts"], total["before.shifts"]) == (str(shifts), "0")
@@ -130,7 +130,7 @@ def test_every_form_shows_them(budget: OpBudget, tmp_path: Path) -> None:
 
 def test_networks_without_shifts_do_not_mention_them() -> None:
     plain = count(nn.Conv2d(1, 4, 3), (1, 8, 8))
-    for text in (plain.table(), plain.to_markdown()):
+    for text in (str(plain), plain.to_markdown()):
         assert "shift" not in text.lower()
 
 
@@ -141,7 +141,7 @@ def test_prices_have_sources(budget: OpBudget) -> None:
         {"float32": 0.13, "float16": 0.057, "int32": 0.13, "int8": 0.024}
     )
     assert LATENCY["via-nano-2000"].cost(one) == 1
-    assert "energy of shifts: H. You et al., ShiftAddLLM" in budget.table()
+    assert "energy of shifts: H. You et al., ShiftAddLLM" in str(budget)
     assert "latency of shifts: A. Fog" in budget.to_markdown()
     content = json.loads(budget.to_json())
     assert "a shift of 32 bits" in content["energy"]["source_of_shifts"]

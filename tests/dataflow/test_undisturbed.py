@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize import AdderizeError, adderize, count, plan
-from adderize.counting.trace import meta_copy
+from adderize.counting.trace import blank_copy
 
 SEEN: dict[str, Tensor] = {}
 
@@ -307,7 +307,7 @@ def test_counting_leaves_a_model_alone_that_keeps_tensors_of_a_graph():
     assert before.grad_fn is not None
     assert count(model, (3, 16, 16)).before.multiplications > 0
     assert model.found[0] is before and len(model.found) == 2
-    twin = meta_copy(model)
+    twin = blank_copy(model)
     assert all(t.is_meta for t in (*twin.parameters(), *twin.buffers(), twin.grid, *twin.found))
 
 
