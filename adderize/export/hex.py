@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adderize.errors import AdderizeError, writing
 from adderize.integer import Instruction, IntegerNetwork
+from adderize.integer.integer_network import check_integer_network
 
 CONTENTS = "contents.json"
 _DTYPES = {"uint8": np.uint8, "int8": np.int8, "int32": np.int32}
@@ -42,11 +43,7 @@ def export_hex(
         AdderizeError: not an integer network, or not images of it; a folder that cannot be written
             to.
     """
-    if not isinstance(integer_network, IntegerNetwork):
-        raise AdderizeError(
-            f"got a {type(integer_network).__name__}; expected an integer network: lower a "
-            "quantized one with adderize.integer.to_integer()"
-        )
+    check_integer_network(integer_network)
     program = integer_network.program
     values = integer_network.values(examples)
     folder = Path(folder)

@@ -13,6 +13,15 @@ from adderize.integer.program import Program
 from adderize.integer.program_checks import check_program
 
 
+def check_integer_network(network: object) -> None:
+    """Raise AdderizeError unless this is an :class:`IntegerNetwork`."""
+    if not isinstance(network, IntegerNetwork):
+        raise AdderizeError(
+            f"got a {type(network).__name__}; expected an integer network: lower a quantized one "
+            "with adderize.integer.to_integer()"
+        )
+
+
 class IntegerNetwork(nn.Module):
     """A network that computes with 8-bit and 32-bit integers, shifts and additions only.
 

@@ -92,6 +92,7 @@ from torch import Tensor
 from adderize.integer.layer_shifts import ShiftReport
 
 Setting = int | str | tuple[int, ...]
+BYTES_OF = {"uint8": 1, "int32": 4}  # of a value
 KINDS = (
     "adder_conv", "adder_linear", "shift_conv", "shift_linear", "sum_pool", "max_pool", "rescale",
     "clamp", "concat", "pad", "move",
@@ -116,7 +117,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * (1 if self.dtype == "uint8" else 4)
+        return self.numel * BYTES_OF[self.dtype]
 
 
 @dataclass(frozen=True)

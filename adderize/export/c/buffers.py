@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from adderize.integer.program import BYTES_OF
+
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Dtype = Literal["uint8", "int32"]
 MOST_DIMENSIONS = 4
@@ -37,7 +39,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        return self.size * (1 if self.dtype == "uint8" else 4)
+        return self.size * BYTES_OF[self.dtype]
 
     @property
     def places(self) -> Integers:

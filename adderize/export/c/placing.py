@@ -17,7 +17,7 @@ from adderize.export.c.buffers import (
     plain,
 )
 from adderize.export.c.steps import Step
-from adderize.integer.program import Instruction, Program
+from adderize.integer.program import BYTES_OF, Instruction, Program
 
 
 class Placing:
@@ -38,7 +38,7 @@ class Placing:
     def _new(self, shape: Sequence[int], dtype: Dtype, order: Integers | None = None) -> View:
         """A buffer for values of a shape, channels last if nothing else is said."""
         order = channels_last(shape) if order is None else order
-        self.sizes.append(len(order) * (1 if dtype == "uint8" else 4))
+        self.sizes.append(len(order) * BYTES_OF[dtype])
         return View(len(self.sizes) - 1, 0, dtype, order)
 
     def _output(self, instruction: Instruction, order: Integers | None = None) -> View:

@@ -92,12 +92,6 @@ def compile_for(
     return executable
 
 
-def compile_object(core: Core, source: Path, target: Path) -> Path:
-    """One file, all of its functions."""
-    run_tool([f"{_PREFIX}gcc", *core.options, *WARNINGS, "-c", source, "-o", target])
-    return target
-
-
 def build_for_riscv(
     program: Program,
     folder: Path,
@@ -127,12 +121,6 @@ def products_in(binary: Path) -> list[str]:
     return [word[0] for word in words if word and _PRODUCTS.match(word[0])]
 
 
-def undefined_in(binary: Path) -> list[str]:
-    """What an object file calls and does not hold."""
-    listing = run_tool([f"{_PREFIX}nm", "--undefined-only", "--format=posix", binary])
-    return [line.split()[0] for line in listing.stdout.decode().splitlines()]
-
-
 @dataclass(frozen=True)
 class Size:
     """Bytes of a program: what it holds for good, and what it writes to beside the stack."""
@@ -157,20 +145,8 @@ def build_counter(plugin: Path) -> Path:
     return plugin
 
 
-def counted_instructions(executable: Path, counter: Path, emulated: str) -> int:
-    """How many instructions a program executes.
-
-    Args:
-        counter: from :func:`build_counter`.
-        emulated: the core.
-
-    Raises:
-        AdderizeError: it did not end well: an instruction that the core lacks ends a program.
-    """
-    return _counted(run_tool([_EMULATOR, "-cpu", emulated, "-plugin", counter, executable]).stderr)
-
-
-def _counted(said: bytes) -> int:
+def counted_instructions(said: bytes) -> int:
+    """How many instructions a program executed, by what the emulator's plugin says at its end."""
     counted = re.search(rb"instructions: (\d+)", said)
     if counted is None:
         raise AdderizeError("the emulator counted no instructions: it was built without plugins")
@@ -190,4 +166,4 @@ def run_on_riscv(executable: Path, images: Tensor, core: Core, counter: Path) ->
     command: list[str | Path] = [_EMULATOR, "-cpu", core.emulated, "-plugin", counter, executable]
     done = run_tool(command, images=as_pixels(images).numpy().tobytes())
     stack = int(np.frombuffer(done.stderr[:4], "<i4")[0])
-    return Run(as_logits(done.stdout, len(images)), stack, _counted(done.stderr[4:]))
+    return Run(as_logits(done.stdout, len(images)), stack, counted_instructions(done.stderr[4:]))

@@ -15,6 +15,7 @@ from adderize.export.c.text import (
     number,
     wrapped,
 )
+from adderize.integer.program import BYTES_OF
 
 _CALLS = {
     "adder_conv": "windows layer input other output patch",
@@ -171,8 +172,8 @@ def _address(network: Network, view: View) -> str:
     if view.buffer in (network.image, network.logits):
         start = "image" if view.buffer == network.image else "logits"
         return f"{start} + {view.offset}" if view.offset else start
-    unit = 1 if view.dtype == "uint8" else 4
-    return _at(network.arena.offsets[view.buffer] + view.offset * unit, view.dtype)
+    offset = network.arena.offsets[view.buffer] + view.offset * BYTES_OF[view.dtype]
+    return _at(offset, view.dtype)
 
 
 def _at(offset: int, dtype: str) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 
 from adderize.export.c.buffers import View
 from adderize.export.c.packing import pack_terms
+from adderize.integer.program import BYTES_OF
 
 # Of a struct of C: numbers, arrays, structs; None where a pointer is NULL.
 Fields = Mapping[str, Any]
-BYTES_OF = {"uint8": 1, "int32": 4}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from adderize.export.c.report import CReport
 from adderize.export.c.source import constants, header, source
 from adderize.export.c.tools import LAYERS, SOURCES
 from adderize.integer import IntegerNetwork
+from adderize.integer.integer_network import check_integer_network
 
 _KEYWORDS = frozenset({
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
@@ -57,7 +58,8 @@ def export_c(
             images of the network; an instruction without a form in C, which is named. Nothing has
             been written then. A folder that cannot be written to.
     """
-    check_network(integer_network, name)
+    check_integer_network(integer_network)
+    _check_name(name)
     files = _examples(integer_network, name, examples)
     network = Network.of(integer_network.program)
     report = CReport.of(network, name)
@@ -82,16 +84,7 @@ def write_report(report: CReport, folder: Path) -> None:
         (folder / f"{report.name}_report.json").write_text(f"{report.to_json()}\n")
 
 
-def check_network(integer_network: IntegerNetwork, name: str) -> None:
-    """
-    Raises:
-        AdderizeError: not an integer network, or a name that C does not take.
-    """
-    if not isinstance(integer_network, IntegerNetwork):
-        raise AdderizeError(
-            f"got a {type(integer_network).__name__}; expected an integer network: lower a "
-            "quantized one with adderize.integer.to_integer()"
-        )
+def _check_name(name: str) -> None:
     taken = name in _KEYWORDS or name.startswith("adderize_")
     if taken or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise AdderizeError(
