@@ -17,9 +17,10 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize import AdderConv2d, AdderLinear, BinaryConv2d, count, recalibrate, save_model
+from adderize import count, recalibrate, save_model
 from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
+from adderize.layers import Converted
 from adderize.training.shift_norms import round_norm_scales_
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
@@ -89,8 +90,7 @@ def has_batch_norms(network: nn.Module) -> bool:
 
 def converted_layers(network: nn.Module) -> list[str]:
     """Names of the adders and binary layers."""
-    kinds = (AdderConv2d, AdderLinear, BinaryConv2d)
-    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+    return [name for name, layer in network.named_modules() if isinstance(layer, Converted)]
 
 
 def _accuracies(

@@ -18,7 +18,7 @@ from adderize.bench.layers import TRAINING_PASSES
 from adderize.bench.networks import TASKS, TWINS, noise, twin
 from adderize.bench.timing import side_by_side
 from adderize.evaluation import evaluation
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.models.by_name import blank
 
 _SMALL, _SMALL_INPUT = "lenet5_bn", (1, 32, 32)
@@ -98,7 +98,7 @@ def adder_pairs(network: nn.Module, images: Tensor) -> int:
         weight = module.get_parameter("weight")
         pairs += output.numel() * weight[0].numel()
 
-    layers = [layer for layer in network.modules() if isinstance(layer, (AdderConv2d, AdderLinear))]
+    layers = [layer for layer in network.modules() if isinstance(layer, Adder)]
     handles = [layer.register_forward_hook(add) for layer in layers]
     try:
         with evaluation(network), torch.inference_mode():

@@ -12,7 +12,7 @@ from adderize.arguments import check_module
 from adderize.checkpoints.files import read_file
 from adderize.checkpoints.state_dicts import StateDict, load_weights, own_part
 from adderize.errors import AdderizeError, listed
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.layers.adder import rename_authors_keys
 from adderize.surgery.engine import adder_kind
 from adderize.surgery.entries import convert_like
@@ -42,7 +42,7 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     state = authors_part(read_file(path).state, model, path)
     filters = {key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)}
     modules = dict(model.named_modules(remove_duplicate=False))
-    adders = {name for name, m in modules.items() if isinstance(m, (AdderConv2d, AdderLinear))}
+    adders = {name for name, m in modules.items() if isinstance(m, Adder)}
     plain = sorted(name for name in filters & set(modules) if name not in adders)
     if plain:
         raise AdderizeError(
@@ -83,6 +83,6 @@ def convert_as_the_authors(model: nn.Module, state: Mapping[str, Any]) -> nn.Mod
 
 def load_authors_weights(model: nn.Module, state: StateDict, source: Path) -> None:
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (AdderConv2d, AdderLinear)):
+        if isinstance(module, Adder):
             rename_authors_keys(state, name + ".")
     load_weights(model, state, source)

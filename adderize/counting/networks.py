@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from adderize.models import lenet5_bn, resnet20, resnet32, vgg_small
+
 
 @dataclass(frozen=True)
 class Network:
@@ -26,51 +28,6 @@ class Network:
     printed: Mapping[str, tuple[str, str]]
     reason: str
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-    padding = size // 2 if size < 5 else 0
-    return [
-        nn.Conv2d(inputs, outputs, size, stride, padding, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]
-
-
-def lenet5_bn() -> nn.Module:
-    """Two 5x5 convolutions with batch norm and pooling, three fully connected layers."""
-    return nn.Sequential(
-        *_convolution(1, 6, 5), nn.MaxPool2d(2), *_convolution(6, 16, 5), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-        nn.Linear(84, 10),
-    )  # fmt: skip
-
-
-def vgg_small() -> nn.Module:
-    """Six 3x3 convolutions of 128, 256 and 512 filters, pooled after every second; a classifier."""
-    widths = [(3, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(widths):
-        layers += _convolution(inputs, outputs)
-        layers += [nn.MaxPool2d(2)] if i % 2 else []
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * 4 * 4, 10))
-
-
-def cifar_resnet(depth: int) -> nn.Module:
-    """Three stages of 16, 32 and 64 filters, 1x1 convolutions where the shape changes; the
-    classifier is a 1x1 convolution with batch norm, as in the authors' code."""
-    from torchvision.models.resnet import BasicBlock
-
-    layers, inputs = _convolution(3, 16), 16
-    for outputs in (16, 32, 64):
-        for _ in range((depth - 2) // 6):
-            stride = outputs // inputs
-            shortcut = _convolution(inputs, outputs, 1, stride)[:2] if stride > 1 else None
-            downsample = nn.Sequential(*shortcut) if shortcut else None
-            layers.append(BasicBlock(inputs, outputs, stride, downsample))
-            inputs = outputs
-    head = [nn.Conv2d(64, 10, 1, bias=False), nn.BatchNorm2d(10), nn.Flatten()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), *head)
 
 
 def resnet18() -> nn.Module:
@@ -119,7 +76,7 @@ NETWORKS = (
     ),
     Network(
         "ResNet-20",
-        lambda: cifar_resnet(20),
+        resnet20,
         (3, 32, 32),
         _printed("41.17M", "82.34M"),
         "40,550,400 (3x3 convolutions) + 262,144 (1x1 shortcuts) + 640 (classifier) = 40,813,184. "
@@ -129,7 +86,7 @@ NETWORKS = (
     ),
     Network(
         "ResNet-32",
-        lambda: cifar_resnet(32),
+        resnet32,
         (3, 32, 32),
         _printed("69.12M", "138.24M"),
         "68,861,952 (3x3 convolutions) + 262,144 (1x1 shortcuts) + 640 (classifier) = 69,124,736. "

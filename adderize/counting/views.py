@@ -15,11 +15,11 @@ from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
-from adderize.layers import ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
+from adderize.layers import Converted, ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
 from adderize.layers.shift_add import Shifts
 from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
 from adderize.surgery import adderize, plan
-from adderize.surgery.engine import ADDER, Converted
+from adderize.surgery.engine import ADDER
 
 ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
 SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)

@@ -16,7 +16,7 @@ from adderize.arguments import check_module
 from adderize.errors import AdderizeError, writing
 from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
-from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
+from adderize.layers import Converted
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.fake_layers import check_no_fakes
 
@@ -109,8 +109,7 @@ def _check(model: nn.Module) -> None:
                 f"{name or 'the model'} is an 8-bit layer, which has no ONNX form: export the "
                 "float network that it was made of"
             )
-        own = isinstance(layer, (AdderConv2d, AdderLinear, BinaryConv2d))
-        if own and layer.weight.dtype != torch.float32:
+        if isinstance(layer, Converted) and layer.weight.dtype != torch.float32:
             raise AdderizeError(
                 f"{name or 'the model'} has filters of {layer.weight.dtype}; expected "
                 "torch.float32: call model.float() before"

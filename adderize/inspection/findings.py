@@ -11,7 +11,7 @@ from adderize.dataflow import Flow, Node
 from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.surgery.norms import keeps_channels_apart, output_channels
 
 ADVICE = {
@@ -63,7 +63,7 @@ def findings_of(
     for row in rows:
         layer = layers[row.name]
         called = not flows or any(flow.calls(layer) for flow in flows)
-        if called and isinstance(layer, (AdderConv2d, AdderLinear)):
+        if called and isinstance(layer, Adder):
             found += _adder_findings(row, norms)
         found += [] if new else _input_findings(row)
     order = list(ADVICE)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from adderize.evaluation import evaluation, first_input
-from adderize.layers import AdderConv2d, AdderLinear, pads_with_zeros
+from adderize.layers import Adder, AdderLinear, pads_with_zeros
 from adderize.progress import steps
 
 LAYERS = (_ConvNd, nn.Linear, AdderLinear)
@@ -128,7 +128,7 @@ def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: li
         found.setdefault(layer, Measured()).add_input(first_input(args, kwargs), padded)
 
     handles.append(layer.register_forward_pre_hook(see_input, with_kwargs=True))
-    own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
+    own = layer.norm if isinstance(layer, Adder) else None
     if own is None:
         _watch_outputs(layer, layer, found, handles)
     else:

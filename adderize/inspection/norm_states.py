@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.dataflow import NORMS, Flow
 from adderize.inspection.measurement import batches_of
 from adderize.inspection.result import NormState
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
 from adderize.training.recalibration import estimate_statistics
 
@@ -52,7 +52,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _norm_after(layer: nn.Module, model: nn.Module, flows: Sequence[Flow]) -> nn.Module | None:
-    own = layer.norm if isinstance(layer, (AdderConv2d, AdderLinear)) else None
+    own = layer.norm if isinstance(layer, Adder) else None
     if own is not None:
         return own
     flow = next((flow for flow in flows if flow.calls(layer)), None)

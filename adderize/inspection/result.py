@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.tables import Report, Table, bullets, csv_text, plain, shape_text
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Layer:
         if measured is None or not measured.count:
             return row
         outside = (filters < measured.min) | (filters > measured.max)
-        is_adder = isinstance(layer, (AdderConv2d, AdderLinear))
+        is_adder = isinstance(layer, Adder)
         known = not math.isnan(measured.min)
         return dataclasses.replace(
             row,

@@ -18,11 +18,16 @@ from adderize.layers.shift_scale import (
     ShiftAddScale,
 )
 
+Adder = AdderConv2d | AdderLinear
+Converted = Adder | BinaryConv2d
+
 __all__ = [
+    "Adder",
     "AdderConv2d",
     "AdderConv2dSame",
     "AdderLinear",
     "BinaryConv2d",
+    "Converted",
     "ShiftAddAdaptiveAvgPool2d",
     "ShiftAddAvgPool2d",
     "ShiftAddConv2d",

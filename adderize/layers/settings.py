@@ -10,10 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from adderize.layers.adder import AdderConv2d, AdderLinear
-from adderize.layers.binary import BinaryConv2d
+from adderize.layers import Converted
 
-_CONVERTED = (AdderConv2d, AdderLinear, BinaryConv2d)
 # Constants of torch's layers that training alone sees, or that the tensors' shapes tell.
 _UNTOLD = {
     "affine", "elementwise_affine", "embedding_dim", "head_dim", "in1_features", "in2_features",
@@ -46,7 +44,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     settings = {name: value for name, value in values.items() if value is not ...}
     home = type(module).__module__
     # A plain layer and its converted form have the same settings.
-    ours = home.startswith("adderize.") and not isinstance(module, _CONVERTED)
+    ours = home.startswith("adderize.") and not isinstance(module, Converted)
     if ours or home == "torch.nn.modules.activation":
         settings["kind"] = type(module).__name__
     if home in _NAMED:

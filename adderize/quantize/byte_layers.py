@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, effective_geometry
+from adderize.layers import Adder, AdderConv2d, AdderConv2dSame, AdderLinear, effective_geometry
 from adderize.layers.same import same_padding
 from adderize.ops.bytes import pack, unpack
 from adderize.ops.formats import is_channels_last
@@ -244,7 +244,7 @@ class QuantAdderLinear(_QuantAdder):
 
 
 def quantized_layer(
-    layer: AdderConv2d | AdderLinear, qparams: QParams, epilogue: Epilogue
+    layer: Adder, qparams: QParams, epilogue: Epilogue
 ) -> QuantAdderConv2d | QuantAdderLinear:
     """An adder layer on bytes; its own norm is the epilogue's business."""
     kind = QuantAdderLinear if isinstance(layer, AdderLinear) else QuantAdderConv2d

@@ -9,8 +9,8 @@ from torch import fx
 from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
-from adderize.layers import AdderConv2d, AdderConv2dSame, effective_geometry
-from adderize.quantize.calls import Adder, carriers, is_max_pool, is_plain, module_of, operation
+from adderize.layers import Adder, AdderConv2d, AdderConv2dSame, effective_geometry
+from adderize.quantize.calls import carriers, is_max_pool, is_plain, module_of, operation
 from adderize.quantize.fuse import Fusion
 
 # They move values without computing any, so they do with bytes what they do with floats.

@@ -10,10 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.nodes import function_name
 from adderize.dataflow.symbolic import is_query
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.quantize.fake_layers import FAKE_ADDERS
 
-Adder = AdderConv2d | AdderLinear
 _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 

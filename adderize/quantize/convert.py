@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.symbolic import is_query
+from adderize.layers import Adder
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import (
     Epilogue,
@@ -20,7 +21,7 @@ from adderize.quantize.byte_layers import (
     quantized_layer,
 )
 from adderize.quantize.byte_tensors import ByteTensors
-from adderize.quantize.calls import Adder, clamp_bounds, is_max_pool, module_of
+from adderize.quantize.calls import clamp_bounds, is_max_pool, module_of
 from adderize.quantize.fake_layers import FAKE_ADDERS
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes

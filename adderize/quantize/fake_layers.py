@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear
+from adderize.layers import Adder, AdderConv2d, AdderConv2dSame, AdderLinear
 from adderize.quantize.qparams import QParams, quantize_filters
 
 
@@ -130,7 +130,7 @@ FAKE_ADDERS = {
 
 
 def fake_quantized(
-    layer: AdderConv2d | AdderLinear, grid: FakeQuantize, filter_bits: int, *, rounds_input: bool
+    layer: Adder, grid: FakeQuantize, filter_bits: int, *, rounds_input: bool
 ) -> Any:
     """The layer's training form; it holds the layer's very parameters, norm and settings."""
     fake: Any = copy.copy(layer)

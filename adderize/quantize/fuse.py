@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 from torch.fx import Node
 
-from adderize.layers import AdderConv2d
+from adderize.layers import Adder, AdderConv2d
 from adderize.quantize.calls import (
-    Adder,
     addend,
     adder_of,
     carriers,

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
+from adderize.layers import Adder
 from adderize.layers.settings import settings_of
 from adderize.progress import steps
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import Adder, why_float
+from adderize.quantize.calls import why_float
 from adderize.quantize.fake_layers import check_no_fakes
 from adderize.quantize.float_tracer import hook_owner
 from adderize.quantize.fuse import Fusion

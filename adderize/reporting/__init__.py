@@ -16,13 +16,13 @@ from adderize.inspection import Inspection, inspect
 from adderize.inspection.histograms import filter_histograms, input_histograms
 from adderize.integer import IntegerNetwork, integer_report, shift_report
 from adderize.integer.multiplication_free import shifts_of_network
+from adderize.layers import Converted
 from adderize.quantize import QuantizationReport, quantize, quantize_report
 from adderize.quantize.record import quantization_of
 from adderize.reporting.contents import Size
 from adderize.reporting.model_report import ModelReport
 from adderize.reporting.notices import has_new_statistics
 from adderize.surgery import Plan, adderize, plan
-from adderize.surgery.engine import Converted
 from adderize.tables import Report
 
 __all__ = ["ModelReport", "report"]

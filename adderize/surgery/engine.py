@@ -75,7 +75,6 @@ class Target:
 
 ADDER = Target(Decision.ADDER, Reason.IS_ADDER, (AdderConv2d, AdderLinear), adder_kind, "users")
 BINARY = Target(Decision.BINARY, Reason.IS_BINARY, (BinaryConv2d,), binary_kind, "sources")
-Converted = AdderConv2d | AdderLinear | BinaryConv2d
 
 
 def become(layer: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:

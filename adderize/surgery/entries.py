@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
+from adderize.layers import Converted
 from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.checks import check_dtype, check_layer, check_model, check_not_replaced
-from adderize.surgery.engine import ADDER, BINARY, Converted, become
+from adderize.surgery.engine import ADDER, BINARY, become
 from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.norms import insert_norm
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from adderize.arguments import check_switch
 from adderize.errors import AdderizeError, listed
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder, Converted
 from adderize.surgery.advice import warn_optimizers, warn_unchanged, warn_untraced
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix
-from adderize.surgery.engine import Converted, Target, become
+from adderize.surgery.engine import Target, become
 from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.initialisation import initialise, reset_zero_gamma
 from adderize.surgery.norms import insert_norm
@@ -81,7 +81,7 @@ def _take(step: Step, options: Options, target: Target) -> None:
     assert kind is not None
     become(layer, kind)
     assert isinstance(layer, Converted)
-    if isinstance(layer, (AdderConv2d, AdderLinear)):
+    if isinstance(layer, Adder):
         layer.gradient = options.gradient
         initialise(layer, options.init, options.scale)
     if step.row.norm_fix is NormFix.INSERTED:

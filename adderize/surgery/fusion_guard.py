@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from adderize.errors import AdderizeError
-from adderize.surgery.engine import Converted
+from adderize.layers import Converted
 
 # The names that timm.utils.reparameterize_model and the authors of such blocks use; "merge" is that
 # of low-rank adapters.

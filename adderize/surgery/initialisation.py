@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 
 
 @torch.no_grad()
-def initialise(layer: AdderConv2d | AdderLinear, init: str, scale: float | None) -> None:
+def initialise(layer: Adder, init: str, scale: float | None) -> None:
     """Start an adder's filters: "rescale", "normal" or "keep", as in :func:`adderize.adderize`."""
     weight: Tensor = layer.weight
     if scale is None or not weight.numel():

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from adderize.dataflow import NORMS, Flow, Node, is_leaf
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import AdderLinear, Converted
 from adderize.layers.binary import BinaryConv2d
 
 _PASSING_MODULES = (
@@ -123,7 +123,7 @@ def _channels(norm: nn.Module) -> Any:
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
 
 
-def insert_norm(layer: AdderConv2d | AdderLinear | BinaryConv2d, **options: Any) -> None:
+def insert_norm(layer: Converted, **options: Any) -> None:
     """Give a layer a batch norm of its own, on its filters' device, in its mode; options are those
     of ``nn.BatchNorm2d``."""
     kind = nn.BatchNorm1d if isinstance(layer, AdderLinear) else nn.BatchNorm2d

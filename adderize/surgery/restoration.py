@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from adderize.errors import AdderizeError
+from adderize.layers import Converted
 from adderize.surgery.checks import check_model, check_not_replaced
-from adderize.surgery.engine import Converted, become_original, original_kind
+from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.fusion_guard import guard_fusion
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 
 # Between a trained ResNet-20's convolutions, 0.08 to 0.16, and the authors' adders, 5 to 10.
 _OF_CONVOLUTIONS = 0.4
@@ -21,7 +21,7 @@ def deviation_of_convolutions(layers: Iterable[nn.Module]) -> float | None:
     deviations = [
         float(layer.weight.detach().std(correction=0))
         for layer in layers
-        if isinstance(layer, (AdderConv2d, AdderLinear))
+        if isinstance(layer, Adder)
     ]
     if not deviations:
         return None

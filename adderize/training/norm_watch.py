@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from adderize.dataflow import NORMS
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 
 
 def warn_of_untrained_norms(model: nn.Module, optimizers: Collection[Optimizer]) -> bool:
@@ -40,7 +40,7 @@ def _norms_after_adders(
     """For each trained adder the next norm in order of registration, before any other weights."""
     waiting = False
     for name, module in model.named_modules():
-        if isinstance(module, (AdderConv2d, AdderLinear)):
+        if isinstance(module, Adder):
             waiting = module.weight.requires_grad and id(module.weight) in optimized
         elif waiting and _is_norm(module):
             yield name, module

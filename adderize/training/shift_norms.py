@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.layers.shift_add import rounded_to_powers
 
 
@@ -250,7 +250,7 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm, bool]]:
         if isinstance(module, _BatchNorm):
             yield name, module, behind_kept
             behind_kept = False
-        elif isinstance(module, (AdderConv2d, AdderLinear)):
+        elif isinstance(module, Adder):
             behind_kept = False
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             behind_kept = True

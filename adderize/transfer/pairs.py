@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
-from adderize.layers import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.surgery.checks import check_model
-
-Adder = AdderConv2d | AdderLinear
 
 
 @dataclass(frozen=True)

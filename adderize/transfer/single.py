@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from adderize.layers import pads_with_zeros
+from adderize.layers import Adder, pads_with_zeros
 from adderize.transfer.features import Features
-from adderize.transfer.pairs import Adder
 from adderize.transfer.slopes import Slopes, matched_filters
 
 SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

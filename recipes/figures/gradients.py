@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from adderize import AdderConv2d, AdderLinear, adderize, scale_adder_gradients_
-from adderize.data import Dataset, ImageSet, load_mnist
+from adderize import adderize, scale_adder_gradients_
+from adderize.data import Dataset, load_mnist
+from adderize.data.normalisation import normalised
+from adderize.layers import Adder
 from adderize.models import lenet5_bn
 from adderize.tables import Table
 from recipes.figures import style
-from recipes.figures.lenet_features import normalised
 from recipes.mnist import LAYERS
 
 _ITERATIONS = 20
@@ -79,7 +80,7 @@ def gradient_norms(
     if adder:
         model = adderize(model, **(LAYERS["adder"] or {}))
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    kinds = (nn.Conv2d, nn.Linear, AdderConv2d, AdderLinear)
+    kinds = nn.Conv2d | nn.Linear | Adder
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
     norms: dict[str, list[float]] = {name: [] for name in layers}
     for pixels, labels in islice(_batches(images, seed), iterations):
@@ -97,8 +98,8 @@ def gradient_norms(
 def _batches(images: Dataset, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(images.train.labels), generator=torch.Generator().manual_seed(seed))
     for indices in order.split(_BATCH):
-        batch = ImageSet(images.train.images[indices], images.train.labels[indices])
-        yield normalised(batch, images.mean, images.std), batch.labels
+        pixels = normalised(images.train.images[indices], images.mean, images.std)
+        yield pixels, images.train.labels[indices]
 
 
 def _summary(norms: dict[str, _Norms]) -> str:

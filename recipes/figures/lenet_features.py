@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adderize.data import ImageSet, load_mnist
+from adderize.data import load_mnist
+from adderize.data.normalisation import normalised
 from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.runs import Run
@@ -46,17 +47,14 @@ def draw(cnn: Run, adder: Run, data: str | None) -> tuple[Figure, str]:
     for axes, (name, run) in zip(
         figure.subplots(1, 2), {"CNN": cnn, "AdderNet": adder}.items(), strict=True
     ):
-        points, predicted = features(run.model(), normalised(images.test, images.mean, images.std))
+        points, predicted = features(
+            run.model(), normalised(images.test.images, images.mean, images.std)
+        )
         labels = images.test.labels.numpy()
         found[name] = geometry(points, labels, predicted)
         _scatter(axes, points, labels)
         axes.set_title(f"{name}, test top-1 {found[name].by_network:.2f} %")
     return figure, _summary(found, {"CNN": cnn, "AdderNet": adder})
-
-
-def normalised(images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return (images.images / 255 - shift) / scale
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from adderize import AdderConv2d, AdderLinear
+from adderize.layers import Adder
 from adderize.tables import Table
 from recipes.figures import style
 from recipes.figures.runs import Run
@@ -68,7 +68,7 @@ def draw(cnn: Run, adder: Run) -> tuple[Figure, str]:
 
 
 def _layers(run: Run) -> dict[str, _Values]:
-    kinds = (nn.Conv2d, nn.Linear, AdderConv2d, AdderLinear)
+    kinds = nn.Conv2d | nn.Linear | Adder
     return {
         name: layer.weight.detach().double().flatten().numpy()
         for name, layer in run.model().named_modules()

@@ -12,9 +12,9 @@ import pytest
 
 from adderize import adderize, save_model
 from adderize.cli import main
-from adderize.counting import networks
+from adderize.models import lenet5_bn
 
-LENET = "adderize.counting.networks:lenet5_bn"
+LENET = "adderize.models:lenet5_bn"
 ON_LENET = ["count", LENET, "--input", "1,32,32"]
 
 
@@ -36,7 +36,7 @@ def test_resnet18_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_on_stdout_and_notes_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["count", "adderize.counting.networks:lenet5_bn", "--input", "1,32,32",
+    assert main(["count", "adderize.models:lenet5_bn", "--input", "1,32,32",
                  "--format", "json", "--exclude", "*"]) == 0  # fmt: skip
     captured = capsys.readouterr()
     content = json.loads(captured.out)
@@ -51,19 +51,19 @@ def test_conversion_options(capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(text)
     assert content["after"]["multiplications"] == 6_304
     assert content["after"]["additions"] == 2 * 416_520 + 6_304 + 214
-    text = output(capsys, *ON_LENET, "--format", "json", "--include", "4")
+    text = output(capsys, *ON_LENET, "--format", "json", "--include", "conv2")
     adders = [layer["name"] for layer in json.loads(text)["layers"] if layer["kind"] == "adder"]
-    assert adders == ["4"]
+    assert adders == ["conv2"]
 
 
 def test_a_binary_network(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ("count", "adderize.counting.networks:vgg_small", "--input", "3,32,32")
+    argv = ("count", "adderize.models:vgg_small", "--input", "3,32,32")
     content = json.loads(output(capsys, *argv, "--format", "json", "--layers", "bnn"))
     assert content["after"]["xnors"] == 607_518_720 - 3 * 128 * 9 * 32 * 32
     assert content["before"]["xnors"] == 0
     kinds = {layer["kind"] for layer in content["layers"] if layer["after"]["xnors"]}
     assert kinds == {"binary"}
-    assert "xnor after" in output(capsys, *argv, "--layers", "bnn", "--include", "3")
+    assert "xnor after" in output(capsys, *argv, "--layers", "bnn", "--include", "features.3")
     assert "--linear has no binary form" in error(capsys, *argv, "--layers", "bnn", "--linear")
 
 
@@ -72,7 +72,7 @@ def test_selected_and_sorted_rows(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, *ON_LENET, "--format", "csv", "--sort", "before.additions", "--only", "linear"
     )
     rows = list(csv.DictReader(text.splitlines()))
-    assert [row["layer"] for row in rows] == ["9", "11", "13", "(network)"]
+    assert [row["layer"] for row in rows] == ["fc1", "fc2", "fc3", "(network)"]
     assert (
         output(capsys, "count", "mobilenet_v2", "--depth", "1", "--format", "md").count("\n") < 20
     )
@@ -127,11 +127,11 @@ def test_torchvision_gives_its_own_input_size(capsys: pytest.CaptureFixture[str]
 
 
 def test_saved_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    save_model(adderize(networks.lenet5_bn(), include="4"), tmp_path / "model")
+    save_model(adderize(lenet5_bn(), include="conv2"), tmp_path / "model")
     saved = ["count", str(tmp_path / "model"), "--input", "1,32,32", "--format", "json"]
     content = json.loads(output(capsys, *saved, "--arch", LENET))
     adders = [layer["name"] for layer in content["layers"] if layer["kind"] == "adder"]
-    assert adders == ["4"]
+    assert adders == ["conv2"]
     assert "--arch" in error(capsys, *saved)
     assert "no such layer" in error(capsys, *saved, "--arch", "resnet18")
 
@@ -165,7 +165,7 @@ def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet18", "--depth", "0"], "depth is 0"),
         (["resnet18", "--energy", "missing.json"], "no cost table missing.json"),
         (["fasterrcnn_resnet50_fpn", "--input", "3,64,64"], "cannot be traced"),
-        ([LENET], "does not say how large its input is"),
+        (["torchvision.models:alexnet"], "does not say how large its input is"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from adderize import AdderizeError, adderize, count, restore
-from adderize.counting import networks
 from adderize.counting.trace import blank_copy, trace
 from adderize.formulas import FREE, Operations
+from adderize.models import lenet5_bn
 
 
 def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:
@@ -22,7 +22,7 @@ def dispatched(model: nn.Module, size: tuple[int, ...]) -> Operations:
 
 
 def test_lenet5_bn_by_hand() -> None:
-    budget = count(networks.lenet5_bn(), (1, 32, 32), stem=True, head=True, linear=True)
+    budget = count(lenet5_bn(), (1, 32, 32), stem=True, head=True, linear=True)
     pairs = 117_600 + 240_000 + 48_000 + 10_080 + 840
     norms, biases, pooled = 6 * 784 + 16 * 100, 120 + 84 + 10, 3 * (6 * 196 + 16 * 25)
     activations = norms + 120 + 84

@@ -12,6 +12,7 @@ from torchvision import models
 from adderize import count
 from adderize.counting import networks, paper
 from adderize.formulas import Operations
+from adderize.models import lenet5_bn, resnet20, vgg_small
 from tests.golden import check_golden
 
 
@@ -41,7 +42,7 @@ def test_paper_convention(entries: dict[tuple[str, str], paper.Entry]) -> None:
 
 
 def test_full_counts_are_those_of_count(entries: dict[tuple[str, str], paper.Entry]) -> None:
-    budget = count(networks.cifar_resnet(20), (3, 32, 32))
+    budget = count(resnet20(), (3, 32, 32))
     assert entries["ResNet-20", "CNN"].full == budget.before
     assert entries["ResNet-20", "AdderNet"].full == budget.after
     kept = sum(
@@ -70,16 +71,16 @@ def test_alternatives_named_in_the_reasons() -> None:
 
     reasons = {network.name: network.reason for network in networks.NETWORKS}
     assert f"{pairs(models.resnet50(), (3, 224, 224)):,}" in reasons["ResNet-50"]
-    vgg = networks.vgg_small()
+    vgg = nn.Sequential(*vgg_small().features, nn.Flatten(), vgg_small().classifier)
     hidden = [nn.Linear(8192, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)]
     assert f"{pairs(nn.Sequential(*vgg[:-1], *hidden), (3, 32, 32)):,}" in reasons["VGG-small"]
     seventh = nn.Conv2d(512, 512, 3, padding=1, bias=False)
     deeper = nn.Sequential(*vgg[:-2], seventh, *vgg[-2:])
     assert f"{pairs(deeper, (3, 32, 32)):,}" in reasons["VGG-small"]
-    lenet5 = count(networks.lenet5_bn(), (1, 32, 32)).layers
+    lenet5 = count(lenet5_bn(), (1, 32, 32)).layers
     outputs = sum(layer.before.multiplications for layer in lenet5 if layer.kind == "norm")
     assert f"{416_520 + 3 * outputs:,}" in reasons["LeNet-5-BN"]
-    budget = count(networks.cifar_resnet(20), (3, 32, 32))
+    budget = count(resnet20(), (3, 32, 32))
     norms = sum(layer.before.multiplications for layer in budget.layers if layer.kind == "norm")
     assert f"batch norms ({norms:,})" in reasons["ResNet-20"]
     others = sum(layer.before.additions for layer in budget.layers if layer.kind == "other")
