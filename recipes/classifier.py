@@ -12,11 +12,12 @@ from adderize import AdaptiveLearningRate, AdderizeError
 from adderize.callbacks import ShiftNorms
 from adderize.models.by_name import options_from
 from adderize.ops.gradients import GRADIENTS
+from adderize.training.recalibration import tracking_norms
 from recipes import distillation, run, trained_start
 from recipes.batches import ImageData
 from recipes.compiled import WITH_GRAPHS
 from recipes.image_classifier import ImageClassifier
-from recipes.results import finish, has_batch_norms
+from recipes.results import finish
 from recipes.run.run_options import add_config
 from recipes.schedules import SCHEDULES
 
@@ -234,7 +235,7 @@ def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Train
         if arguments.shift_norm_terms:
             raise AdderizeError(f"--shift-norm-terms is for --layers adder, not {arguments.layers}")
         return Trainee(module, [])
-    recalibrate = arguments.recalibrate if has_batch_norms(module.model) else 0
+    recalibrate = arguments.recalibrate if tracking_norms(module.model) else 0
     rate = AdaptiveLearningRate(eta=arguments.eta, recalibrate_before_validation=recalibrate)
     if not arguments.shift_norm_terms:
         return Trainee(module, [rate])

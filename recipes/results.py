@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize import count, recalibrate, save_model
 from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
 from adderize.layers import Converted
+from adderize.training.recalibration import tracking_norms
 from adderize.training.shift_norms import round_norm_scales_
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
@@ -49,7 +49,7 @@ def finish(
     before = _accuracies(trainer.validate, "val", module, data)
     device = torch.device(trainer.strategy.root_device)
     module.to(device)
-    if has_batch_norms(module.model):
+    if tracking_norms(module.model):
         recalibrate(module.model, data.recalibration_images(_RECALIBRATION_BATCHES, device))
     for callback in _callbacks(trainer, ShiftNorms):
         round_norm_scales_(module.model, callback.terms)
@@ -81,11 +81,6 @@ def finish(
     write_json(folder / METRICS, metrics)
     print(_summary(metrics, data, folder), flush=True)
     return metrics
-
-
-def has_batch_norms(network: nn.Module) -> bool:
-    """Whether there are running statistics to re-estimate."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in network.modules())
 
 
 def converted_layers(network: nn.Module) -> list[str]:

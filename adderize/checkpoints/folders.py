@@ -98,7 +98,14 @@ def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The entries of converted layers; in a network made from the float one, those of that one."""
     check_no_fakes(model, "quantize() it and save that, or save its state_dict()")
     record = quantization_of(model) or shifts_of_network(model)
-    return converted_entries(model) if record is None else record.layers()
+    if record is None:
+        return converted_entries(model)
+    if record.converted is None:
+        raise AdderizeError(
+            "the model had adders with norms of other kinds than batch norm: put those norms "
+            "after the layers in the model itself, then convert it again and save"
+        )
+    return record.converted
 
 
 @overload

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow import NORMS, Flow
+from adderize.dataflow import Flow
 from adderize.inspection.measurement import batches_of
 from adderize.inspection.result import NormState
 from adderize.layers import Adder
-from adderize.surgery.norms import find_norm_by_order, find_norms, is_trainable_norm
-from adderize.training.recalibration import estimate_statistics
+from adderize.surgery.norms import find_norm_by_order, find_norms, is_norm, is_trainable_norm
+from adderize.training.recalibration import estimate_statistics, tracking_norms
 
 # Fewer images give no statistics worth comparing with.
 _LEAST_IMAGES = 16
@@ -45,10 +45,6 @@ def find_norm_states(
         if norm is not None:
             after[layer] = states[norm]
     return NormStates(states, after)
-
-
-def is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
 
 
 def _norm_after(layer: nn.Module, model: nn.Module, flows: Sequence[Flow]) -> nn.Module | None:
@@ -110,8 +106,7 @@ def staleness(
     if not norms or len(images) < _LEAST_IMAGES:
         return {}
     fresh = copy.deepcopy(model)
-    tracking = [m for m in fresh.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    estimate_statistics(fresh, tracking, batches_of(model, images), fresh)
+    estimate_statistics(fresh, tracking_norms(fresh), batches_of(model, images), fresh)
     found = {}
     for name, norm in norms.items():
         other = fresh.get_submodule(name)

@@ -20,8 +20,10 @@ from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import carriers, module_of, operation
 from adderize.quantize.float_graph import float_graph
+from adderize.quantize.start import check_float32
 from adderize.surgery.checks import check_model
-from adderize.surgery.entries import converted_entries
+from adderize.surgery.entries import entries_or_none
+from adderize.surgery.records import attach, attached
 
 _KEY = "adderize_shifts"
 
@@ -53,15 +55,6 @@ class ShiftRecord:
             return cls(ShiftReport.from_dict(content["report"]), converted, settings)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdderizeError(f"the record of the shifts is damaged: {error!r}") from error
-
-    def layers(self) -> dict[str, dict[str, Any]]:
-        """The manifest's entries; AdderizeError where there are none."""
-        if self.converted is None:
-            raise AdderizeError(
-                "the model had adders with norms of other kinds than batch norm: put those norms "
-                "after the layers in the model itself, then convert and save"
-            )
-        return self.converted
 
 
 @torch.no_grad()
@@ -124,8 +117,8 @@ def multiplication_free(
     network.graph.lint()
     network.recompile()
     network.eval().requires_grad_(False)
-    record = ShiftRecord(report, _entries(model), settings_of(model))
-    vars(network)[_KEY] = network.meta[_KEY] = record
+    record = ShiftRecord(report, entries_or_none(model), settings_of(model))
+    attach(network, _KEY, record)
     return network
 
 
@@ -138,7 +131,7 @@ def multiplication_free_like(model: nn.Module, record: ShiftRecord) -> fx.GraphM
         filter_terms=report.filter_terms,
         strict=False,
     )
-    vars(network)[_KEY] = network.meta[_KEY] = record
+    attach(network, _KEY, record)
     return network
 
 
@@ -156,16 +149,7 @@ def shift_report(model: nn.Module) -> ShiftReport:
 
 def shifts_of_network(model: nn.Module) -> ShiftRecord | None:
     """The record of a network without multiplications; None for any other."""
-    # copy.deepcopy keeps only `meta` of a GraphModule's attributes, and pickle keeps all others.
-    record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
-    return record if isinstance(record, ShiftRecord) else None
-
-
-def _entries(model: nn.Module) -> dict[str, dict[str, Any]] | None:
-    try:
-        return converted_entries(model)
-    except AdderizeError:
-        return None
+    return attached(model, _KEY, ShiftRecord)
 
 
 def _check(model: nn.Module) -> None:
@@ -182,11 +166,7 @@ def _check(model: nn.Module) -> None:
         raise AdderizeError(
             "the model has no multiplications any more: pass the float model that it was made of"
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise AdderizeError(f"{name} is on the meta device and has no values")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise AdderizeError(f"{name} has {tensor.dtype}; expected float32: use model.float()")
+    check_float32(model)
 
 
 class _Rewriting:

@@ -23,6 +23,11 @@ from adderize.layers.same import same_padding
 _LOWEST, _HIGHEST = -126, 126
 
 
+def check_terms(terms: int) -> None:
+    if type(terms) is not int or not 1 <= terms <= 24:
+        raise AdderizeError(f"terms is {terms!r}; expected a number of powers of two from 1 to 24")
+
+
 def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     """Exponents and signs of the nearest sums of signed powers of two.
 
@@ -37,8 +42,7 @@ def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     Raises:
         AdderizeError: values that are not finite, or of 2^126 and more; terms out of range.
     """
-    if type(terms) is not int or not 1 <= terms <= 24:
-        raise AdderizeError(f"terms is {terms!r}; expected a number of powers of two from 1 to 24")
+    check_terms(terms)
     rest = values.detach().float()
     if not bool(rest.isfinite().all()) or bool((rest.abs() >= 2.0**_HIGHEST).any()):
         raise AdderizeError(

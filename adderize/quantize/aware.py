@@ -19,6 +19,7 @@ from adderize.quantize.observe import calibration_inputs
 from adderize.quantize.start import Observed, Ranges, check_values, copied, observed, some_of
 from adderize.quantize.traced import TracedNetwork, values_of
 from adderize.quantize.untraced import UntracedNetwork
+from adderize.surgery.records import attach, attached
 
 _KEY = "adderize_aware"
 
@@ -86,16 +87,13 @@ def prepare_qat(
         ranges, network.absorbed, network.apart, network.hooked, start.remarks, start.entries,
         start.settings,
     )  # fmt: skip
-    if isinstance(prepared, fx.GraphModule):
-        prepared.meta[_KEY] = record
-    vars(prepared)[_KEY] = record
+    attach(prepared, _KEY, record)
     return prepared.train()
 
 
 def preparation_of(model: nn.Module) -> Preparation | None:
     """The record of a prepared network; None for any other."""
-    record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
-    return record if isinstance(record, Preparation) else None
+    return attached(model, _KEY, Preparation)
 
 
 def prepared_network(model: nn.Module, calibration: Iterable[Any], *, inplace: bool) -> Observed:

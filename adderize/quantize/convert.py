@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.symbolic import is_query
 from adderize.layers import Adder
+from adderize.layers.shift_add import statistics_of_norm
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import (
     Epilogue,
@@ -74,19 +75,13 @@ def norm_affine(layer: Adder, norms: Iterable[nn.Module], rounding: float) -> tu
     gain = torch.ones(len(filters), dtype=torch.float64, device=filters.device)
     offset = torch.zeros_like(gain)
     for number, norm in enumerate(norms):
-        assert isinstance(norm, _BatchNorm) and norm.running_mean is not None
-        assert norm.running_var is not None
-        variance = norm.running_var.double()
-        factor = (variance + norm.eps).rsqrt()
-        if norm.weight is not None:
-            factor = factor * norm.weight.detach().double()
-        offset = (offset - norm.running_mean.double()) * factor
+        assert isinstance(norm, _BatchNorm)
+        factor, mean, beta = statistics_of_norm(norm)
+        offset = (offset - mean) * factor
         if number == 0:
             constant = taken_for_constant(norm, rounding)
             factor, offset = factor.masked_fill(constant, 0), offset.masked_fill(constant, 0)
-        gain = gain * factor
-        if norm.bias is not None:
-            offset = offset + norm.bias.detach().double()
+        gain, offset = gain * factor, offset + beta
     return gain, offset
 
 

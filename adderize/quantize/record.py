@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from adderize.errors import AdderizeError
 from adderize.quantize.float_tracer import Hooked
@@ -14,6 +14,7 @@ from adderize.quantize.qparams import QParams
 from adderize.quantize.quantization_report import QuantizationReport
 from adderize.quantize.traced import TracedNetwork
 from adderize.quantize.untraced import UntracedNetwork
+from adderize.surgery.records import attach, attached
 
 _KEY = "adderize_quantization"
 
@@ -40,15 +41,6 @@ class Quantization:
     converted: dict[str, dict[str, Any]] | None
     hooked: Hooked = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] | None = None
-
-    def layers(self) -> dict[str, dict[str, Any]]:
-        """The manifest's entries; AdderizeError where there are none."""
-        if self.converted is None:
-            raise AdderizeError(
-                "the model had adders with norms of other kinds than batch norm: put those norms "
-                "after the layers in the model itself, then quantize and save"
-            )
-        return self.converted
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the entries of the adders."""
@@ -92,18 +84,14 @@ def _are_qparams(qparams: QParams) -> bool:
 def finished(model: nn.Module, record: Quantization) -> nn.Module:
     """The quantized network ready for use, with its record."""
     use_channels_last(model)
-    if isinstance(model, fx.GraphModule):
-        model.meta[_KEY] = record
     model.eval().requires_grad_(False)
-    vars(model)[_KEY] = record
+    attach(model, _KEY, record)
     return model
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:
     """The record of a quantized network; None for any other."""
-    # copy.deepcopy keeps only `meta` of a GraphModule's attributes, and pickle keeps all others.
-    record = vars(model).get(_KEY) or vars(model).get("meta", {}).get(_KEY)
-    return record if isinstance(record, Quantization) else None
+    return attached(model, _KEY, Quantization)
 
 
 def rebuild(model: nn.Module, record: Quantization) -> nn.Module:

@@ -27,7 +27,7 @@ from adderize.quantize.qparams import QParams
 from adderize.quantize.traced import TracedNetwork
 from adderize.quantize.untraced import UntracedNetwork
 from adderize.surgery.checks import check_model
-from adderize.surgery.entries import converted_entries
+from adderize.surgery.entries import entries_or_none
 
 _COMPARED_IMAGES = 4
 
@@ -102,7 +102,7 @@ def observed(
     """
     _check(model, ranges)
     model = (model if inplace else copied(model)).eval()
-    adders, entries, settings = _adders(model), _entries(model), settings_of(model)
+    adders, entries, settings = _adders(model), entries_or_none(model), settings_of(model)
     batches = calibration_inputs(calibration, next(model.parameters()).device)
     first = next(batches)
     network = prepare(model, first, trains=trains)
@@ -137,13 +137,19 @@ def _check(model: nn.Module, ranges: Ranges) -> None:
     check_values(model)
 
 
-def check_values(model: nn.Module) -> None:
-    """Raise AdderizeError for weights that are not finite float32 values."""
+def check_float32(model: nn.Module) -> None:
+    """Raise AdderizeError for weights of other dtypes, or without values."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise AdderizeError(f"{name} is on the meta device and has no values")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise AdderizeError(f"{name} has {tensor.dtype}; expected float32: use model.float()")
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise AdderizeError for weights that are not finite float32 values."""
+    check_float32(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise AdderizeError(f"{name} holds NaN or infinity; expected finite weights")
 
@@ -169,13 +175,6 @@ def copied(model: nn.Module) -> nn.Module:
 
 def _adders(model: nn.Module) -> dict[str, Adder]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adder)}
-
-
-def _entries(model: nn.Module) -> dict[str, dict[str, Any]] | None:
-    try:
-        return converted_entries(model)
-    except AdderizeError:
-        return None
 
 
 def some_of(model: nn.Module, inputs: Tensor) -> Tensor:

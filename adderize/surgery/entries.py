@@ -45,6 +45,14 @@ def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
+def entries_or_none(model: nn.Module) -> dict[str, dict[str, Any]] | None:
+    """As :func:`converted_entries`; None where a layer's own norm is not a plain batch norm."""
+    try:
+        return converted_entries(model)
+    except AdderizeError:
+        return None
+
+
 def filter_deviations(model: nn.Module) -> dict[str, float | None]:
     """The standard deviation of the filters of every converted layer, to four digits.
 

@@ -82,6 +82,10 @@ def _passes(node: Node) -> bool:
     return isinstance(node.module, _PASSING_MODULES)
 
 
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
+
+
 def is_trainable_norm(module: nn.Module) -> bool:
     """Batch, group, layer or instance norm that is not frozen (one without gamma cannot be)."""
     return isinstance(module, NORMS) and all(p.requires_grad for p in module.parameters())

@@ -167,8 +167,8 @@ def held_filters(filters: dict[str, nn.Parameter], optimizer: Optimizer) -> dict
     return {name: weight for name, weight in filters.items() if id(weight) in held}
 
 
-def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    if type(tensor) is Tensor or not torch.distributed.is_available():
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    if type(tensor) in (Tensor, nn.Parameter) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
 
@@ -181,7 +181,7 @@ def _check_gradient(name: str, gradient: Tensor) -> None:
             f"layer {name}: the gradient of the filters has layout {gradient.layout}; "
             "expected a dense gradient (torch.strided)"
         )
-    if _is_dtensor(gradient) and any(p.is_partial() for p in gradient.placements):
+    if is_dtensor(gradient) and any(p.is_partial() for p in gradient.placements):
         raise AdderizeError(
             f"layer {name}: the gradient of the filters is a partial sum {gradient.placements}; "
             "expected a sharded or replicated DTensor. Reduce the gradients before scaling them"
@@ -189,7 +189,7 @@ def _check_gradient(name: str, gradient: Tensor) -> None:
 
 
 def _local(gradient: Tensor) -> Tensor:
-    return gradient.to_local() if _is_dtensor(gradient) else gradient
+    return gradient.to_local() if is_dtensor(gradient) else gradient
 
 
 def _stack(scalars: Sequence[Tensor]) -> Tensor:
@@ -203,7 +203,7 @@ def _global_norms(gradients: list[Tensor], local: list[Tensor]) -> list[Tensor]:
     norms = list(torch._foreach_norm(local))
     sharded: dict[tuple[DeviceMesh, tuple[bool, ...]], list[int]] = {}
     for index, gradient in enumerate(gradients):
-        if _is_dtensor(gradient):
+        if is_dtensor(gradient):
             shards = tuple(not p.is_replicate() for p in gradient.placements)
             sharded.setdefault((gradient.device_mesh, shards), []).append(index)
     for (mesh, shards), indices in sharded.items():

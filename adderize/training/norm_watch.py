@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from adderize.dataflow import NORMS
 from adderize.layers import Adder
+from adderize.surgery.norms import is_norm
 
 
 def warn_of_untrained_norms(model: nn.Module, optimizers: Collection[Optimizer]) -> bool:
@@ -42,15 +42,11 @@ def _norms_after_adders(
     for name, module in model.named_modules():
         if isinstance(module, Adder):
             waiting = module.weight.requires_grad and id(module.weight) in optimized
-        elif waiting and _is_norm(module):
+        elif waiting and is_norm(module):
             yield name, module
             waiting = False
         elif any(parameter is not None for parameter in module._parameters.values()):
             waiting = False
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) or type(module).__name__.startswith("FrozenBatchNorm")
 
 
 def _why_untrained(norm: nn.Module, optimized: Collection[int]) -> str | None:

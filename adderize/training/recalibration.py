@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,7 +52,7 @@ def recalibrate(
             the statistics are then what they were.
     """
     check_module(model)
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = tracking_norms(model)
     if not norms:
         raise AdderizeError("the model has no batch norm with running statistics to recalibrate")
     iterator = iter([batches] if isinstance(batches, Tensor) else batches)
@@ -72,9 +72,14 @@ def recalibrate(
     return model
 
 
+def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms with running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
 def estimate_statistics(
     model: nn.Module,
-    norms: list[_BatchNorm],
+    norms: Sequence[_BatchNorm],
     batches: Iterable[Any],
     run: Callable[[Any], Any],
     *,

@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from adderize.errors import AdderizeError
 from adderize.layers import Adder
-from adderize.layers.shift_add import rounded_to_powers
+from adderize.layers.shift_add import check_terms, rounded_to_powers
+from adderize.training.adaptive_rate import is_dtensor
 
 
 class ShiftNorms(Callback):
@@ -45,8 +46,7 @@ class ShiftNorms(Callback):
     """
 
     def __init__(self, terms: int = 2, after: float = 0.9, max_steps: int | None = None) -> None:
-        if type(terms) is not int or not 1 <= terms <= 24:
-            raise AdderizeError(f"terms is {terms!r}; expected 1 to 24 powers of two")
+        check_terms(terms)
         if not 0 <= after <= 1:
             raise AdderizeError(f"after is {after!r}; expected a part of the training, 0 to 1")
         self.terms, self.after, self.max_steps = terms, after, max_steps
@@ -220,22 +220,16 @@ def _deviation_and_scale(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor that FSDP2 has sharded; every process must call this."""
-    if type(tensor) is nn.Parameter or not torch.distributed.is_available():
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def _as(tensor: Tensor, whole: Tensor) -> Tensor:
     """A tensor of the shape of another, of its dtype, sharded where it is."""
     whole = whole.to(tensor.dtype)
-    if type(tensor) is nn.Parameter or not torch.distributed.is_available():
+    if not is_dtensor(tensor):
         return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
-    if not isinstance(tensor, DTensor):
-        return whole
     return distribute_tensor(whole, tensor.device_mesh, tensor.placements)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from adderize.data.image_sources import evenly_spaced
 from adderize.errors import AdderizeError
 from adderize.evaluation import first_input
 from adderize.layers import AdderLinear
+from adderize.training.recalibration import estimate_statistics
 from adderize.transfer.images import Images
 from adderize.transfer.pairs import Pair, Reached, run_until_reached
 
@@ -119,25 +121,17 @@ class Bench:
         """
         if not norms:
             return
-        momenta = [norm.momentum for norm in norms]
 
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
             raise Reached
 
         handle = None if until is None else until.adder.register_forward_pre_hook(stop)
         try:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.train()
-            for batch in self.images:
-                run_until_reached(self.model, batch)
+            run = partial(run_until_reached, self.model)
+            estimate_statistics(self.model, norms, self.images, run)
         finally:
             if handle is not None:
                 handle.remove()
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-                norm.eval()
 
 
 def _in_rows(adder: nn.Module, x: Tensor) -> Tensor:

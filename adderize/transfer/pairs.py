@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.errors import AdderizeError
 from adderize.layers import Adder
 from adderize.surgery.checks import check_model
+from adderize.training.recalibration import tracking_norms
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_pairs(model: nn.Module, teacher: nn.Module, inputs: Any) -> tuple[list[
         AdderizeError: models that are wrapped or compiled, are the same, or do not belong together.
     """
     adders = _counterparts(model, teacher)
-    norms = {m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+    norms = tracking_norms(model)
     names: dict[nn.Module, str] = {adder: name for name, (adder, _) in adders.items()}
     calls = _calls(model, [*names, *norms], inputs)
     of_teacher = _calls(teacher, [original for _, original in adders.values()], inputs)
