@@ -26,6 +26,11 @@ def check_switch(key: str, value: object) -> None:
         raise AdderizeError(f"{key} is {value!r}; expected True or False")
 
 
+def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise AdderizeError(f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raise unless images of so many channels, pixels in [0, 1], can have this mean and deviation.
 

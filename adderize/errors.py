@@ -14,9 +14,18 @@ class AdderizeError(ValueError):
     """
 
 
-def listed(names: Sequence[str]) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+def listed(names: Sequence[str], separator: str = ", ") -> str:
     """Up to five names, and how many more there are."""
-    shown = ", ".join(names[:5])
+    shown = separator.join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 

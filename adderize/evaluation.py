@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,11 @@ def evaluation(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the parameters are; the CPU where there are none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

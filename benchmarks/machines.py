@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adderize.bench.layers import PASSES
 from adderize.errors import AdderizeError
 
 FOLDER = Path(__file__).parent
@@ -108,10 +109,9 @@ _NETWORK_FIGURES = (
     *("limit_ms", "percent_of_limit", "pairs_per_second"),
 )
 _SPEEDS: dict[str, _Check] = {**_NETWORK, **dict.fromkeys(_NETWORK_FIGURES, _is_figure)}
-_PASSES = ("forward", "input gradient", "filter gradient", "sign filter gradient", "8 bits")
 # What a row or the machine may hold; the first of each must be there.
 ROWS: dict[str, dict[str, _Check]] = {
-    "layers": {"layer": _is_text, "pairs": _is_count, **dict.fromkeys(_PASSES, _are_figures)},
+    "layers": {"layer": _is_text, "pairs": _is_count, **dict.fromkeys(PASSES, _are_figures)},
     "rates": {
         "pass": _is_text,
         "layers": _is_text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from adderize.bench.layers import PASSES
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table, shape_text
 from benchmarks.cells import (
@@ -24,7 +25,6 @@ from benchmarks.cells import (
 )
 from benchmarks.machines import Machine
 
-_PASSES = ("forward", "input gradient", "filter gradient", "sign filter gradient", "8 bits")
 _INT8_CNN = "cnn int8, onnxruntime"
 
 
@@ -114,7 +114,7 @@ def _times(value: object) -> str:
 
 def layers(machine: Machine) -> Table:
     rows = machine["layers"]
-    passes = [name for name in _PASSES if any(name in row for row in rows)]
+    passes = [name for name in PASSES if any(name in row for row in rows)]
     header = [f"{name}, forward" if name == "8 bits" else name for name in passes]
     return Table(
         ["layer", *header],

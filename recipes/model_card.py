@@ -9,6 +9,7 @@ from typing import Any
 from adderize.checkpoints.model_card import ModelCard
 from adderize.checkpoints.named import hub_name
 from adderize.counting.budget import OpBudget
+from adderize.tables import shape_text
 from recipes.batches import ImageData
 from recipes.image_classifier import ImageClassifier
 
@@ -30,7 +31,7 @@ def model_card(
     kind = _KINDS[arguments.layers.partition("-")[0]]
     top5 = f"| test top-5, % | {metrics['test.top5']:.2f} |\n" if "test.top5" in metrics else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
-    size = "x".join(map(str, data.input_size))
+    size = shape_text(data.input_size)
     text = f"""Trained on {data.train_size:,} and tested on {data.test_size:,} images of
 {data.name}.
 Inputs are {size}, pixels in [0, 1] normalised with mean {mean} and deviation {std}.

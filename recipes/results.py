@@ -19,6 +19,7 @@ from torch import nn
 from adderize import count, recalibrate, save_model
 from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
+from adderize.errors import listed
 from adderize.layers import Converted
 from adderize.training.recalibration import tracking_norms
 from adderize.training.shift_norms import round_norm_scales_
@@ -140,12 +141,10 @@ def _budget(network: nn.Module, data: ImageData) -> OpBudget:
 def _summary(metrics: dict[str, Any], data: ImageData, folder: Path) -> str:
     before, after = metrics["operations"]["before"], metrics["operations"]["after"]
     batches = min(_RECALIBRATION_BATCHES, len(data.training_loader()))
-    converted = metrics["converted"]
-    names = ", ".join(converted[:5]) + (f" and {len(converted) - 5} more" * (len(converted) > 5))
     top5 = f", top-5 {metrics['test.top5']:.2f} %" if "test.top5" in metrics else ""
     rows = {
         "data": f"{data.name}: {data.train_size:,} training and {data.test_size:,} test images",
-        "layers": f"{metrics['layers']} (converted: {names or 'none'})",
+        "layers": f"{metrics['layers']} (converted: {listed(metrics['converted']) or 'none'})",
         "test top-1": f"{metrics['test.top1']:.2f} %, batch norms recalibrated on {batches} "
         f"training batches ({metrics['test.top1_running_statistics']:.2f} % before that){top5}",
         "train top-1": f"{metrics['train.top1']:.2f} % over the last epoch",

@@ -22,7 +22,7 @@ from adderize.bench.gpu_limits import limits
 from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
-from adderize.errors import AdderizeError
+from adderize.errors import writing
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
 
@@ -240,9 +240,8 @@ def _add(report: dict[str, Any], part: Part, name: str) -> None:
 def _write(file: Path, report: dict[str, Any]) -> None:
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(json_text(report) + "\n")
-        unfinished.replace(file)
-    except OSError as error:
-        raise AdderizeError(f"cannot write {file}: {error.strerror}") from error
+        with writing(file):
+            unfinished.write_text(json_text(report) + "\n")
+            unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

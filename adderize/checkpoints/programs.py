@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adderize.checkpoints.tensors import storable
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.integer import Instruction, Program, ShiftReport, Slot
 
 _VERSION = 1
@@ -67,14 +67,14 @@ def program_from(content: Any, tensors: Mapping[str, Tensor]) -> Program:
         raise AdderizeError(f"the program is damaged: {error!r}") from error
     read = {f"{step.layer}.{name}" for step in instructions for name in step.tensors}
     if unread := sorted(tensors.keys() - read):
-        raise AdderizeError(f"no instruction reads the tensors {', '.join(unread[:5])}")
+        raise AdderizeError(f"no instruction reads the tensors {listed(unread)}")
     return Program(slots, instructions, **ends, **numbers, report=report)
 
 
 def _instruction(layer: str, step: Any, tensors: Mapping[str, Tensor]) -> Instruction:
     names = [f"{layer}.{name}" for name in step["tensors"]]
     if missing := [name for name in names if name not in tensors]:
-        raise AdderizeError(f"the tensors {', '.join(missing[:5])} are missing")
+        raise AdderizeError(f"the tensors {listed(missing)} are missing")
     settings = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in step["settings"].items()

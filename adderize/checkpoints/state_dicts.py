@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError, listed
+from adderize.errors import AdderizeError, listed, one_line
 
 # What torch.compile, FSDP and activation checkpointing put between the names of wrapped modules.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -115,7 +115,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], source: Path) -> No
         model.load_state_dict(state, strict=True, assign=meta)
     except Exception as error:
         raise AdderizeError(
-            f"the weights of {source} do not belong to this model: {' '.join(str(error).split())}"
+            f"the weights of {source} do not belong to this model: {one_line(error)}"
         ) from error
     # Assigning gives each name a parameter of its own.
     for alias, name in aliases.items() if meta else ():
@@ -141,7 +141,7 @@ def _check_fit(model: nn.Module, state: Mapping[str, Any], source: Path) -> None
         problems.append(f"the model lacks {listed(unexpected)}")
     if problems:
         raise AdderizeError(
-            f"the weights of {source} do not belong to this model: {'; '.join(problems[:5])}"
+            f"the weights of {source} do not belong to this model: {listed(problems, '; ')}"
         )
 
 

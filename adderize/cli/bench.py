@@ -14,9 +14,9 @@ from adderize.bench import integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
-from adderize.cli.shared_options import images, positive, size
+from adderize.cli.shared_options import images, positive, size, usable_device
 from adderize.data.image_sources import SOURCES
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.models.by_name import FORMS, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table
@@ -112,25 +112,16 @@ def _timing(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise RuntimeError("it computes nothing")
-        if device.type == "cuda" and device.index is not None:
-            # Timers wait for the current device only.
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
+    device = usable_device(name)
+    if device.type == "cuda" and device.index is not None:
+        # Timers wait for the current device only.
+        torch.cuda.set_device(device)
     return device
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
-    try:
+    with writing(file):
         file.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise AdderizeError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

@@ -15,13 +15,14 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_arch_options,
     add_conversion_options,
+    add_cost_options,
     add_format,
     arch_options,
     conversion_options,
     output_file,
     size,
 )
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, writing
 from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
@@ -67,10 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sort", metavar="KEY",
         help="largest first: multiplications, additions, energy_joule, ...; before.KEY likewise",
     )  # fmt: skip
-    parser.add_argument(
-        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
-    )
-    parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
+    add_cost_options(parser)
     parser.add_argument(
         "--plot", type=output_file, metavar="FILE", help="also draw the stages (png, svg)"
     )
@@ -85,10 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text)
         return 0
-    try:
+    with writing(arguments.output):
         arguments.output.write_text(text + "\n")
-    except OSError as error:
-        raise AdderizeError(f"cannot write {arguments.output}: {error.strerror}") from error
     note(f"wrote {arguments.output}")
     return 0
 

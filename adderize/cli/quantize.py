@@ -29,6 +29,7 @@ from adderize.errors import AdderizeError
 from adderize.integer import IntegerNetwork, integer_report, to_integer
 from adderize.models.by_name import input_size
 from adderize.quantize import quantize, quantize_report
+from adderize.quantize.observe import METHODS
 from adderize.tables import json_text
 from adderize.transfer.stages import Stages
 
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where the result is saved",
     )
     parser.add_argument(
-        "--method", choices=("minmax", "percentile", "mse"), default="minmax",
+        "--method", choices=METHODS, default="minmax",
         help="how ranges follow from the images (minmax)",
     )  # fmt: skip
     parser.add_argument(

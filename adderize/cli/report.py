@@ -9,6 +9,7 @@ from adderize.checkpoints import named
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
+    add_cost_options,
     add_image_options,
     add_network_arguments,
     arch_options,
@@ -43,10 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "errors in 8 bits are left out",
     )  # fmt: skip
     add_image_options(parser, limit=128)
-    parser.add_argument(
-        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
-    )
-    parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
+    add_cost_options(parser)
     add_conversion_options(parser)
 
 

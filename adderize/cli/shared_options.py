@@ -14,8 +14,8 @@ from adderize.checkpoints.manifest import WEIGHTS
 from adderize.cli.messages import note
 from adderize.data.image_sources import class_folders, load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
-from adderize.errors import AdderizeError
-from adderize.evaluation import evaluation
+from adderize.errors import AdderizeError, first_line
+from adderize.evaluation import device_of, evaluation
 from adderize.models.by_name import FORMS, input_size, options_from
 from adderize.tables import FORMATS
 
@@ -93,6 +93,13 @@ def conversion_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in _NAMES}
 
 
+def add_cost_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
+    )
+    parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
+
+
 def add_image_options(parser: argparse.ArgumentParser, *, limit: int) -> None:
     """How the images of `--data` are read; their number is at most `limit` by default."""
     parser.add_argument(
@@ -142,7 +149,7 @@ def labelled_images(
 
 def _outputs(model: nn.Module, image: Tensor) -> int | None:
     """How many logits a network gives; None where it gives something else, or fails."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     try:
         with torch.no_grad(), evaluation(model):
             logits = model(image.to(device))
@@ -246,3 +253,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError) as error:
+        raise AdderizeError(f"--device {name} cannot be used: {first_line(error)}") from error
+    return device

@@ -25,6 +25,7 @@ from adderize.cli.shared_options import (
     labelled_images,
     output_folder,
     positive,
+    usable_device,
 )
 from adderize.data.image_sources import SOURCES, evenly_spaced
 from adderize.errors import AdderizeError, writing
@@ -169,12 +170,7 @@ def _check_counts(arguments: argparse.Namespace) -> None:
 
 
 def _teacher(arguments: argparse.Namespace) -> nn.Module:
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.empty(0, device=name).device
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise AdderizeError(f"--device {name} cannot be used: {reason}") from error
+    device = usable_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = by_name.build(arguments.arch, **arch_options(arguments))
     return named.start_from(model, arguments.arch, arguments.weights).to(device).eval()
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.arguments import check_module
+from adderize.arguments import check_choice, check_module
 from adderize.counting import fvcore
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable, energy_table, latency_table
@@ -87,8 +87,7 @@ def count(
             that depends on values, options that :func:`adderize.plan` refuses, a bad table.
     """
     check_module(model)
-    if counter not in _TRACERS:
-        raise AdderizeError(f"counter is {counter!r}; expected one of {', '.join(COUNTERS)}")
+    check_choice("counter", counter, COUNTERS)
     if isinstance(model, IntegerNetwork) and energy is None:
         energy = "int32"
     tables = energy_table(energy), latency_table(latency)

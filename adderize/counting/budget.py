@@ -193,10 +193,7 @@ class OpBudget(Report):
             notes.append(f"{what}: {table.name} ({table.source}){without}")
             for kind, source in table.other_sources(occurring).items():
                 notes.append(f"{what} of {kind}: {source}")
-        for item in self.uncounted:
-            layer = item.layer or "the model itself"
-            notes.append(f"not counted: {item.operator} in {layer}, {item.calls} calls")
-        return notes
+        return notes + [f"not counted: {item}" for item in self.uncounted]
 
 
 def _cells(layer: Layer, columns: Iterable[tuple[str, str]]) -> Sequence[str]:

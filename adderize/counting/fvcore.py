@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from adderize.arguments import check_module
+from adderize.arguments import check_choice, check_module
 from adderize.counting.operators import FORMULAS, count_call
 from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
 from adderize.counting.views import Reading
@@ -101,8 +101,7 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
     ) -> None:
         check_module(model)
         super().__init__(model, inputs)
-        if view not in get_args(View):
-            raise AdderizeError(f"view is {view!r}; expected one of {', '.join(get_args(View))}")
+        check_choice("view", view, get_args(View))
         unknown = [kind for kind in kinds if kind not in KINDS]
         if isinstance(kinds, str) or unknown:
             raise AdderizeError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")

@@ -43,6 +43,9 @@ class Uncounted:
     layer: str
     calls: int
 
+    def __str__(self) -> str:
+        return f"{self.operator} in {self.layer or 'the model itself'}, {self.calls} calls"
+
 
 def of_kind(layers: Iterable[Layer], kind: str) -> list[Layer]:
     """

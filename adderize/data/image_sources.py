@@ -19,6 +19,7 @@ from adderize.data.photographs import VALIDATION, Photographs, from_files, open_
 from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError
 from adderize.progress import steps
+from adderize.tables import shape_text
 
 SOURCES = (
     "an image file, a folder of images (searched through), a Hugging Face parquet file or a folder "
@@ -252,7 +253,7 @@ def _fitted(image: Tensor, size: Sequence[int], path: Path) -> Tensor:
     if tuple(image.shape[1:]) == (height, width):
         return image
     if image.is_floating_point():
-        found = "x".join(map(str, image.shape))
+        found = shape_text(image.shape)
         raise AdderizeError(
             f"the images of {path} are {found} and normalised; expected {channels}x{height}x{width}"
         )

@@ -11,7 +11,7 @@ import torch
 from adderize.data.image_sets import Dataset, ImageSet, checked
 from adderize.data.normalisation import MNIST
 from adderize.data.placement import on_cpu
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 
 EMBEDDED = "embedded"
 IDX_SETS = ("MNIST", "FashionMNIST", "KMNIST")
@@ -74,7 +74,7 @@ def read_idx(root: Path, name: str, split: str, download: bool = False) -> Image
         return checked(ImageSet(found.data.unsqueeze(1), found.targets), 10)
     except Exception as error:
         action = "download" if download else "read"
-        reason = (str(error) or repr(error)).splitlines()[0].rstrip(".: ")
+        reason = first_line(error).rstrip(".: ")
         raise AdderizeError(f"cannot {action} {name} in {root / name / 'raw'}: {reason}") from error
 
 

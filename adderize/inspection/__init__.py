@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.arguments import check_module
 from adderize.dataflow import trace
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 from adderize.inspection.findings import findings_of
 from adderize.inspection.measurement import LAYERS, Measured, measure
 from adderize.inspection.norm_states import find_norm_states, staleness
@@ -15,6 +15,7 @@ from adderize.inspection.result import Finding, Inspection, Layer, NormState, Ra
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import shifts_of_network
 from adderize.quantize.record import quantization_of
+from adderize.tables import shape_text
 
 __all__ = ["Finding", "Inspection", "Layer", "NormState", "Range", "inspect"]
 
@@ -67,9 +68,9 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
         except AdderizeError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
-            shape = "x".join(map(str, images.shape))
-            raise AdderizeError(f"the model fails on images {shape}: {reason}") from error
+            raise AdderizeError(
+                f"the model fails on images {shape_text(images.shape)}: {first_line(error)}"
+            ) from error
     norms = find_norm_states(model, layers, flows, stale)
     rows = tuple(
         Layer.of(layer_name, layer, measured.get(layer), norms.after.get(layer))

@@ -35,7 +35,7 @@ ADVICE = {
     '(init="rescale" or "normal"), not from a convolution\'s filters as they are',
 }
 
-_SATURATED = 0.95
+SATURATED = 0.95
 _ALIKE = 0.99
 _LARGEST_SHIFT = 0.5
 _LARGEST_RATIO = 2.0
@@ -109,7 +109,7 @@ def _adder_findings(row: Layer, norms: NormStates) -> Iterator[Finding]:
 def _input_findings(row: Layer) -> Iterator[Finding]:
     if row.inputs is not None and row.inputs.min == row.inputs.max:
         yield _finding("dead input", row.name, f"always {row.inputs.min:g}")
-    elif row.outside is not None and row.outside >= _SATURATED:
+    elif row.outside is not None and row.outside >= SATURATED:
         yield _finding("saturated layer", row.name, f"{row.outside:.1%} outside")
 
 

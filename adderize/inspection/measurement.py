@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from adderize.evaluation import evaluation, first_input
+from adderize.evaluation import device_of, evaluation, first_input
 from adderize.layers import Adder, AdderLinear, pads_with_zeros
 from adderize.progress import steps
 
@@ -117,7 +117,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
 
 def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
     """Split the images into batches of about equal size, on the model's device."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     return images.to(device).tensor_split(math.ceil(len(images) / _BATCH))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from adderize.errors import listed
 from adderize.layers import Adder
 from adderize.tables import Report, Table, bullets, csv_text, plain, shape_text
 
@@ -129,6 +130,10 @@ class Finding:
     detail: str
     advice: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.name} ({self.detail})" if self.detail else self.name
+
 
 _MOST = 0.5
 
@@ -167,6 +172,12 @@ class Inspection(Report):
             return None
         return "full" if self.outside >= _MOST else "sign_input"
 
+    def by_kind(self) -> dict[str, list[Finding]]:
+        found: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            found.setdefault(finding.kind, []).append(finding)
+        return found
+
     def to_csv(self) -> str:
         rows = [_flat(layer) for layer in self.layers]
         return csv_text(list(rows[0]), (list(row.values()) for row in rows))
@@ -196,13 +207,10 @@ class Inspection(Report):
 
     def _finding_lines(self) -> list[str]:
         """One line a kind, with the first of its places."""
-        lines = []
-        for kind in dict.fromkeys(finding.kind for finding in self.findings):
-            same = [finding for finding in self.findings if finding.kind == kind]
-            shown = ", ".join(f"{f.name} ({f.detail})" if f.detail else f.name for f in same[:4])
-            more = f" and {len(same) - 4} more" if len(same) > 4 else ""
-            lines.append(f"{kind}: {shown}{more}. {same[0].advice}")
-        return lines
+        return [
+            f"{kind}: {listed([finding.place for finding in same])}. {same[0].advice}"
+            for kind, same in self.by_kind().items()
+        ]
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adderize.arguments import check_statistics
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.integer_network import IntegerNetwork
 from adderize.integer.layer_shifts import ShiftReport
@@ -72,7 +72,7 @@ def to_integer(
     lowering = Lowering(body.graph, size, image, terms=terms, filter_terms=filter_terms)
     if lowering.refused:
         raise AdderizeError(
-            f"the network cannot become integers: {'; '.join(lowering.refused[:5])}. Replace such "
+            f"the network cannot become integers: {listed(lowering.refused, '; ')}. Replace such "
             "operations, or compute them on the network's results; the 8-bit network keeps them in "
             "float32"
         )

@@ -17,7 +17,7 @@ from adderize.integer.program import Setting
 from adderize.integer.program_builder import ProgramBuilder, slot_of
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, number
-from adderize.quantize.calls import clamp_bounds, operation
+from adderize.quantize.calls import clamp_bounds, name_of, operation
 from adderize.quantize.qparams import quantize_bytes
 
 # The bits of the largest magnitude of a value that no bytes follow.
@@ -217,8 +217,3 @@ def unit_for(real: float, scale: float | None) -> float:
     """
     unit = real / 2**VALUE_BITS or 1.0
     return scale * 2.0 ** math.ceil(math.log2(unit / scale)) if scale else unit
-
-
-def name_of(node: Node) -> str:
-    """The name of the module that a node calls, else its own."""
-    return str(node.target) if node.op == "call_module" else node.name

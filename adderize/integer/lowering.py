@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.dataflow.symbolic import is_query
 from adderize.errors import AdderizeError
 from adderize.integer.layer_rules import lower_adder, lower_norm, lower_product, lower_to_bytes
-from adderize.integer.lowered_values import LoweredValues, Place, name_of
+from adderize.integer.lowered_values import LoweredValues, Place
 from adderize.integer.moves import MOVES
 from adderize.integer.pooling_rules import lower_max_pool, lower_mean
 from adderize.integer.refusal import RefusedError, check_plain
@@ -19,7 +19,7 @@ from adderize.integer.tensor_rules import lower_add, lower_clamp, lower_join, lo
 from adderize.integer.value import Value
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import clamp_bounds, module_of, operation
+from adderize.quantize.calls import clamp_bounds, module_of, name_of, operation
 from adderize.quantize.memory_formats import in_format_of
 from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
 

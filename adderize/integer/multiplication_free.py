@@ -11,14 +11,14 @@ from torch import fx, nn
 from torch.fx import Node
 
 from adderize.dataflow.symbolic import unseen_change
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed, one_line
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
 from adderize.integer.refusal import RefusedError
 from adderize.integer.shift_rules import Terms, function_form, module_form
 from adderize.layers.settings import settings_of
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import carriers, module_of, operation
+from adderize.quantize.calls import carriers, module_of, name_of, operation
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.start import check_float32
 from adderize.surgery.checks import check_model
@@ -92,10 +92,9 @@ def multiplication_free(
         unseen = unseen_change(model)
         network, _ = float_graph(copy.deepcopy(model))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise AdderizeError(
-            f"torch.fx cannot trace the model, so its products cannot be found: {reason}; rewrite "
-            "its forward without branches on values"
+            "torch.fx cannot trace the model, so its products cannot be found: "
+            f"{one_line(error)[:200]}; rewrite its forward without branches on values"
         ) from error
     if unseen is not None:
         raise AdderizeError(
@@ -104,11 +103,9 @@ def multiplication_free(
         )
     rewriting = _Rewriting(network, Terms(norm_terms, filter_terms))
     if rewriting.refused and strict:
-        refused = "; ".join(rewriting.refused[:5])
-        more = len(rewriting.refused) - 5
         raise AdderizeError(
-            f"the network has products without a form of shifts: {refused}"
-            f"{f' and {more} more' if more > 0 else ''}; strict=False leaves them"
+            "the network has products without a form of shifts: "
+            f"{listed(rewriting.refused, '; ')}; strict=False leaves them"
         )
     report = ShiftReport(
         norm_terms, filter_terms, tuple(rewriting.layers), tuple(rewriting.refused)
@@ -189,12 +186,9 @@ class _Rewriting:
                 try:
                     self._rewrite(node)
                 except RefusedError as error:
-                    self.refused.append(f"{self._name(node)}: {error}")
+                    self.refused.append(f"{name_of(node)}: {error}")
                 except AdderizeError as error:
-                    raise AdderizeError(f"{self._name(node)}: {error}") from error
-
-    def _name(self, node: Node) -> str:
-        return str(node.target) if node.op == "call_module" else node.name
+                    raise AdderizeError(f"{name_of(node)}: {error}") from error
 
     def _rewrite(self, node: Node) -> None:
         module = module_of(node)

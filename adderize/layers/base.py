@@ -135,5 +135,5 @@ def pads_with_zeros(layer: nn.Module) -> bool:
         return False
     padding: object = layer.padding
     if isinstance(padding, str):
-        return padding == "same"
+        return padding == "same" and any(size > 1 for size in layer.kernel_size)
     return any(padding) if isinstance(padding, Sequence) else bool(padding)

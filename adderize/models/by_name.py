@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from adderize import models
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, one_line
 
 FORMS = (
     "`resnet50` (torchvision), `resnet20` (adderize.models), `timm:NAME` or "
@@ -89,9 +89,7 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:
         # A tag of weights that there are none of, or a checkpoint_path of another network.
-        raise AdderizeError(
-            f"timm cannot build {name!r}: {' '.join(str(error).split())}"
-        ) from error
+        raise AdderizeError(f"timm cannot build {name!r}: {one_line(error)}") from error
     return model
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
-from adderize.layers import Adder, AdderConv2d, AdderConv2dSame, effective_geometry
+from adderize.layers import pads_with_zeros
 from adderize.quantize.calls import carriers, is_max_pool, is_plain, module_of, operation
 from adderize.quantize.fuse import Fusion
 
@@ -159,13 +159,3 @@ def _gives_tensor(node: Node) -> bool:
     source, index = node.args
     several = isinstance(source, Node) and operation(source) in _SEVERAL
     return isinstance(index, int if several else tuple)
-
-
-def pads_with_zeros(layer: Adder) -> bool:
-    """Whether zeros are among what an adder's filters meet."""
-    if isinstance(layer, AdderConv2dSame):
-        return True
-    if not isinstance(layer, AdderConv2d) or layer.padding_mode != "zeros":
-        return False
-    geometry, around = effective_geometry(layer)
-    return any(geometry.padding) or any(around)

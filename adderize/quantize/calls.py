@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Container
 
 from torch import fx, nn
 from torch.fx import Node
@@ -127,3 +129,14 @@ def is_max_pool(node: Node) -> bool:
     if module is not None:
         return type(module) is nn.MaxPool2d and is_plain(module) and not module.return_indices
     return operation(node) == "max_pool2d" and not node.kwargs.get("return_indices")
+
+
+def name_of(node: Node) -> str:
+    """The name of the module that a node calls, else its own."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The first of NAME_1, NAME_2, ... that is not taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(candidate for candidate in numbered if candidate not in taken)

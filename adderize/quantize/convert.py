@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from adderize.quantize.byte_layers import (
     quantized_layer,
 )
 from adderize.quantize.byte_tensors import ByteTensors
-from adderize.quantize.calls import clamp_bounds, is_max_pool, module_of
+from adderize.quantize.calls import clamp_bounds, free_name, is_max_pool, module_of
 from adderize.quantize.fake_layers import FAKE_ADDERS
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
@@ -157,8 +156,7 @@ class GraphConversion:
         if fusion.name not in {call.target for call in self.calls.values()}:
             return fusion.name
         taken = {name for name, _ in self.traced.named_modules(remove_duplicate=False)}
-        names = (f"{fusion.name}_{number}" for number in itertools.count(1))
-        return next(name for name in names if name not in taken)
+        return free_name(fusion.name, taken)
 
     def _any(self, node: Node) -> Node:
         return self._bytes.get(node) or self._floats.get(node, node)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, one_line
 from adderize.quantize.qparams import QParams
 
 _PERCENTILE = 99.99
@@ -143,7 +143,7 @@ def named_failures(batch: str) -> Iterator[None]:
     except AdderizeError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         if isinstance(error, TypeError):
             words += (
                 ". It is called with one tensor, the first of a batch: of a model that takes "

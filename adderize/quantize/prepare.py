@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adderize.dataflow.undisturbed import restored
+from adderize.errors import one_line
 from adderize.quantize.calls import adders_of
 from adderize.quantize.observe import named_failures
 from adderize.quantize.traced import TracedNetwork
@@ -41,8 +42,7 @@ def prepare(
                 return UntracedNetwork(model, "it changes tensors that it keeps")
             output = network.run(inputs)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return UntracedNetwork(model, reason)
+        return UntracedNetwork(model, one_line(error)[:200])
     difference = _difference(output, expected)
     # A deep network may turn differences in the last digit into large ones.
     if difference > 1e-3:

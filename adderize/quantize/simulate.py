@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 from torch.fx import Node
 
 from adderize.quantize.byte_tensors import ByteTensors
+from adderize.quantize.calls import free_name
 from adderize.quantize.fake_layers import FakeQuantize, fake_quantized
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams
@@ -61,17 +61,12 @@ def _replace_adders(
         key = fusion.name, grid
         if key not in forms:
             first = fusion.name not in forms.values()
-            forms[key] = fusion.name if first else next(_free_names(fusion.name, taken))
+            forms[key] = fusion.name if first else free_name(fusion.name, taken)
             bits = min(filter_bits or grid.qparams.bits, grid.qparams.bits)
             form = fake_quantized(fusion.layer, grid, bits, rounds_input=False)
             traced.add_submodule(forms[key], form)
             taken.add(forms[key])
         fusion.call.target = forms[key]
-
-
-def _free_names(name: str, taken: set[str]) -> Iterator[str]:
-    numbered = (f"{name}_{number}" for number in itertools.count(1))
-    return (candidate for candidate in numbered if candidate not in taken)
 
 
 def noted_qparams(tensors: ByteTensors) -> dict[str, QParams]:

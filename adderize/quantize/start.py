@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.arguments import check_choice
 from adderize.dataflow.undisturbed import restored
 from adderize.errors import AdderizeError
 from adderize.layers import Adder
@@ -48,8 +49,7 @@ class Ranges:
 
     def check(self) -> None:
         """Raise AdderizeError for what is none."""
-        if self.method not in METHODS:
-            raise AdderizeError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        check_choice("method", self.method, METHODS)
         if type(self.bits) is not int or not 2 <= self.bits <= 8:
             raise AdderizeError(f"bits is {self.bits!r}; expected an integer from 2 to 8")
         few = self.filter_bits

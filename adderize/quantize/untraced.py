@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
 from adderize.evaluation import first_input
-from adderize.quantize.byte_tensors import ByteGroup, pads_with_zeros
+from adderize.layers import pads_with_zeros
+from adderize.quantize.byte_tensors import ByteGroup
 from adderize.quantize.calls import adders_of
 from adderize.quantize.convert import convert_layer
 from adderize.quantize.fake_layers import FAKE_ADDERS, FakeQuantize, fake_quantized

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adderize.errors import AdderizeError
+from adderize.errors import writing
 from adderize.reporting.contents import Contents
 from adderize.reporting.page import page
 
@@ -29,7 +29,5 @@ class ModelReport(Contents):
             AdderizeError: as :meth:`to_html`; a path that cannot be written.
         """
         text = self.to_html()
-        try:
+        with writing(path):
             Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise AdderizeError(f"cannot write {path}: {error.strerror}") from error

@@ -62,10 +62,8 @@ def has_new_statistics(inspection: Inspection | None) -> bool:
 
 
 def _of_inspection(inspection: Inspection) -> Iterator[Notice]:
-    for kind in dict.fromkeys(finding.kind for finding in inspection.findings):
-        same = [finding for finding in inspection.findings if finding.kind == kind]
-        places = tuple(f"{f.name} ({f.detail})" if f.detail else f.name for f in same)
-        yield Notice(kind, same[0].advice, places)
+    for kind, same in inspection.by_kind().items():
+        yield Notice(kind, same[0].advice, tuple(finding.place for finding in same))
 
 
 def _of_plan(plan: Plan) -> Iterator[Notice]:
@@ -92,8 +90,5 @@ def _of_quantization(report: QuantizationReport) -> Iterator[Notice]:
 
 def _of_budget(budget: OpBudget) -> Iterator[Notice]:
     if budget.uncounted:
-        places = tuple(
-            f"{item.operator} in {item.layer or 'the model itself'}, {item.calls} calls"
-            for item in budget.uncounted
-        )
+        places = tuple(map(str, budget.uncounted))
         yield Notice("not counted", _UNCOUNTED, places, grave=False)

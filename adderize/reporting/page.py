@@ -15,6 +15,7 @@ from adderize.counting.quantities import joule, quantity
 from adderize.errors import AdderizeError
 from adderize.inspection import Inspection
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
+from adderize.inspection.findings import SATURATED
 from adderize.progress import steps
 from adderize.reporting import charts, page_tables
 from adderize.reporting.contents import Contents
@@ -95,7 +96,7 @@ def _saturation(report: Contents) -> str | None:
     rows = report.inspection.layers if report.inspection and report.is_settled else ()
     outside = {row.name: row.outside for row in rows if row.outside is not None}
     title = "Share of the filter values outside the range of the inputs"
-    return charts.shares(outside, page_tables.SATURATED, title, whole=True) if outside else None
+    return charts.shares(outside, SATURATED, title, whole=True) if outside else None
 
 
 def _error_chart(report: Contents) -> str | None:

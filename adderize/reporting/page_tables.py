@@ -11,12 +11,11 @@ from adderize.counting import OpBudget
 from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer as Counted
 from adderize.inspection import Inspection, Layer, Range
+from adderize.inspection.findings import SATURATED
 from adderize.quantize import QuantizationReport
 from adderize.reporting.notices import LARGE_ERROR
 from adderize.surgery import Plan
 from adderize.tables import shape_text
-
-SATURATED = 0.95
 
 
 class Cell(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from adderize.arguments import check_switch
+from adderize.arguments import check_choice, check_switch
 from adderize.errors import AdderizeError
 from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.engine import ADDER, BINARY, Target
@@ -101,11 +101,6 @@ def target_named(name: str) -> Target:
     """The target of that name, as :func:`adderize.plan` takes it."""
     check_choice("target", name, tuple(_TARGETS))
     return _TARGETS[name]
-
-
-def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise AdderizeError(f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
 def _patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from adderize.errors import AdderizeError
-from adderize.evaluation import evaluation
+from adderize.evaluation import device_of, evaluation
 from adderize.ops.gradients import check_gradient
 from adderize.transfer.features import Bench
 from adderize.transfer.images import Images
@@ -135,7 +135,7 @@ def _transfer(
     _check_positive(images=limit, memory=memory)
     if gradient is not None:
         check_gradient(gradient)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     images = Images(batches, limit, device)
     with evaluation(model, teacher):
         pairs, uncalled = find_pairs(model, teacher, images.first())

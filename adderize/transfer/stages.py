@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.evaluation import evaluation
+from adderize.evaluation import device_of, evaluation
 from adderize.progress import steps
 from adderize.tables import Report, Table, csv_text
 
@@ -61,7 +61,7 @@ class Stages(Report):
 
     @torch.no_grad()
     def _decisions(self, model: nn.Module) -> Tensor:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         found = []
         with evaluation(model):
             for batch in steps(self.images.split(_BATCH), "comparing"):

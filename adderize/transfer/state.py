@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 
 
 class StateFile:
@@ -41,10 +41,9 @@ class StateFile:
             content = torch.load(path, map_location="cpu", weights_only=True)
             run, done = (dict(content)[key] for key in ("run", "done"))
         except Exception as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
             raise AdderizeError(
-                f"{path} cannot be read as the state of a transfer: {reason}. Remove it to "
-                "start anew"
+                f"{path} cannot be read as the state of a transfer: {first_line(error)}. Remove it "
+                "to start anew"
             ) from error
         other = [name for name, value in self.run.items() if run.get(name) != value]
         if other:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from adderize.errors import AdderizeError
+from adderize.errors import writing
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; two more that fit in.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
@@ -43,11 +43,9 @@ def save(figure: Figure, numbers: str, folder: Path, name: str) -> list[Path]:
         AdderizeError: the folder cannot be written.
     """
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg", ".md")]
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(paths[0], dpi=_DPI, pil_kwargs={"optimize": True})
         figure.savefig(paths[1], dpi=_DPI, metadata={"Date": None})
         paths[2].write_text(numbers + "\n")
-    except OSError as error:
-        raise AdderizeError(f"cannot write to {folder}: {error}") from error
     return paths

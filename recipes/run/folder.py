@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line, writing
 from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
@@ -60,9 +60,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         saved = json.loads((folder / ARGUMENTS).read_text())
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise AdderizeError(
-            f"cannot resume from {given}: {reason}. Expected the folder of a run with "
+            f"cannot resume from {given}: {first_line(error)}. Expected the folder of a run with "
             f"{ARGUMENTS} and {LAST}, or a checkpoint in it"
         ) from error
     parser.set_defaults(**{**saved, "output": None, "resume": None})
@@ -131,11 +130,9 @@ def _new_folder(arguments: argparse.Namespace, recipe: str) -> Path:
         number = 0
         while (folder := Path("runs") / recipe / f"version_{number}").exists():
             number += 1
-    try:
+    with writing(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / ARGUMENTS, vars(arguments))
-    except OSError as error:
-        raise AdderizeError(f"cannot write to --output {folder}: {error}") from error
     return folder
 
 

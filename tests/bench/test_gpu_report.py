@@ -116,7 +116,7 @@ def test_results_are_in_the_file_before_the_last_one_is_there(
 
 def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _parts(monkeypatch, dict)
-    with pytest.raises(AdderizeError, match=r"cannot write /nowhere/report\.json"):
+    with pytest.raises(AdderizeError, match=r"cannot write to /nowhere/report\.json"):
         write_report(Path("/nowhere/report.json"), "cpu")
 
 

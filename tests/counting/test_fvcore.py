@@ -179,12 +179,12 @@ def test_copies_keep_their_settings(resnet: nn.Module) -> None:
 
 
 def test_wrong_arguments(resnet: nn.Module) -> None:
-    with pytest.raises(AdderizeError, match="view is 'during'; expected one of before, after"):
+    with pytest.raises(AdderizeError, match="view is 'during'; expected one of 'before', 'after'"):
         FlopCountAnalysis(resnet, IMAGE, view="during")
     for kinds in ("additions", ["additions", "flops"]):
         with pytest.raises(AdderizeError, match="expected some of multiplications, additions"):
             FlopCountAnalysis(resnet, IMAGE, kinds=kinds)
-    with pytest.raises(AdderizeError, match="counter is 'torch'; expected one of meta, fvcore"):
+    with pytest.raises(AdderizeError, match="counter is 'torch'; expected one of 'meta', 'fvcore'"):
         count(resnet, (3, 64, 64), counter="torch")
     with pytest.raises(AdderizeError, match=r"an input of \(4, 64, 64\) cannot be traced"):
         count(resnet, (4, 64, 64), counter="fvcore")

@@ -144,6 +144,7 @@ def test_where_zeros_come_around() -> None:
     layer.padding, layer.padding_mode = 1, "reflect"
     assert not pads_with_zeros(layer) and not pads_with_zeros(nn.Linear(2, 2))
     assert pads_with_zeros(AdderConv2dSame(4, 6, KERNEL))
+    assert not pads_with_zeros(AdderConv2d(4, 6, 1, padding="same"))
     assert pads_with_zeros(nn.Conv3d(1, 1, 3, padding=1))
     assert not pads_with_zeros(nn.ConvTranspose3d(1, 1, 3, padding=1))  # which cuts its output
 

@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_network(mnist_folder: Path, tmp_path: Path
     ("more", "message"),
     [
         (("--filter-bits", "9"), "filter_bits is 9"),
-        (("--method", "median"), "expected one of minmax"),
+        (("--method", "median"), "expected one of 'minmax'"),
         (("--trained", "nowhere"), "nowhere"),
         (("--kd-teacher", "nowhere"), "kd-teacher"),
         (("--kd-mean", "0.1", "0.2"), "--kd-mean and --kd-std: mean is (0.1, 0.2)"),
