@@ -81,6 +81,11 @@ def shape_text(size: Iterable[int]) -> str:
     return "x".join(map(str, size))
 
 
+def layer_text(name: str) -> str:
+    """A layer's name; the model itself has an empty one."""
+    return name or "(model)"
+
+
 def bullets(lines: Iterable[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)

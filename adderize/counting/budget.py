@@ -13,7 +13,7 @@ from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations
-from adderize.tables import Report, Table, bullets, csv_text, shape_text
+from adderize.tables import Report, Table, bullets, csv_text, layer_text, shape_text
 
 SORT_KEYS = (*KINDS, "energy_joule", "latency_cycles")
 _HEADER = ["layer", "kind", "output"]
@@ -129,7 +129,7 @@ class OpBudget(Report):
         rows = []
         for layer in (*self.layers, total):
             costs = [*self.costs(layer.before).values(), *self.costs(layer.after).values()]
-            name = layer.name or "(model)"
+            name = layer_text(layer.name)
             rows.append([name, layer.kind, layer.type, shape_text(layer.output), *costs])
         return csv_text(["layer", "kind", "type", "output", *views], rows)
 
@@ -199,7 +199,7 @@ class OpBudget(Report):
 def _cells(layer: Layer, columns: Iterable[tuple[str, str]]) -> Sequence[str]:
     counts = [getattr(getattr(layer, view), kind) for view, kind in columns]
     return [
-        layer.name or "(model)",
+        layer_text(layer.name),
         layer.kind,
         shape_text(layer.output),
         *(quantity(count) if count else "-" for count in counts),

@@ -13,6 +13,7 @@ from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
 from adderize.layers import Adder
 from adderize.surgery.norms import keeps_channels_apart, output_channels
+from adderize.tables import layer_text
 
 ADVICE = {
     "not finite": "The training has diverged: go back to a checkpoint before it, and lower the "
@@ -71,7 +72,7 @@ def findings_of(
 
 
 def _finding(kind: str, name: str, detail: str = "") -> Finding:
-    return Finding(kind, name or "(model)", detail, ADVICE[kind])
+    return Finding(kind, layer_text(name), detail, ADVICE[kind])
 
 
 def _not_finite(model: nn.Module) -> Iterator[Finding]:

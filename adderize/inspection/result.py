@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adderize.errors import listed
 from adderize.layers import Adder
-from adderize.tables import Report, Table, bullets, csv_text, plain, shape_text
+from adderize.tables import Report, Table, bullets, csv_text, layer_text, plain, shape_text
 
 if TYPE_CHECKING:
     from adderize.inspection.measurement import Measured
@@ -232,7 +232,7 @@ def _gammas(layer: Layer) -> str:
 
 _Columns = dict[str, Callable[[Layer], str]]
 _FILTER_COLUMNS: _Columns = {
-    "layer": lambda row: row.name or "(model)",
+    "layer": lambda row: layer_text(row.name),
     "kind": lambda row: row.kind,
     "filters": lambda row: shape_text(row.shape),
     "norm": _norm_name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams
-from adderize.tables import Table
+from adderize.tables import Report, Table, bullets, csv_text, layer_text
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(Report):
     """The layers in order of execution, and remarks on what stayed float; prints as a table."""
 
     method: str
@@ -62,12 +62,25 @@ class QuantizationReport:
             remarks = tuple(content["remarks"])
             return cls(content["method"], content["bits"], layers, remarks)
         except (KeyError, TypeError) as error:
-            raise AdderizeError(f"the report of the quantization is damaged: {error}") from error
+            raise AdderizeError(f"the report of the quantization is damaged: {error!r}") from error
+
+    def to_csv(self) -> str:
+        rows = [{**asdict(row), "fused": ", ".join(row.fused)} for row in self.layers]
+        names = [field.name for field in fields(LayerReport)]
+        return csv_text(names, [list(row.values()) for row in rows])
+
+    def to_markdown(self) -> str:
+        return "\n\n".join([self._table().markdown(), bullets(self._notes())])
 
     def __str__(self) -> str:
-        table = Table(_HEADER, [_cells(row) for row in self.layers]).text()
+        return "\n".join([self._table().text(), "", *self._notes()])
+
+    def _table(self) -> Table:
+        return Table(_HEADER, [_cells(row) for row in self.layers])
+
+    def _notes(self) -> list[str]:
         summary = f"{len(self.layers)} adders in {self.bits}-bit integers, ranges by {self.method}"
-        return "\n".join([table, "", summary, *self.remarks])
+        return [summary, *self.remarks]
 
 
 _HEADER = ["layer", "range", "zero", "clamped", "error", "output", "fused"]
@@ -75,7 +88,7 @@ _HEADER = ["layer", "range", "zero", "clamped", "error", "output", "fused"]
 
 def _cells(row: LayerReport) -> Sequence[str]:
     return [
-        row.layer or "(root)",
+        layer_text(row.layer),
         f"{row.low:.3g} .. {row.high:.3g}",
         str(row.zero_point),
         f"{row.clamped:.1%}",

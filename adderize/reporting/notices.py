@@ -9,6 +9,7 @@ from adderize.counting import OpBudget
 from adderize.inspection import Inspection
 from adderize.quantize import QuantizationReport
 from adderize.surgery import Decision, Plan
+from adderize.tables import layer_text
 
 LARGE_ERROR = 0.1
 _UNTRACED = (
@@ -78,7 +79,7 @@ def _of_plan(plan: Plan) -> Iterator[Notice]:
 
 def _of_quantization(report: QuantizationReport) -> Iterator[Notice]:
     large = tuple(
-        f"{row.layer or '(root)'} ({row.error:.1%})"
+        f"{layer_text(row.layer)} ({row.error:.1%})"
         for row in report.layers
         if row.error is not None and row.error >= LARGE_ERROR
     )

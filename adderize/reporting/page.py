@@ -14,14 +14,14 @@ from adderize import __version__
 from adderize.counting.quantities import joule, quantity
 from adderize.errors import AdderizeError
 from adderize.inspection import Inspection
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
 from adderize.inspection.findings import SATURATED
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
 from adderize.progress import steps
 from adderize.reporting import charts, page_tables
 from adderize.reporting.contents import Contents
 from adderize.reporting.notices import LARGE_ERROR
 from adderize.reporting.svg import drawing
-from adderize.tables import shape_text
+from adderize.tables import layer_text, shape_text
 
 _TEMPLATE = "page.html"
 _WORST = "of the output's deviation, in the worst layer"
@@ -116,7 +116,7 @@ def _histograms(report: Contents) -> Sequence[tuple[str, str, str]]:
             chart = charts.histogram(row.name, filters, inputs, row.inputs if inputs else None)
             told = row.outside is not None and report.is_settled
             text = f"{row.outside:.1%} outside" if told else row.kind
-            found.append((row.name or "(model)", chart, text))
+            found.append((layer_text(row.name), chart, text))
     return found
 
 

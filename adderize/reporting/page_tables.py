@@ -15,7 +15,7 @@ from adderize.inspection.findings import SATURATED
 from adderize.quantize import QuantizationReport
 from adderize.reporting.notices import LARGE_ERROR
 from adderize.surgery import Plan
-from adderize.tables import shape_text
+from adderize.tables import layer_text, shape_text
 
 
 class Cell(NamedTuple):
@@ -83,7 +83,7 @@ def operations(budget: OpBudget, parameters: Mapping[str, int]) -> PageTable:
     }
     rows = [
         [
-            Cell(row.name or "(model)"),
+            Cell(layer_text(row.name)),
             Cell(row.kind),
             Cell(shape_text(row.output)),
             _count(parameters.get(row.name, 0)),
@@ -118,7 +118,7 @@ def _prices(budget: OpBudget, row: Counted) -> list[Cell]:
 def planned(plan: Plan) -> PageTable:
     rows = [
         [
-            Cell(row.name or "(root)"),
+            Cell(layer_text(row.name)),
             Cell(row.kind),
             Cell(shape_text(row.shape)),
             Cell(row.decision.value),
@@ -141,7 +141,7 @@ def layers(
     measured = inspection.images > 0
     rows = [
         [
-            Cell(row.name or "(model)"),
+            Cell(layer_text(row.name)),
             Cell(row.kind),
             Cell(shape_text(row.shape)),
             _count(parameters.get(row.name, 0)),
@@ -198,14 +198,14 @@ def norms(inspection: Inspection) -> PageTable:
     for row in inspection.layers:
         norm = row.norm
         if norm is None:
-            rows.append([Cell(row.name or "(model)"), Cell("none"), *[_NOTHING] * 8])
+            rows.append([Cell(layer_text(row.name)), Cell("none"), *[_NOTHING] * 8])
             continue
         state = "frozen" if norm.frozen else "trains"
         statistics = _NOTHING.text if not norm.running else "updated" if norm.updated else "new"
         rows.append(
             [
-                Cell(row.name or "(model)"),
-                Cell(norm.name or "(model)"),
+                Cell(layer_text(row.name)),
+                Cell(layer_text(norm.name)),
                 Cell(norm.kind),
                 Cell(state),
                 Cell(statistics),
@@ -239,7 +239,7 @@ def quantized(report: QuantizationReport) -> PageTable:
             error = Cell(f"{row.error:.2%}", row.error, share, row.error >= LARGE_ERROR)
         rows.append(
             [
-                Cell(row.layer or "(root)"),
+                Cell(layer_text(row.layer)),
                 error,
                 _number(row.low),
                 _number(row.high),

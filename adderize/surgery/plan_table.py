@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adderize.surgery.decisions import Decision, NormFix, Row
-from adderize.tables import Report, Table, bullets, csv_text, shape_text
+from adderize.tables import Report, Table, bullets, csv_text, layer_text, shape_text
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,5 @@ _HEADER = ["layer", *_FIELDS[1:]]
 def _cells(row: Row) -> list[str]:
     shape = shape_text(row.shape)
     return [
-        row.name or "(root)", row.kind, shape, row.decision, row.reason, row.norm, row.method
+        layer_text(row.name), row.kind, shape, row.decision, row.reason, row.norm, row.method
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from adderize.tables import Report, Table, csv_text, shape_text
+from adderize.tables import Report, Table, csv_text, layer_text, shape_text
 
 _LOW = 0.6
 _OWN_LOSS = 0.1
@@ -102,7 +102,7 @@ class TransferReport(Report):
         header = ["layer", "kind", "shape", "remark", "limit", "before", "after", "minimum"]
         rows = [
             [
-                layer.name or "(root)", layer.kind, shape_text(layer.shape), layer.remark,
+                layer_text(layer.name), layer.kind, shape_text(layer.shape), layer.remark,
                 *(f"{x:.3f}" for x in (layer.limit, layer.before, layer.after, layer.minimum)),
             ]
             for layer in self.layers

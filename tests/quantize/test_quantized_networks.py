@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import warnings
 
 import pytest
@@ -43,7 +45,11 @@ def test_outputs_stay_close(network, method):
 def test_a_residual_network_keeps_bytes_from_stem_to_pooling():
     model = quantize(trained(Residual()), [X])
     assert functions(model) == ["quantize_bytes", "max_pool2d_bytes", "adaptive_avg_pool2d"]
-    report = {row.layer: row for row in quantize_report(model).layers}
+    found = quantize_report(model)
+    assert [line.count("|") for line in found.to_markdown().splitlines()[:7]] == [8] * 7
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [row["layer"] for row in rows] == [row.layer for row in found.layers]
+    report = {row.layer: row for row in found.layers}
     assert report["block.conv1"].fused == ("BatchNorm2d", "ReLU")
     assert report["block.conv2"].fused == ("BatchNorm2d", "add", "ReLU")
     assert {"wide.conv2", "wide.down.0"} <= report.keys()
