@@ -78,13 +78,7 @@ class Snapshot:
     def _take(self, item: Any) -> Iterable[Any]:
         """Note how to put one item back; gives what it refers to."""
         if isinstance(item, Tensor):
-            self.tensors.append(item)
-            if _has_memory(item):
-                self.memory.add(item.untyped_storage()._cdata)
-                self._note(_put_back_tensor, item, item.detach(), item.requires_grad)
-                if self._copies_values and not isinstance(item, nn.Parameter) and not item.is_meta:
-                    self._values.append((item, item.detach().clone()))
-                    self._note(_put_back_values, *self._values[-1])
+            self._take_tensor(item)
             return ()
         inner: list[Any] = []
         if isinstance(item, _CONTAINERS):
@@ -110,6 +104,16 @@ class Snapshot:
         if isinstance(item, nn.Module) or _package(type(item)) not in _SURROUNDINGS:
             inner += self._take_attributes(item)
         return inner
+
+    def _take_tensor(self, tensor: Tensor) -> None:
+        self.tensors.append(tensor)
+        if not _has_memory(tensor):
+            return
+        self.memory.add(tensor.untyped_storage()._cdata)
+        self._note(_put_back_tensor, tensor, tensor.detach(), tensor.requires_grad)
+        if self._copies_values and not isinstance(tensor, nn.Parameter) and not tensor.is_meta:
+            self._values.append((tensor, tensor.detach().clone()))
+            self._note(_put_back_values, *self._values[-1])
 
     def _note(self, undo: Callable[..., Any], *arguments: Any) -> None:
         self._undo.append((undo, *arguments))

@@ -171,7 +171,8 @@ def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
     configuration = getattr(model, "default_cfg", None)
     stated = configuration.get("input_size") if isinstance(configuration, dict) else None
     stated = stated or getattr(model, "input_size", None)
-    return tuple(stated) if stated else None
+    # Of networks for flat examples it may be a plain number.
+    return tuple(stated) if stated and isinstance(stated, (tuple, list)) else None
 
 
 def input_size(name: str, model: nn.Module) -> tuple[int, ...]:

@@ -66,6 +66,8 @@ def test_modules_are_imported_with_values(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_model_states_its_own_input_size() -> None:
     model = nn.Identity()
     assert own_input_size(model) is None
+    model.input_size = 784
+    assert own_input_size(model) is None
     model.input_size = (1, 28, 28)
     assert own_input_size(model) == (1, 28, 28)
     model.default_cfg = {"input_size": (3, 96, 96)}
