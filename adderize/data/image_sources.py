@@ -32,14 +32,14 @@ _FOLDERS = {"train": ("train",), "test": VALIDATION}
 
 
 @on_cpu
-def load_images(
+def load_labelled(
     source: str | Path,
     size: Sequence[int],
     statistics: Statistics,
     *,
     limit: int = 256,
     split: str = "test",
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Images in evaluation form: resized on the shorter side, cropped at the centre, normalised.
 
     Args:
@@ -54,31 +54,12 @@ def load_images(
         split: ``"test"`` (or validation) or ``"train"``, where a source has both.
 
     Returns:
-        (N, C, H, W) float32 on the CPU.
+        the images, (N, C, H, W) float32 on the CPU, and the labels of MNIST, parquet files and
+        class folders, (N,) int64; None where the source has none, or others than numbers of
+        classes from 0.
 
     Raises:
         AdderizeError: nothing there, damaged files, images that do not fit the size.
-    """
-    return load_labelled(source, size, statistics, limit=limit, split=split)[0]
-
-
-@on_cpu
-def load_labelled(
-    source: str | Path,
-    size: Sequence[int],
-    statistics: Statistics,
-    *,
-    limit: int = 256,
-    split: str = "test",
-) -> tuple[Tensor, Tensor | None]:
-    """As :func:`load_images`, with the labels of MNIST, parquet files and class folders.
-
-    Returns:
-        the images, and their labels (N,) int64; None where the source has none, or others than
-        numbers of classes from 0.
-
-    Raises:
-        AdderizeError: as :func:`load_images`.
     """
     path = Path(source)
     if limit < 1:

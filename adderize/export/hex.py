@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError, writing
+from adderize.errors import writing
 from adderize.integer import Instruction, IntegerNetwork
 from adderize.integer.integer_network import check_integer_network
 
 CONTENTS = "contents.json"
-_DTYPES = {"uint8": np.uint8, "int8": np.int8, "int32": np.int32}
 
 
 def export_hex(
@@ -89,19 +85,3 @@ def _written(folder: Path, name: str, tensor: Tensor) -> dict[str, Any]:
     lines = (f"{value & mask:0{digits}x}\n" for value in array.reshape(-1).tolist())
     (folder / f"{name}.hex").write_text("".join(lines))
     return {"file": f"{name}.hex", "shape": list(array.shape), "dtype": array.dtype.name}
-
-
-def read_hex(folder: str | os.PathLike[str], entry: Mapping[str, Any]) -> Tensor:
-    """The array of an entry of the contents, as it was written.
-
-    Raises:
-        AdderizeError: the file is missing or damaged.
-    """
-    path = Path(folder) / entry["file"]
-    dtype = np.dtype(_DTYPES[entry["dtype"]])
-    try:
-        words = [int(line, 16) for line in path.read_text().split()]
-        values = np.array(words, f"<u{dtype.itemsize}").view(dtype)
-        return torch.from_numpy(values.reshape(entry["shape"]))
-    except (OSError, ValueError, OverflowError) as error:
-        raise AdderizeError(f"{path} is missing or damaged: {error}") from error

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adderize import adderize, load_model, recalibrate, save_model
 from adderize.cli import main
-from adderize.data.image_sources import load_images
+from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
 
@@ -24,7 +24,7 @@ def saved(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
     model = adderize(lenet5_bn(), stem=True, linear=True, head=True, init="normal")
-    recalibrate(model, [load_images(tmp_path / "images.npy", (1, 32, 32), MNIST)])
+    recalibrate(model, [load_labelled(tmp_path / "images.npy", (1, 32, 32), MNIST)[0]])
     save_model(model, tmp_path / "float")
     return tmp_path
 
@@ -37,7 +37,7 @@ def test_a_saved_model_in_bytes(saved: Path, capsys: pytest.CaptureFixture[str])
     assert out.splitlines()[-1] == "5 adders in 8-bit integers, ranges by minmax"
     assert f"saved in {saved / 'bytes'}" in err
     model, quantized = (load_model(lenet5_bn(), saved / name).eval() for name in ("float", "bytes"))
-    x = load_images(saved / "images.npy", (1, 32, 32), MNIST)
+    x = load_labelled(saved / "images.npy", (1, 32, 32), MNIST)[0]
     deviation = (quantized(x) - model(x)).square().mean().sqrt() / model(x).std(0).mean()
     assert float(deviation.detach()) < 0.3
     with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ import torch
 
 from adderize import load_model, recalibrate, save_model
 from adderize.cli import main
-from adderize.data.image_sources import load_images
+from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
 from adderize.surgery import adderize
@@ -24,7 +24,7 @@ def saved(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
     model = adderize(lenet5_bn(), stem=True, linear=True, init="normal")
-    recalibrate(model, [load_images(tmp_path / "images.npy", (1, 32, 32), MNIST)])
+    recalibrate(model, [load_labelled(tmp_path / "images.npy", (1, 32, 32), MNIST)[0]])
     save_model(model, tmp_path / "model")
     return tmp_path
 

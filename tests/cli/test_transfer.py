@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from adderize import load_model
 from adderize.cli import main
 from adderize.data import EMBEDDED, load_mnist
-from adderize.data.image_sources import load_images
+from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import MNIST, normalised
 from adderize.models import lenet5_bn
 
@@ -83,7 +83,7 @@ def test_from_a_trained_network_to_a_saved_one(
     for folder, stage in (("out", "fine-tuned"), ("out/int8", "8 bits")):
         (measured,) = ModelCard.load(tmp_path / folder / "README.md").data.eval_results or ()
         assert measured.metric_value == pytest.approx(top1[stage] / 100)
-    x = load_images(trained, (1, 32, 32), MNIST, limit=400)
+    x = load_labelled(trained, (1, 32, 32), MNIST, limit=400)[0]
     labels = torch.from_numpy(
         np.fromfile(trained / "MNIST/raw/t10k-labels-idx1-ubyte", np.uint8)[8:]
     )
@@ -151,7 +151,7 @@ def test_the_images_lie_all_over_the_data(
     monkeypatch.setattr("adderize.cli.transfer.match", looking)
     command = _command(trained, tmp_path / "out", "--method", "match", "--limit", "500")
     assert main(command) == 130
-    images = load_images(trained, seen[0].shape[1:], MNIST, limit=500, split="train")
+    images, _ = load_labelled(trained, seen[0].shape[1:], MNIST, limit=500, split="train")
     assert seen[0].equal(images[torch.arange(300) * 5 // 3])
 
 

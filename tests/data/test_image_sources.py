@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -12,13 +13,17 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from adderize import AdderizeError
-from adderize.data.image_sources import load_images, load_labelled
+from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import CIFAR10, IMAGENET, MNIST, Statistics, usual_statistics
 
 PLAIN = Statistics((0.0,), (1.0,))
+
+
+def load_images(*source: Any, **options: Any) -> Tensor:
+    return load_labelled(*source, **options)[0]
 
 
 def colours(count: int, height: int = 4, width: int = 4) -> np.ndarray:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from adderize import AdderizeError
 from adderize.export import export_hex
-from adderize.export.hex import read_hex
 from adderize.integer import IntegerNetwork
 from tests.export.c.random_networks import random_network
+
+
+def read_hex(folder: Path, entry: dict[str, Any]) -> Tensor:
+    """The array of an entry of the contents, as it was written."""
+    dtype = np.dtype(entry["dtype"])
+    words = [int(line, 16) for line in (folder / entry["file"]).read_text().split()]
+    values = np.array(words, f"<u{dtype.itemsize}").view(dtype)
+    return torch.from_numpy(values.reshape(entry["shape"]))
 
 
 def exported(seed: int, folder: Path) -> tuple[IntegerNetwork, Tensor]:
@@ -54,14 +63,6 @@ def test_negative_numbers_are_two_s_complement(tmp_path: Path) -> None:
     assert any("ff" in (tmp_path / file).read_text().split() for file in signs)
 
 
-def test_damaged_files_and_other_networks_are_refused(tmp_path: Path) -> None:
-    exported(0, tmp_path)
-    entry = json.loads((tmp_path / "contents.json").read_text())["slots"][0]
-    (tmp_path / entry["file"]).write_text("0g\n")
-    with pytest.raises(AdderizeError, match="missing or damaged"):
-        read_hex(tmp_path, entry)
-    (tmp_path / entry["file"]).unlink()
-    with pytest.raises(AdderizeError, match="missing or damaged"):
-        read_hex(tmp_path, entry)
+def test_other_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdderizeError, match="expected an integer network"):
         export_hex(torch.nn.Linear(1, 1), tmp_path, examples=torch.zeros(1))  # type: ignore[arg-type]

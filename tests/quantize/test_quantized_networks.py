@@ -288,15 +288,15 @@ def test_wrong_inputs_at_run_time():
 
 @pytest.mark.shared
 def test_the_authors_resnet20_loses_nothing(data_folder, models_folder):
-    from adderize.data.image_sources import load_images
+    from adderize.data.image_sources import load_labelled
     from adderize.data.normalisation import CIFAR10
     from adderize.models import resnet20
 
     model = adderize(resnet20())
     load_authors_checkpoint(model, models_folder / "resnet20-addernet-cifar10.pth").eval()
     size = (3, 32, 32)
-    calibration = load_images(data_folder / "cifar10", size, CIFAR10, limit=250, split="train")
-    images = load_images(data_folder / "cifar10", size, CIFAR10, limit=200)
+    calibration = load_labelled(data_folder / "cifar10", size, CIFAR10, limit=250, split="train")[0]
+    images = load_labelled(data_folder / "cifar10", size, CIFAR10, limit=200)[0]
     quantized = quantize(model, calibration.split(125))
     agree = (quantized(images).argmax(1) == model(images).argmax(1)).double().mean()
     assert float(agree) > 0.95
