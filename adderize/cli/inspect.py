@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from torch import nn
-
 from adderize.checkpoints import named
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
@@ -20,9 +18,7 @@ from adderize.cli.shared_options import (
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.inspection import inspect
-from adderize.integer import IntegerNetwork, integer_report, shift_report
-from adderize.integer.multiplication_free import shifts_of_network
-from adderize.tables import Report
+from adderize.integer.integer_report import report_of_shifts
 
 HELP = "ranges, outputs and norms of every layer, and what keeps a network from training"
 EXAMPLES = (
@@ -52,15 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if loaded.note:
         note(loaded.note)
-    if isinstance(loaded.model, IntegerNetwork) or shifts_of_network(loaded.model) is not None:
+    if (report := report_of_shifts(loaded.model)) is not None:
         if arguments.data:
             raise AdderizeError("a network of shifts has nothing to measure: leave out --data")
-        print(_report_of_shifts(loaded.model).render(arguments.format))
+        print(report.render(arguments.format))
         return 0
     batch = images(arguments, loaded.arch, loaded.model) if arguments.data else None
     print(inspect(loaded.model, batch, name=arguments.model).render(arguments.format))
     return 0
-
-
-def _report_of_shifts(model: nn.Module) -> Report:
-    return integer_report(model) if isinstance(model, IntegerNetwork) else shift_report(model)

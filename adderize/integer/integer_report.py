@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
+from adderize.integer.multiplication_free import shifts_of_network
 from adderize.integer.program import Instruction
 from adderize.integer.program_operations import operations_of
 from adderize.tables import Report, Table, csv_text, shape_text
@@ -99,6 +102,15 @@ _HEADER = [
     "layer", "kind", "output", "dtype", "terms", "fraction", "worst error", "additions", "shifts",
     "bytes",
 ]  # fmt: skip
+
+
+def report_of_shifts(model: nn.Module) -> Report | None:
+    """On an integer network or one of :func:`adderize.integer.multiplication_free`; None for any
+    other."""
+    if isinstance(model, IntegerNetwork):
+        return integer_report(model)
+    record = shifts_of_network(model)
+    return None if record is None else record.report
 
 
 def integer_report(network: IntegerNetwork) -> IntegerReport:

@@ -14,8 +14,7 @@ from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
 from adderize.inspection import Inspection, inspect
 from adderize.inspection.histograms import filter_histograms, input_histograms
-from adderize.integer import IntegerNetwork, integer_report, shift_report
-from adderize.integer.multiplication_free import shifts_of_network
+from adderize.integer.integer_report import report_of_shifts
 from adderize.layers import Converted
 from adderize.quantize import QuantizationReport, quantize, quantize_report
 from adderize.quantize.record import quantization_of
@@ -71,7 +70,7 @@ def report(
     budget = count(model, size, energy=energy, latency=latency, **options)
     example = torch.empty((1, *budget.input_size), dtype=floating_dtype(model), device="meta")
     absent: dict[str, str] = {}
-    shifts, planned, network = _shifts(model), None, model
+    shifts, planned, network = report_of_shifts(model), None, model
     made = shifts is not None or quantization_of(model) is not None
     if made:
         absent["plan"] = "the network was made from an adder network, which has the plan"
@@ -94,13 +93,6 @@ def report(
         shifts=shifts,
         absent=absent,
     )
-
-
-def _shifts(model: nn.Module) -> Report | None:
-    """On a network without multiplications."""
-    if isinstance(model, IntegerNetwork):
-        return integer_report(model)
-    return shift_report(model) if shifts_of_network(model) is not None else None
 
 
 def _is_to_convert(model: nn.Module, planned: Plan, options: dict[str, Any]) -> bool:
