@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,11 @@ def adder_pairs(network: nn.Module, images: Tensor) -> int:
         weight = module.get_parameter("weight")
         pairs += output.numel() * weight[0].numel()
 
-    layers = [layer for layer in network.modules() if isinstance(layer, Adder)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    try:
-        with evaluation(network), torch.inference_mode():
-            network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation(network), torch.inference_mode():
+        for layer in network.modules():
+            if isinstance(layer, Adder):
+                hooks.enter_context(layer.register_forward_hook(add))
+        network(images)
     return pairs
 
 

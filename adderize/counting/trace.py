@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -89,19 +89,16 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
         AdderizeError: the model does not accept such an input, or needs its values.
     """
     recorder = _Recorder()
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(recorder.entering(name)))
-        handles.append(module.register_forward_hook(recorder.leaving))
-    try:
-        with torch.no_grad(), without_fast_attention(), recorder:
-            model(torch.empty((1, *input_size), dtype=floating_dtype(model), device="meta"))
-    except Exception as error:
-        where = _described(model, recorder.layers[-1] if recorder.layers else "")
-        raise untraceable(input_size, where, error) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(recorder.entering(name)))
+            hooks.enter_context(module.register_forward_hook(recorder.leaving))
+        try:
+            with torch.no_grad(), without_fast_attention(), recorder:
+                model(torch.empty((1, *input_size), dtype=floating_dtype(model), device="meta"))
+        except Exception as error:
+            where = _described(model, recorder.layers[-1] if recorder.layers else "")
+            raise untraceable(input_size, where, error) from error
     return recorder.calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.evaluation import evaluation, first_input
-from adderize.inspection.measurement import LAYERS, batches_of
+from adderize.inspection.measurement import batches_of
 from adderize.inspection.result import Layer, Range
 from adderize.progress import steps
 
@@ -54,18 +55,12 @@ def input_histograms(
     """
     ranges = {row.name: row.inputs for row in layers if row.inputs is not None}
     bins = {name: own for name, range in ranges.items() if (own := _Bins.over(range)) is not None}
-    handles = [
-        module.register_forward_pre_hook(_watch(bins[name]), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS) and name in bins
-    ]
-    try:
-        with evaluation(model):
-            for batch in steps(batches_of(model, images), "histograms"):
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation(model):
+        for name, own in bins.items():
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(_watch(own), with_kwargs=True))
+        for batch in steps(batches_of(model, images), "histograms"):
+            model(batch)
     return {name: own.histogram() for name, own in bins.items()}
 
 

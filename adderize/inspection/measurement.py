@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -99,19 +100,14 @@ def measure(model: nn.Module, images: Tensor) -> dict[nn.Module, Measured]:
     The outputs of an adder are taken before the norm that it may own.
     """
     found: dict[nn.Module, Measured] = {}
-    handles: list[Any] = []
-    for module in model.modules():
-        if isinstance(module, LAYERS):
-            _watch_layer(module, found, handles)
-        elif isinstance(module, (_NormBase, nn.GroupNorm)):
-            _watch_outputs(module, module, found, handles)
-    try:
-        with evaluation(model):
-            for batch in steps(batches_of(model, images), "measuring"):
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation(model):
+        for module in model.modules():
+            if isinstance(module, LAYERS):
+                _watch_layer(module, found, hooks)
+            elif isinstance(module, (_NormBase, nn.GroupNorm)):
+                _watch_outputs(module, module, found, hooks)
+        for batch in steps(batches_of(model, images), "measuring"):
+            model(batch)
     return found
 
 
@@ -121,31 +117,31 @@ def batches_of(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
     return images.to(device).tensor_split(math.ceil(len(images) / _BATCH))
 
 
-def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]) -> None:
+def _watch_layer(layer: nn.Module, found: dict[nn.Module, Measured], hooks: ExitStack) -> None:
     padded = pads_with_zeros(layer)
 
     def see_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.setdefault(layer, Measured()).add_input(first_input(args, kwargs), padded)
 
-    handles.append(layer.register_forward_pre_hook(see_input, with_kwargs=True))
+    hooks.enter_context(layer.register_forward_pre_hook(see_input, with_kwargs=True))
     own = layer.norm if isinstance(layer, Adder) else None
     if own is None:
-        _watch_outputs(layer, layer, found, handles)
+        _watch_outputs(layer, layer, found, hooks)
     else:
 
         def see_output(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             found[layer].add_output(_rows(inputs[0], module))
 
-        handles.append(own.register_forward_pre_hook(see_output))
+        hooks.enter_context(own.register_forward_pre_hook(see_output))
 
 
 def _watch_outputs(
-    module: nn.Module, key: nn.Module, found: dict[nn.Module, Measured], handles: list[Any]
+    module: nn.Module, key: nn.Module, found: dict[nn.Module, Measured], hooks: ExitStack
 ) -> None:
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         found.setdefault(key, Measured()).add_output(_rows(output, module))
 
-    handles.append(module.register_forward_hook(see))
+    hooks.enter_context(module.register_forward_hook(see))
 
 
 def _rows(output: Tensor, module: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -123,11 +124,9 @@ class UntracedNetwork:
         def hook(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> None:
             look(self._made[layer], first_input(args, kwargs), output)
 
-        handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in self._made]
-        try:
+        with ExitStack() as hooks:
+            for layer in self._made:
+                hooks.enter_context(layer.register_forward_hook(hook, with_kwargs=True))
             for inputs in batches:
                 with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
                     self.model(inputs.clone())
-        finally:
-            for handle in handles:
-                handle.remove()

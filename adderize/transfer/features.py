@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,11 +92,8 @@ class Bench:
             if len(targets) == pair.calls:
                 raise Reached
 
-        handle = pair.original.register_forward_hook(see, with_kwargs=True)
-        try:
+        with pair.original.register_forward_hook(see, with_kwargs=True):
             run_until_reached(self.teacher, batch)
-        finally:
-            handle.remove()
         return inputs, targets
 
     def _own_input(self, pair: Pair, batch: Any) -> Tensor:
@@ -105,11 +103,8 @@ class Bench:
             seen.append(first_input(args, kwargs))
             raise Reached
 
-        handle = pair.adder.register_forward_pre_hook(see, with_kwargs=True)
-        try:
+        with pair.adder.register_forward_pre_hook(see, with_kwargs=True):
             run_until_reached(self.model, batch)
-        finally:
-            handle.remove()
         return seen[0]
 
     @torch.no_grad()
@@ -125,13 +120,9 @@ class Bench:
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
             raise Reached
 
-        handle = None if until is None else until.adder.register_forward_pre_hook(stop)
-        try:
-            run = partial(run_until_reached, self.model)
+        run = partial(run_until_reached, self.model)
+        with until.adder.register_forward_pre_hook(stop) if until else nullcontext():
             estimate_statistics(self.model, norms, self.images, run)
-        finally:
-            if handle is not None:
-                handle.remove()
 
 
 def _in_rows(adder: nn.Module, x: Tensor) -> Tensor:

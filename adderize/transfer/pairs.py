@@ -124,10 +124,8 @@ def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Ad
 def _calls(network: nn.Module, modules: list[nn.Module], inputs: Any) -> list[nn.Module]:
     """Each call of the modules in a forward pass, in order."""
     seen: list[nn.Module] = []
-    handles = [m.register_forward_pre_hook(lambda module, _: seen.append(module)) for m in modules]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(lambda m, _: seen.append(m)))
         network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen

@@ -61,13 +61,9 @@ def draw(cnn: Run, adder: Run, data: str | None) -> tuple[Figure, str]:
 def features(model: nn.Module, images: Tensor) -> tuple[_Points, NDArray[np.int64]]:
     """The inputs (N, 2) of the last layer, and the predicted classes (N,)."""
     seen: list[Tensor] = []
-    handle = model.get_submodule("fc2").register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0])
-    )
-    try:
+    last = model.get_submodule("fc2")
+    with last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         predicted = torch.cat([model(batch).argmax(1) for batch in images.split(_BATCH)])
-    finally:
-        handle.remove()
     points: _Points = torch.cat(seen).double().numpy()
     return points, predicted.numpy()
 
