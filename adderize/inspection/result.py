@@ -173,6 +173,7 @@ class Inspection(Report):
         return "full" if self.outside >= _MOST else "sign_input"
 
     def by_kind(self) -> dict[str, list[Finding]]:
+        """The findings, together where they are of one kind."""
         found: dict[str, list[Finding]] = {}
         for finding in self.findings:
             found.setdefault(finding.kind, []).append(finding)

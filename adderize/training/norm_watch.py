@@ -45,7 +45,7 @@ def _norms_after_adders(
         elif waiting and is_norm(module):
             yield name, module
             waiting = False
-        elif any(parameter is not None for parameter in module._parameters.values()):
+        elif any(True for _ in module.parameters(recurse=False)):
             waiting = False
 
 
