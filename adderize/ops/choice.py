@@ -23,6 +23,8 @@ from adderize.ops import native, reference
 
 _NATIVE = (torch.float32, torch.uint8)
 NAMES = ("auto", "reference", "native", "triton")
+# As scikit-build-core reads the same variable when it builds.
+_UNSET = ("", "0", "false", "f", "no", "n", "off")
 
 
 class Choice(NamedTuple):
@@ -79,7 +81,8 @@ def _choose_cpu(dtype: torch.dtype, forced: str) -> Choice:
     usable, reason = native.available()
     if usable:
         return Choice("native", native, reason)
-    if forced == "native" or os.environ.get("ADDERIZE_REQUIRE_NATIVE") == "1":
+    required = os.environ.get("ADDERIZE_REQUIRE_NATIVE", "").lower() not in _UNSET
+    if forced == "native" or required:
         raise AdderizeError(
             f"the native CPU kernels are required but not usable: {reason}. "
             "Reinstall with a C++17 compiler, or unset ADDERIZE_REQUIRE_NATIVE and ADDERIZE_BACKEND"

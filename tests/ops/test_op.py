@@ -404,13 +404,16 @@ def test_unknown_or_unfit_backend_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         choice.choose("xpu")
 
 
-def test_required_native_kernels_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("required", ["1", "true", "ON"])
+def test_required_native_kernels_that_are_missing(
+    required: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("ADDERIZE_BACKEND", raising=False)
     monkeypatch.setattr(choice.native, "available", lambda: (False, "no library was built"))
-    monkeypatch.setenv("ADDERIZE_REQUIRE_NATIVE", "1")
+    monkeypatch.setenv("ADDERIZE_REQUIRE_NATIVE", required)
     with pytest.raises(AdderizeError, match="no library was built"):
         AdderConv2d(3, 8, 3)(torch.randn(1, 3, 5, 5))
-    monkeypatch.delenv("ADDERIZE_REQUIRE_NATIVE")
+    monkeypatch.setenv("ADDERIZE_REQUIRE_NATIVE", "0")
     choice._warn_of_slowness.cache_clear()
     with pytest.warns(UserWarning, match="slow reference: no library was built"):
         assert choice.choose("cpu").name == "reference"

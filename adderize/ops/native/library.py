@@ -117,17 +117,24 @@ def _path() -> Path:
     return path
 
 
+def _reinstall() -> str:
+    advice = "reinstall adderize (`pip install -e .` in a checkout)"
+    forced = os.environ.get("ADDERIZE_LIBRARY")
+    return f"Unset ADDERIZE_LIBRARY, or {advice}" if forced else advice.capitalize()
+
+
 def _open(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
         found = int(library.adderize_abi_version())
     except (OSError, AttributeError) as error:
-        raise AdderizeError(f"the native library {path} cannot be loaded: {error}") from None
+        raise AdderizeError(
+            f"the native library {path} cannot be loaded: {error}. {_reinstall()}"
+        ) from None
     if found != ABI_VERSION:
-        forced = "unset ADDERIZE_LIBRARY or " if os.environ.get("ADDERIZE_LIBRARY") else ""
         raise AdderizeError(
             f"the native library {path} has ABI version {found} but this adderize needs "
-            f"{ABI_VERSION}: {forced}reinstall it (`pip install -e .` in a checkout)"
+            f"{ABI_VERSION}. {_reinstall()}"
         )
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = arguments
