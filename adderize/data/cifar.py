@@ -95,8 +95,10 @@ def _torchvision_class(name: str) -> Any:
 
 
 def _from_torchvision(name: str, folder: Path) -> _Splits | None:
-    found = (folder / _torchvision_class(name).base_folder).is_dir()
-    return _read_torchvision(name, folder) if found else None
+    """From the folder that holds torchvision's, or from that one itself."""
+    own = _torchvision_class(name).base_folder
+    root = folder.absolute().parent if folder.absolute().name == own else folder
+    return _read_torchvision(name, root) if (root / own).is_dir() else None
 
 
 def _read_torchvision(name: str, folder: Path, download: bool = False) -> _Splits:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from adderize.arguments import check_statistics
+from adderize.data.image_files import class_folders as folders_of_classes
+from adderize.data.image_files import image_files, is_image_file
 from adderize.data.mnist import idx_set, read_idx
 from adderize.data.normalisation import Statistics, normalised
 from adderize.data.parquet import column_names, count_rows, parquet_files, read_rows
@@ -25,8 +27,8 @@ SOURCES = (
     "an image file, a folder of images (searched through), a Hugging Face parquet file or a folder "
     "with such files, a folder with MNIST/raw, or an array (.npy, .pt)"
 )
-_IMAGE_FILES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _SPLITS = {"train": ("train",), "test": ("test", "val")}
+_HALF_STEP = 0.13  # what float16 rounds the level 255 by, at most
 _LABELS = ("label", "fine_label")
 _FOLDERS = {"train": ("train",), "test": VALIDATION}
 
@@ -74,7 +76,11 @@ def load_labelled(
     stacked = torch.stack(
         [_fitted(image, size, path) for image in steps(found.images, "resizing images")]
     )
-    images = stacked.float() if stacked.is_floating_point() else normalised(stacked, *statistics)
+    if stacked.is_floating_point():
+        _check_normalised(stacked, statistics, path)
+        images = stacked.float()
+    else:
+        images = normalised(stacked, *statistics)
     return images, torch.tensor(found.labels, dtype=torch.int64) if found.labels else None
 
 
@@ -108,7 +114,7 @@ def _reader(path: Path) -> _Reader:
         return _read_parquet
     if path.suffix in (".npy", ".pt"):
         return _read_array
-    if path.suffix.lower() in _IMAGE_FILES:
+    if is_image_file(path):
         return _read_files
     raise AdderizeError(f"{path} is of an unknown kind; expected {SOURCES}")
 
@@ -120,7 +126,9 @@ def evenly_spaced(count: int, limit: int) -> list[int]:
 
 
 def _read_idx(path: Path, channels: int, limit: int, split: str) -> _Found:
-    pixels, labels = read_idx(path, str(idx_set(path)), split)
+    found = idx_set(path)
+    assert found is not None
+    pixels, labels = read_idx(*found, split)
     chosen = evenly_spaced(len(pixels), limit)
     return _Found([pixels[index] for index in chosen], labels[chosen].tolist())
 
@@ -142,18 +150,30 @@ def _read_array(path: Path, channels: int, limit: int, split: str) -> _Found:
     if array.dtype != torch.uint8 and not array.is_floating_point():
         raise AdderizeError(f"{path} holds {array.dtype}; expected bytes or normalised floats")
     array = array.detach()
-    if array.is_floating_point() and _are_pixels(array):
-        raise AdderizeError(
-            f"{path} holds whole numbers up to {float(array.max()):g} as {array.dtype}, which are "
-            "no normalised images: save pixels as bytes (uint8)"
-        )
     return _Found([array[index] for index in evenly_spaced(len(array), limit)])
 
 
-def _are_pixels(array: Tensor) -> bool:
-    """Whether floats are pixels in [0, 255]: normalised ones are small, and no whole numbers."""
-    low, high = (float(end) for end in array.aminmax()) if array.numel() else (0.0, 0.0)
-    return low >= 0 and 20 < high <= 255 and torch.equal(array, array.round())
+def _check_normalised(images: Tensor, statistics: Statistics, path: Path) -> None:
+    """Raise where floats are pixels: whole numbers up to 255, or steps of 1/255 up to 1.
+
+    The latter are what a network takes whose mean is 0 and whose deviation is 1.
+    """
+    low, high = (float(end) for end in images.aminmax())
+    if low < 0 or not 0 < high <= 255:
+        return
+    if high > 20 and torch.equal(images, images.round()):
+        raise AdderizeError(
+            f"{path} holds whole numbers up to {high:g} as {images.dtype}, which are no normalised "
+            "images: save pixels as bytes (uint8)"
+        )
+    levels = 255 * images.double()
+    plain = set(statistics.mean) == {0} and set(statistics.std) == {1}
+    if high <= 1 and not plain and bool(((levels - levels.round()).abs() < _HALF_STEP).all()):
+        raise AdderizeError(
+            f"{path} holds pixels in [0, 1] as {images.dtype}, which are no normalised images: "
+            "save them as bytes (uint8), or give mean 0 and deviation 1 if the network takes them "
+            "so"
+        )
 
 
 def _read_files(path: Path, channels: int, limit: int, split: str) -> _Found:
@@ -169,7 +189,7 @@ def _image_files(path: Path, split: str) -> tuple[Path, list[Path]]:
     if not path.is_dir():
         return path, [path]
     path = next((path / name for name in _FOLDERS[split] if (path / name).is_dir()), path)
-    return path, sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_FILES)
+    return path, image_files(path)
 
 
 def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:
@@ -180,8 +200,7 @@ def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:
     used = {file.parent for file in files}
     if len(used) < 2 or any(folder.parent != root for folder in used):
         return []
-    folders = (path for path in root.iterdir() if path.is_dir())
-    return sorted(path for path in folders if path in used or not path.name.startswith("."))
+    return folders_of_classes(root)
 
 
 def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:
@@ -211,9 +230,10 @@ def _label_column(files: Sequence[Path]) -> str | None:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
-    chosen = parquet_files(folder, *_SPLITS[split])
-    if not chosen and len(files) > 1:
+    """The files of a split; all of them where they are one file, or those of another split."""
+    files = parquet_files(folder, "")
+    chosen, *others = (parquet_files(folder, *_SPLITS[name]) for name in (split, *_SPLITS))
+    if not chosen and len(files) > 1 and files not in others:
         names = ", ".join(f.name for f in files[:5])
         raise AdderizeError(f"{folder} holds {names}: name one of them")
     return chosen or files

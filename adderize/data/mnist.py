@@ -39,12 +39,12 @@ def load_mnist(source: str | None, size: int = 32) -> Dataset:
 
 def _real_digits(source: str | None) -> tuple[ImageSet, ImageSet]:
     folder = source or os.environ.get("ADDERIZE_DATA")
-    download, root = not folder, Path(folder or "data")
-    raw = root / "MNIST" / "raw"
-    if not download and not raw.is_dir():
+    download, place = not folder, Path(folder or "data")
+    root = place if download else _root_of(place, "MNIST")
+    if root is None:
         raise AdderizeError(
-            f"no MNIST in {root}: expected the folder {raw}. Give --data the folder that holds "
-            "MNIST/, leave it out to download, or use --data embedded"
+            f"no MNIST in {place}: expected the folder {place / 'MNIST' / 'raw'}. Give --data the "
+            "folder that holds MNIST/, leave it out to download, or use --data embedded"
         )
     try:
         train, test = (read_idx(root, "MNIST", split, download) for split in ("train", "test"))
@@ -56,9 +56,29 @@ def _real_digits(source: str | None) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def idx_set(root: Path) -> str | None:
-    """The first of torchvision's data sets in idx files that a folder holds."""
-    return next((name for name in IDX_SETS if (root / name / "raw").is_dir()), None)
+def idx_set(folder: Path) -> tuple[Path, str] | None:
+    """torchvision's data set in idx files that a folder holds or is: its root and name.
+
+    Raises:
+        AdderizeError: it holds several.
+    """
+    roots = {name: root for name in IDX_SETS if (root := _root_of(folder, name)) is not None}
+    if len(roots) > 1:
+        raise AdderizeError(
+            f"{folder} holds {' and '.join(roots)}: name one of them, such as "
+            f"{folder / next(iter(roots))}"
+        )
+    return next(((root, name) for name, root in roots.items()), None)
+
+
+def _root_of(folder: Path, name: str) -> Path | None:
+    """What torchvision calls the root, of a folder that is it, the set's own, or its ``raw``."""
+    place = folder.absolute()  # "." has no name and no parents
+    inner = (Path(), Path(name), Path(name, "raw"))
+    for root, part in zip((place, *place.parents), inner, strict=False):
+        if root / part == place and (root / name / "raw").is_dir():
+            return root
+    return None
 
 
 def read_idx(root: Path, name: str, split: str, download: bool = False) -> ImageSet:

@@ -57,7 +57,7 @@ def read_rows(
     try:
         table = file.read(columns=[image] if label is None else [image, label])
         if at is not None:
-            table = table.take(at)
+            table = table.take(pyarrow.array(at, pyarrow.int64()))
         return table[image].to_pylist(), [] if label is None else table[label].to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from error

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from adderize.data.image_files import class_folders, image_files
 from adderize.data.parquet import parquet_files, read_rows
 from adderize.data.placement import on_cpu
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 
 TIMM = "timm:"
 _DEEP_MODES = ("I", "F")  # of PIL: 16 and 32 bits, floats
@@ -44,7 +45,7 @@ class Photographs(NamedTuple):
             picture = self.open(self.items[index])
             if not picture.mode.startswith(_DEEP_MODES):  # which PIL would clip at 255
                 return picture.convert(mode)
-        except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        except Exception as error:  # PIL's readers raise whatever a broken file leads them to
             raise AdderizeError(f"{self.names[index]} cannot be decoded: {error}") from error
         raise AdderizeError(
             f"{self.names[index]} has pixels of mode {picture.mode!r}; expected 8 bits a channel: "
@@ -68,15 +69,15 @@ def from_class_folders(folder: Path) -> tuple[Photographs, list[str]]:
     """The images in a folder for each class, and the classes.
 
     Raises:
-        AdderizeError: no such folders.
+        AdderizeError: no such folders, or one without images.
     """
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(folder))
-    except (OSError, FileNotFoundError) as error:
-        raise AdderizeError(f"no class folders with images in {folder}: {error}") from error
-    return from_files([path for path, _ in found.samples], found.targets), found.classes
+    files = {path.name: image_files(path) for path in class_folders(folder)}
+    if not files:
+        raise AdderizeError(f"{folder} has no class folders; expected one with images for a class")
+    if empty := [name for name, found in files.items() if not found]:
+        raise AdderizeError(f"the class folders {listed(empty)} in {folder} have no images")
+    labels = [label for label, found in enumerate(files.values()) for _ in found]
+    return from_files([str(path) for found in files.values() for path in found], labels), [*files]
 
 
 def class_folder_splits(folder: Path) -> tuple[Photographs, Photographs, int] | None:
@@ -118,8 +119,12 @@ def _from_parquet(files: Sequence[Path], label: str) -> Photographs:
         rows += images
         labels += file_labels
         names += [f"image {i} of {file}" for i in range(len(images))]
-    if not labels or min(labels) < 0:
-        raise AdderizeError(f"{files[0]} holds no images, or images without labels")
+    if not labels:
+        raise AdderizeError(f"{files[0]} holds no images")
+    if wrong := [value for value in labels if not isinstance(value, int) or value < 0]:
+        raise AdderizeError(
+            f"{files[0]} has {wrong[0]!r} in the column {label}; expected numbers of classes from 0"
+        )
     return Photographs(labels, rows, names, open_row)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,23 @@ def test_class_folders(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert data.train.labels.tolist() == [label for label in range(10) for _ in range(2)]
     order = [index for label in range(10) for index in (label, label + 10)]
     assert torch.equal(data.train.images, torch.from_numpy(PIXELS[order]).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("place", [".", "cifar-10-batches-py"])
+def test_torchvisions_folder_or_what_holds_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rows = np.ascontiguousarray(PIXELS.transpose(0, 3, 1, 2)).reshape(20, -1)
+    for name in (*(f"data_batch_{part}" for part in range(1, 6)), "test_batch"):
+        content = {"data": rows, "labels": [index % 10 for index in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [*"abcdefghij"]}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = load_cifar("cifar10", str(tmp_path / place))
+    assert torch.equal(data.test.images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    assert data.train.labels.tolist() == [*range(10)] * 10
 
 
 def test_broken_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

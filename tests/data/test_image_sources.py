@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adderize import AdderizeError
-from adderize.data.image_sources import load_labelled
+from adderize.data import load_mnist, load_photographs
+from adderize.data.image_sources import class_folders, load_labelled
 from adderize.data.normalisation import CIFAR10, IMAGENET, MNIST, Statistics, usual_statistics
 
 PLAIN = Statistics((0.0,), (1.0,))
@@ -89,16 +90,34 @@ def test_parquet_files_in_the_folder_of_a_data_set(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected(images, CIFAR10))
 
 
+@pytest.mark.parametrize("place", [".", "data", "plain_text"])
+def test_parquet_files_of_one_split_alone(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    images = colours(6)
+    for part in range(3):
+        file = tmp_path / place / f"train-0000{part}-of-00003.parquet"
+        write_parquet(file, images[2 * part : 2 * part + 2])
+    for split in ("train", "test"):
+        found = load_images(tmp_path, (3, 4, 4), CIFAR10, split=split)
+        torch.testing.assert_close(found, expected(images, CIFAR10))
+    # Fewer images than files: some have none that is chosen.
+    found = load_images(tmp_path, (3, 4, 4), CIFAR10, limit=2)
+    torch.testing.assert_close(found, expected(images[::3], CIFAR10))
+
+
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [0, None, 2], ["cat", "dog", "cat"]])
 def test_labels_that_number_no_classes_are_none(labels: list[object], tmp_path: Path) -> None:
-    import pyarrow.parquet
-
     write_parquet(tmp_path / "test.parquet", colours(3))
     table = pyarrow.parquet.read_table(tmp_path / "test.parquet")
     table = table.set_column(table.column_names.index("label"), "label", [labels])
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
     images, found = load_labelled(tmp_path, (3, 4, 4), PLAIN)
     assert len(images) == 3 and found is None
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(
+        AdderizeError, match=r"has .* in the column label; expected numbers of classes"
+    ):
+        load_photographs(str(tmp_path))
 
 
 def test_idx_files(tmp_path: Path) -> None:
@@ -115,6 +134,27 @@ def test_idx_files(tmp_path: Path) -> None:
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"broken")
     with pytest.raises(AdderizeError, match="cannot read"):
         load_images(tmp_path, (1, 28, 28), PLAIN)
+
+
+def test_the_folder_of_idx_files_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("MNIST", "FashionMNIST")):
+        raw = tmp_path / name / "raw"
+        raw.mkdir(parents=True)
+        for part in ("train", "t10k"):
+            write_idx(raw / f"{part}-images-idx3-ubyte", np.full((2, 28, 28), 255 * number))
+            write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(2))
+        for place in (tmp_path / name, raw):
+            found = load_images(place, (1, 28, 28), PLAIN)
+            assert torch.equal(found, torch.full((2, 1, 28, 28), float(number)))
+        monkeypatch.chdir(tmp_path / name)
+        assert load_images(".", (1, 28, 28), PLAIN).mean() == number
+        assert class_folders(".") is None
+    with pytest.raises(AdderizeError, match=r"holds MNIST and FashionMNIST: name one of them"):
+        load_images(tmp_path, (1, 28, 28), PLAIN)
+    for place in (tmp_path, tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        assert load_mnist(str(place), 28).train.images.max() == 0
+    with pytest.raises(AdderizeError, match="no MNIST in"):
+        load_mnist(str(tmp_path / "FashionMNIST"))
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -203,6 +243,18 @@ def test_pixels_as_floats_are_not_taken_for_normalised(tmp_path: Path, dtype: st
     np.save(tmp_path / "x.npy", colours(4).transpose(0, 3, 1, 2).astype(dtype))
     with pytest.raises(AdderizeError, match=r"holds whole numbers up to .*: save pixels"):
         load_images(tmp_path / "x.npy", (3, 4, 4), IMAGENET)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_pixels_up_to_1_are_for_networks_that_take_them(tmp_path: Path, dtype: str) -> None:
+    pixels = (colours(100) / 255).transpose(0, 3, 1, 2)
+    np.save(tmp_path / "x.npy", pixels.astype(dtype))
+    with pytest.raises(AdderizeError, match=r"holds pixels in \[0, 1\] as .* mean 0 and deviation"):
+        load_images(tmp_path / "x.npy", (3, 4, 4), IMAGENET)
+    found = load_images(tmp_path / "x.npy", (3, 4, 4), PLAIN)
+    assert torch.equal(found, torch.from_numpy(pixels[: len(found)].astype(dtype)).float())
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((8, 3, 4, 4)).astype(dtype))
+    assert len(load_images(tmp_path / "x.npy", (3, 4, 4), IMAGENET)) == 8
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
