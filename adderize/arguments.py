@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import nn
 
 from adderize.errors import AdderizeError
+
+
+def own_path(path: str | os.PathLike[str]) -> Path:
+    """A path whose ``~`` is the user's own folder, as a shell has it: not one of that name here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no user of that name
+        return Path(path)
 
 
 def check_module(model: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +16,7 @@ from torch import Tensor
 from adderize.checkpoints.state_dicts import is_extra_state
 from adderize.errors import AdderizeError
 
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # the class that torch.load refuses to make
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
@@ -71,9 +73,12 @@ def _content(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise AdderizeError(f"{path} cannot be read: {error}") from error
     except UnpicklingError as error:
+        foreign = _FOREIGN.search(str(error))
+        what = "is not a PyTorch checkpoint"
+        if foreign is not None:
+            what = f"holds {foreign[1]} objects, which are not read as they could run code"
         raise AdderizeError(
-            f"{path} is not a PyTorch checkpoint of tensors, or holds other objects too, such as a "
-            "whole module; expected a state dict: torch.save(model.state_dict(), FILE)"
+            f"{path} {what}; expected a state dict: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

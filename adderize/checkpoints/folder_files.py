@@ -67,9 +67,11 @@ def read_files(folder: Path) -> tuple[Manifest, StateDict]:
         if not (folder / name).is_file():
             raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
     try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    except (AdderizeError, OSError, UnicodeDecodeError) as error:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except AdderizeError as error:
         raise AdderizeError(f"{folder / MANIFEST} is {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdderizeError(f"{folder / MANIFEST} cannot be read: {error}") from error
     try:
         if manifest.weights not in (None, _digest(folder / WEIGHTS)):
             raise AdderizeError(

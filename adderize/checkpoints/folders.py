@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from adderize.arguments import check_module
+from adderize.arguments import check_module, own_path
 from adderize.checkpoints.folder_files import card_text, read_files, write_files
 from adderize.checkpoints.hub import local_folder
 from adderize.checkpoints.manifest import Manifest
@@ -59,12 +59,11 @@ def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None =
             plain batch norm, or a folder that cannot be written.
     """
     _check_model(model)
+    folder = own_path(folder)
     if isinstance(model, IntegerNetwork):
         program, tensors = described(model.program)
         manifest = Manifest({}, {}, program=program)
-        return write_files(
-            Path(folder), unshared(tensors), manifest, card_text(model, folder, card)
-        )
+        return write_files(folder, unshared(tensors), manifest, card_text(model, folder, card))
     state = model.state_dict()
     aliases = aliases_of(model)
     tensors = dict[str, Tensor]()
@@ -91,7 +90,7 @@ def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None =
         settings=settings_of(model) if plain else None,
         deviations=filter_deviations(model) if plain else None,
     )
-    write_files(Path(folder), unshared(tensors), manifest, card_text(model, folder, card))
+    write_files(folder, unshared(tensors), manifest, card_text(model, folder, card))
 
 
 def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adderize.arguments import own_path
 from adderize.checkpoints.manifest import MANIFEST, WEIGHTS
 from adderize.errors import AdderizeError
 
@@ -29,12 +30,17 @@ def repository_of(source: str | Path) -> str:
 def local_folder(source: str | Path) -> Path:
     """A folder as it is; of one on the Hub its copy on this machine, downloaded where it is new.
 
+    ``~`` is the user's own folder. A file of a saved model stands for its folder: the weights alone
+    do not say which layers they belong to.
+
     Raises:
         AdderizeError: no such repository or revision, one without a saved model, no network, no
             huggingface_hub.
     """
     if not is_on_hub(source):
-        return Path(source)
+        path = own_path(source)
+        of_a_saved_model = path.name in (MANIFEST, WEIGHTS) and (path.parent / MANIFEST).is_file()
+        return path.parent if of_a_saved_model else path
     repository, revision = _parts(source)
     folder = _downloaded(repository, revision, f"{PREFIX}{str(source)[3:].lstrip('/')}")
     if not (folder / MANIFEST).is_file():

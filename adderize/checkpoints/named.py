@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from adderize.arguments import own_path
 from adderize.checkpoints.authors import (
     authors_part,
     convert_as_the_authors,
@@ -27,6 +29,11 @@ from adderize.surgery.small_filters import deviation_of_convolutions
 
 PUBLISHED = "published"
 INTEGERS = "integer network"
+# What counts of Lightning's ``hyper_parameters``; of another type it is somebody else's.
+_SAID: dict[str, Any] = {
+    "arch": str, "arch_options": Mapping, "num_classes": int, "conversion": (Mapping, NoneType),
+    "binarization": (Mapping, NoneType),
+}  # fmt: skip
 _SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
 
 
@@ -55,7 +62,8 @@ def load(
             ``arch_options``, ``num_classes``, ``conversion`` and ``binarization``, as the recipes'
             do), or a state dict (PyTorch's or safetensors); or an architecture, as
             ``adderize plan`` takes it, for freshly initialised weights.
-        arch: what the weights belong to, unless the checkpoint says so.
+        arch: what the weights belong to, unless the checkpoint says so. It must name
+            ``package.module:callable`` in any case: a file alone gets no code run.
         arch_options: keyword arguments of the architecture's builder, where the checkpoint does
             not say.
         options: those of :func:`adderize.adderize`, where nothing else says which layers are
@@ -66,11 +74,11 @@ def load(
             belong to it.
     """
     path, more = local_folder(target), dict(arch_options or {})
-    if holds_integers(_saved_in(path)):
-        return Loaded(load_model(_saved_in(path)), INTEGERS)
+    if holds_integers(saved_in(path)):
+        return Loaded(load_model(saved_in(path)), INTEGERS)
     if path.is_dir():
         arch = _named(arch, path)
-        return Loaded(load_model(by_name.build(arch, **more), _saved_in(path)), arch)
+        return Loaded(load_model(by_name.build(arch, **more), saved_in(path)), arch)
     if path.is_file():
         stored = _believed(read_file(path), arch, path)
         arch = _named(stored.said.get("arch") or arch, path)
@@ -85,14 +93,14 @@ def load(
 
 def has_weights(target: str, arch: str | None = None) -> bool:
     """Whether :func:`load` takes the target for weights, and not for an architecture by name."""
-    path = Path(target)
+    path = own_path(target)
     known = path.exists() or is_on_hub(target) or path.suffix in _SUFFIXES
     return known or arch is not None
 
 
 def is_integer_network(target: str) -> bool:
     """Whether :func:`load` finds an integer network there."""
-    return holds_integers(_saved_in(local_folder(target)))
+    return holds_integers(saved_in(local_folder(target)))
 
 
 def blank(
@@ -119,9 +127,9 @@ def blank(
         if arch is not None:
             raise AdderizeError(f"{target} does not exist; expected the folder of a saved {arch}")
         return by_name.blank(target, **more)
-    if holds_integers(_saved_in(folder)):
-        return load_model(_saved_in(folder))
-    arch, folder = _named(arch, folder), _saved_in(folder)
+    if holds_integers(saved_in(folder)):
+        return load_model(saved_in(folder))
+    arch, folder = _named(arch, folder), saved_in(folder)
     try:
         return load_model(by_name.blank(arch, **more), folder)
     except AdderizeError:
@@ -146,7 +154,7 @@ def start_from(model: nn.Module, arch: str, source: str) -> nn.Module:
         return _start_from_published(model, arch)
     path = local_folder(source)
     if path.is_dir():
-        return load_model(model, _saved_in(path))
+        return load_model(model, saved_in(path))
     return _with_weights(model, read_file(path), path, arch, {"exclude": "*"})[0]
 
 
@@ -178,14 +186,14 @@ def _start_from_published(model: nn.Module, arch: str) -> nn.Module:
     return model
 
 
-def _saved_in(folder: Path) -> Path:
+def saved_in(folder: Path) -> Path:
     """The folder itself, or the one that a recipe's run keeps its model in."""
     inner = folder / "model"
     return inner if inner.is_dir() and not (folder / MANIFEST).is_file() else folder
 
 
 def _named(arch: str | None, path: Path) -> str:
-    if arch is None and path.is_dir() and not (_saved_in(path) / MANIFEST).is_file():
+    if arch is None and path.is_dir() and not (saved_in(path) / MANIFEST).is_file():
         raise AdderizeError(
             f"{path} is a folder without {MANIFEST}; expected one that save_model wrote, or an "
             f"architecture, {by_name.FORMS}"
@@ -199,12 +207,25 @@ def _named(arch: str | None, path: Path) -> str:
 
 
 def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
-    """What Lightning's checkpoint says of itself counts, unless another architecture is named."""
-    said = stored.said.get("arch")
-    if said is None or arch is None or by_name.full_name(arch) == by_name.full_name(said):
-        return stored
-    note = f"{path} says that it belongs to {said}; it is taken as {arch}"
-    return Stored(stored.state, {}, "; ".join(filter(None, (stored.note, note))))
+    """What Lightning's checkpoint says of itself counts, unless another architecture is named.
+
+    Raises:
+        AdderizeError: only the checkpoint names code of somebody's own, which would be run.
+    """
+    entries = stored.said.items()
+    said = {key: value for key, value in entries if isinstance(value, _SAID.get(key, ()))}
+    own = said.get("arch")
+    if own is None or (arch is not None and by_name.full_name(arch) == by_name.full_name(own)):
+        return stored._replace(said=said)
+    if arch is not None:
+        note = f"{path} says that it belongs to {own}; it is taken as {arch}"
+        return Stored(stored.state, {}, "; ".join(filter(None, (stored.note, note))))
+    if not by_name.is_published(own):
+        raise AdderizeError(
+            f"{path} says that it belongs to {own}, code which is not run because a file names it: "
+            f"if you trust it, give --arch {own}"
+        )
+    return stored._replace(said=said)
 
 
 def _build(said: Mapping[str, Any], arch: str, more: Mapping[str, Any]) -> nn.Module:

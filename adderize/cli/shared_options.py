@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adderize.arguments import own_path
+from adderize.checkpoints import named
 from adderize.checkpoints.manifest import WEIGHTS
 from adderize.cli.messages import note
 from adderize.data.image_sources import class_folders, load_labelled
@@ -198,7 +200,7 @@ def normalisation(statistics: Statistics) -> str:
 
 def output_file(text: str) -> Path:
     """A file that can be written, said before the work and not after it."""
-    path = Path(text)
+    path = own_path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; expected a file")
     if not path.parent.is_dir():
@@ -208,7 +210,7 @@ def output_file(text: str) -> Path:
 
 def output_folder(text: str) -> Path:
     """A folder, or where one can be made, said before the work and not after it."""
-    path = Path(text)
+    path = own_path(text)
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise argparse.ArgumentTypeError(f"{part} is a file; expected a folder")
@@ -220,13 +222,15 @@ def check_apart(output: Path, *sources: str | None) -> None:
     Raises:
         AdderizeError: a result, a folder or a file, is where the weights are, which would be lost.
     """
-    for path in map(Path, filter(None, sources)):
+    for source in filter(None, sources):
+        path = own_path(source)
         lost = path.parent if path.name == WEIGHTS and output.is_dir() else path
-        if output.exists() and lost.exists() and output.samefile(lost):
-            raise AdderizeError(
-                f"the result would replace {path}, which it is made from: give --output another "
-                "path"
-            )
+        for part in (lost, named.saved_in(lost)):
+            if output.exists() and part.exists() and output.samefile(part):
+                raise AdderizeError(
+                    f"the result would replace {part}, which it is made from: give --output "
+                    "another path"
+                )
 
 
 def size(text: str) -> tuple[int, ...]:

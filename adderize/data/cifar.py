@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adderize.arguments import own_path
 from adderize.data.image_sets import Dataset, ImageSet, checked, decoded
 from adderize.data.normalisation import CIFAR10, CIFAR100
 from adderize.data.photographs import (
@@ -62,7 +63,8 @@ def _from_folder(name: str, source: str | None) -> tuple[_Splits, str]:
         "torchvision's files": lambda folder: _from_torchvision(name, folder),
         "class folders": _from_class_folders,
     }
-    for folder in (Path(source) / name, Path(source)):
+    given = own_path(source)
+    for folder in (given / name, given):
         for kind, read in readers.items():
             splits = read(folder) if folder.is_dir() else None
             if splits is not None:

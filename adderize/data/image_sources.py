@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adderize.arguments import check_statistics
+from adderize.arguments import check_statistics, own_path
 from adderize.data.image_files import class_folders as folders_of_classes
 from adderize.data.image_files import image_files, is_image_file
 from adderize.data.mnist import idx_set, read_idx
@@ -63,7 +63,7 @@ def load_labelled(
     Raises:
         AdderizeError: nothing there, damaged files, images that do not fit the size.
     """
-    path = Path(source)
+    path = own_path(source)
     if limit < 1:
         raise AdderizeError(f"limit is {limit}; expected at least one image")
     if len(size) != 3:
@@ -86,7 +86,7 @@ def load_labelled(
 
 def class_folders(source: str | Path, split: str = "test") -> int | None:
     """How many folders number the labels of :func:`load_labelled`; None where files do."""
-    path = Path(source)
+    path = own_path(source)
     if not path.is_dir() or _reader(path) is not _read_files:
         return None
     path, files = _image_files(path, split)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from adderize.arguments import own_path
 from adderize.data.photographs import (
     TIMM,
     Photographs,
@@ -49,7 +49,7 @@ def load_photographs(source: str | None) -> Splits:
     if source is not None and source.startswith(TIMM):
         name = source.removeprefix(TIMM)
         return _numbered(f"timm's {name}", *timm_splits(name))
-    folder = Path(source or "")
+    folder = own_path(source or "")
     if source is None or not folder.is_dir():
         raise AdderizeError(
             f"--data is {source}; expected a folder with train/CLASS/ and val/CLASS/, with parquet "

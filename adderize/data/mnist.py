@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adderize.arguments import own_path
 from adderize.data.image_sets import Dataset, ImageSet, checked
 from adderize.data.normalisation import MNIST
 from adderize.data.placement import on_cpu
@@ -39,7 +40,7 @@ def load_mnist(source: str | None, size: int = 32) -> Dataset:
 
 def _real_digits(source: str | None) -> tuple[ImageSet, ImageSet]:
     folder = source or os.environ.get("ADDERIZE_DATA")
-    download, place = not folder, Path(folder or "data")
+    download, place = not folder, own_path(folder or "data")
     root = place if download else _root_of(place, "MNIST")
     if root is None:
         raise AdderizeError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adderize.arguments import own_path
 from adderize.errors import writing
 from adderize.integer import Instruction, IntegerNetwork
 from adderize.integer.integer_network import check_integer_network
@@ -42,7 +43,7 @@ def export_hex(
     check_integer_network(integer_network)
     program = integer_network.program
     values = integer_network.values(examples)
-    folder = Path(folder)
+    folder = own_path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         slots = [

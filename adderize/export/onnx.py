@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
-from adderize.arguments import check_module
+from adderize.arguments import check_module, own_path
 from adderize.errors import AdderizeError, writing
 from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
@@ -52,7 +51,7 @@ def export_onnx(
     settings = {"dynamo": True, "verbose": False} | options
     with evaluation(model), writing(path):
         program = torch.onnx.export(
-            model, arguments, Path(path), custom_translation_table=table, **settings
+            model, arguments, own_path(path), custom_translation_table=table, **settings
         )
     _check_dynamic(program, settings.get("dynamic_shapes"), path)
     return program

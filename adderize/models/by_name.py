@@ -79,6 +79,12 @@ def full_name(name: str) -> str:
     return f"adderize.models:{network}" if own and network in models.__all__ else name
 
 
+def is_published(name: str) -> bool:
+    """Whether a name means a network of torchvision, timm or this package, and no other code."""
+    home, colon, network = full_name(name).partition(":")
+    return not colon or home == "timm" or (home == "adderize.models" and network in models.__all__)
+
+
 def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
     import timm
 

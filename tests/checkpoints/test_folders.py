@@ -76,6 +76,18 @@ def test_the_manifest_of_filters_that_are_not_finite(tmp_path):
     assert json.loads((tmp_path / "adderize.json").read_text())["deviations"]["1.0"] is None
 
 
+def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    save_model(adderize(small_cnn()), "~/networks/small")
+    assert (tmp_path / "home" / "networks" / "small" / "adderize.json").is_file()
+    assert not (tmp_path / "~").exists()
+    load_model(small_cnn(), "~/networks/small")
+    save_model(adderize(small_cnn()), "~nobody-has-this-name")
+    load_model(small_cnn(), tmp_path / "~nobody-has-this-name")
+
+
 def test_a_loaded_model_is_saved_as_it_was(tmp_path):
     save_model(adderize(small_cnn()), tmp_path / "a")
     save_model(load_model(small_cnn(), tmp_path / "a"), tmp_path / "b")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, save_model
+from adderize import AdderConv2d, AdderizeError, AdderLinear, adderize, load_model, save_model
 from adderize.checkpoints.named import blank, load, start_from
 from adderize.models import lenet5_bn, resnet20
 from recipes.image_classifier import ImageClassifier
@@ -119,6 +119,59 @@ def test_an_architecture_is_converted_as_planned() -> None:
     assert adders(load(ARCH).model) == ["conv2"]
     assert len(adders(load(ARCH, **ALL).model)) == 5
     assert adders(load(ARCH, exclude="*").model) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "adderize.json"])
+def test_a_file_of_a_saved_model_stands_for_its_folder(file: str, tmp_path: Path) -> None:
+    """The weights alone do not say that the first and last layers are adders too."""
+    model = trained(**ALL)
+    save_model(model, tmp_path)
+    loaded = load(str(tmp_path / file), ARCH)
+    assert_same(loaded.model, model)
+    assert not loaded.note
+    assert_same(start_from(lenet5_bn(), ARCH, str(tmp_path / file)), model)
+    assert_same(load_model(lenet5_bn(), tmp_path / file), model)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (tmp_path / "model.safetensors").rename(copy / "model.safetensors")
+    assert load(str(copy / "model.safetensors"), ARCH, **ALL).note
+
+
+def test_a_checkpoint_gets_no_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be whatever function of whatever module the file names."""
+    (tmp_path / "own_networks.py").write_text(
+        "from pathlib import Path\n"
+        "from adderize.models import lenet5_bn\n"
+        "Path('imported').touch()\n"
+        "def network(num_classes=10): return lenet5_bn(num_classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model, path = lenet5_bn(7), tmp_path / "last.ckpt"
+    said = {"arch": "own_networks:network", "num_classes": 7, "conversion": None}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": said}, path)
+    with pytest.raises(AdderizeError, match="if you trust it, give --arch own_networks:network"):
+        load(str(path))
+    assert not (tmp_path / "imported").exists()
+    loaded = load(str(path), "own_networks:network")
+    assert_same(loaded.model, model)
+    assert not loaded.note
+
+
+@pytest.mark.parametrize(
+    "said", [{"arch": 18}, {"arch": {"depth": 18}}, {"num_classes": None}, {"arch_options": "x"}]
+)
+def test_hyper_parameters_of_somebody_elses_module(said: dict[str, Any], tmp_path: Path) -> None:
+    model = lenet5_bn()
+    content = {"state_dict": model.state_dict(), "hyper_parameters": said}
+    torch.save(content, tmp_path / "last.ckpt")
+    assert_same(load(str(tmp_path / "last.ckpt"), ARCH, exclude="*").model, model)
+
+
+def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
+    content = {"state_dict": lenet5_bn().state_dict(), "hyper_parameters": {"data": tmp_path}}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(AdderizeError, match=r"holds pathlib\.\w+ objects, .* a state dict"):
+        load(str(tmp_path / "last.ckpt"), ARCH)
 
 
 def test_mistakes(tmp_path: Path) -> None:

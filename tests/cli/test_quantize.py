@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +93,25 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["after"]["multiplications"] == 0
 
 
-@pytest.mark.parametrize("source", ["float", "float/../float", "float/model.safetensors"])
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("float", "float"),
+        ("float/../float", "float"),
+        ("float/model.safetensors", "float"),
+        ("run", "run/model"),
+    ],
+)
 def test_what_is_quantized_is_not_replaced(
-    source: str, saved: Path, capsys: pytest.CaptureFixture[str]
+    source: str, output: str, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (saved / "float" / "model.safetensors").read_bytes()
+    if output == "run/model":  # where a recipe's run keeps its model
+        shutil.copytree(saved / "float", saved / output, dirs_exist_ok=True)
+    before = (saved / output / "model.safetensors").read_bytes()
     command = ["quantize", str(saved / source), "--arch", ARCH, "--data", str(saved / "images.npy")]
-    assert main([*command, "-o", str(saved / "float")]) == 1
+    assert main([*command, "-o", str(saved / output)]) == 1
     assert "the result would replace" in capsys.readouterr().err
-    assert (saved / "float" / "model.safetensors").read_bytes() == before
+    assert (saved / output / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("folders", [10, 2])

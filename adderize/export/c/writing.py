@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adderize.arguments import own_path
 from adderize.errors import AdderizeError, writing
 from adderize.export.c.examples import makefile, test_program
 from adderize.export.c.network import Network
@@ -69,7 +70,7 @@ def export_c(
         **constants(network, name),
         **{file: (SOURCES / file).read_text() for file in LAYERS},
     }
-    folder = Path(folder)
+    folder = own_path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
