@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adderize.checkpoints.state_dicts import is_extra_state
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # the class that torch.load refuses to make
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
@@ -56,7 +56,11 @@ def read_file(path: Path) -> Stored:
     key = next(iter(filled or keys), None)
     state = content if key is None else content[key]
     if not _is_state_dict(state):
-        raise AdderizeError(f"{path} holds no state dict; expected names and tensors")
+        held = f", but {listed([*map(str, content)])}" if content else ""
+        raise AdderizeError(
+            f"{path} holds no state dict{held}; expected names and tensors, by themselves or under "
+            f"{', '.join(_STATE_DICTS)}"
+        )
     averages = next((key for key in _AVERAGES if isinstance(content.get(key), dict)), None)
     note = f"{path} holds averaged weights too ({averages}); these are those of {key}"
     said = content.get("hyper_parameters")

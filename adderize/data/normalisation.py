@@ -28,7 +28,7 @@ def usual_statistics(model: nn.Module, size: Sequence[int]) -> Statistics:
     """What a network's inputs are usually normalised with.
 
     Args:
-        model: its own statement counts (timm's ``default_cfg``).
+        model: its own statement counts (timm's ``default_cfg``), if it is of so many channels.
         size: (C, H, W); else MNIST's for one channel, CIFAR-10's for 3x32x32, or ImageNet's.
 
     Raises:
@@ -36,7 +36,9 @@ def usual_statistics(model: nn.Module, size: Sequence[int]) -> Statistics:
     """
     stated = getattr(model, "default_cfg", None)
     if isinstance(stated, dict) and "mean" in stated and "std" in stated:
-        return Statistics(tuple(stated["mean"]), tuple(stated["std"]))
+        own = Statistics(tuple(stated["mean"]), tuple(stated["std"]))
+        if len(own.mean) in (1, size[0]):
+            return own
     if size[0] == 1:
         return MNIST
     if size[0] != 3:

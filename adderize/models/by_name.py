@@ -96,7 +96,21 @@ def _from_timm(name: str, options: dict[str, Any]) -> nn.Module:
     except RuntimeError as error:
         # A tag of weights that there are none of, or a checkpoint_path of another network.
         raise AdderizeError(f"timm cannot build {name!r}: {one_line(error)}") from error
+    _state_input_size(model, options)
     return model
+
+
+def _state_input_size(model: nn.Module, options: dict[str, Any]) -> None:
+    """What timm's model says of itself is of its published weights, whatever it was built with."""
+    stated = getattr(model, "pretrained_cfg", None)
+    if not isinstance(stated, dict) or not {"in_chans", "img_size"} & options.keys():
+        return
+    channels, *sides = stated["input_size"]
+    given = options.get("img_size") or sides
+    sides = [given, given] if isinstance(given, int) else given
+    stated = {**stated, "input_size": (options.get("in_chans", channels), *sides)}
+    for name in ("pretrained_cfg", "default_cfg"):
+        setattr(model, name, stated)
 
 
 def _from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:

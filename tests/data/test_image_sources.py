@@ -193,6 +193,9 @@ def test_usual_statistics() -> None:
         usual_statistics(model, (4, 8, 8))
     model.default_cfg = {"mean": (0.5,), "std": (0.25,)}
     assert usual_statistics(model, (4, 8, 8)) == Statistics((0.5,), (0.25,))
+    model.default_cfg = dict(zip(("mean", "std"), IMAGENET, strict=True))
+    assert usual_statistics(model, (3, 32, 32)) == IMAGENET
+    assert usual_statistics(model, (1, 32, 32)) == MNIST
 
 
 def test_wrong_sources(tmp_path: Path) -> None:

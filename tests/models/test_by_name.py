@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,24 @@ def test_a_model_states_its_own_input_size() -> None:
     assert own_input_size(model) == (3, 96, 96)
     model.example_input_array = torch.zeros(2, 3, 64, 64)
     assert own_input_size(model) == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("timm:resnet10t", {"in_chans": 1}, (1, 176, 176)),
+        ("timm:vit_tiny_patch16_224", {"img_size": 64}, (3, 64, 64)),
+        ("timm:vit_tiny_patch16_224", {"img_size": [64, 32], "in_chans": 4}, (4, 64, 32)),
+    ],
+)
+def test_timms_statement_follows_the_options(
+    name: str, options: dict[str, Any], size: tuple[int, ...]
+) -> None:
+    model = build(name, **options).eval()
+    assert input_size(name, model) == size
+    assert model(torch.zeros(1, *size)).shape == (1, 1000)
+    published = build(name)
+    assert own_input_size(published) not in (None, size)
 
 
 def test_torchvision_states_it_with_the_weights() -> None:
