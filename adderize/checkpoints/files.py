@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,20 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 
+# Of another type it is somebody else's, of the same name.
+_SAID: dict[str, Any] = {
+    "arch": str, "arch_options": Mapping, "num_classes": int, "conversion": (Mapping, NoneType),
+    "binarization": (Mapping, NoneType),
+}  # fmt: skip
+
+
 class Stored(NamedTuple):
     """What a file holds.
 
     Attributes:
         state: the state dict, as it is stored.
-        said: Lightning's ``hyper_parameters``; empty where the file has none.
+        said: what Lightning's ``hyper_parameters`` say of the network: `arch`, `arch_options`,
+            `num_classes`, `conversion`, `binarization`, as far as the file has them.
         note: what had to be chosen, in a sentence; empty where nothing had to.
     """
 
@@ -63,8 +72,13 @@ def read_file(path: Path) -> Stored:
         )
     averages = next((key for key in _AVERAGES if isinstance(content.get(key), dict)), None)
     note = f"{path} holds averaged weights too ({averages}); these are those of {key}"
-    said = content.get("hyper_parameters")
-    return Stored(state, said if isinstance(said, dict) else {}, note if key and averages else "")
+    return Stored(state, _said(content), note if key and averages else "")
+
+
+def _said(content: Mapping[str, Any]) -> dict[str, Any]:
+    found = content.get("hyper_parameters")
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, _SAID.get(key, ()))}
 
 
 def _content(path: Path) -> dict[str, Any]:

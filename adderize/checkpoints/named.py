@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -29,11 +28,6 @@ from adderize.surgery.small_filters import deviation_of_convolutions
 
 PUBLISHED = "published"
 INTEGERS = "integer network"
-# What counts of Lightning's ``hyper_parameters``; of another type it is somebody else's.
-_SAID: dict[str, Any] = {
-    "arch": str, "arch_options": Mapping, "num_classes": int, "conversion": (Mapping, NoneType),
-    "binarization": (Mapping, NoneType),
-}  # fmt: skip
 _SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".safetensors", ".bin")
 
 
@@ -212,11 +206,9 @@ def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
     Raises:
         AdderizeError: only the checkpoint names code of somebody's own, which would be run.
     """
-    entries = stored.said.items()
-    said = {key: value for key, value in entries if isinstance(value, _SAID.get(key, ()))}
-    own = said.get("arch")
+    own = stored.said.get("arch")
     if own is None or (arch is not None and by_name.full_name(arch) == by_name.full_name(own)):
-        return stored._replace(said=said)
+        return stored
     if arch is not None:
         note = f"{path} says that it belongs to {own}; it is taken as {arch}"
         return Stored(stored.state, {}, "; ".join(filter(None, (stored.note, note))))
@@ -225,7 +217,7 @@ def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
             f"{path} says that it belongs to {own}, code which is not run because a file names it: "
             f"if you trust it, give --arch {own}"
         )
-    return stored._replace(said=said)
+    return stored
 
 
 def _build(said: Mapping[str, Any], arch: str, more: Mapping[str, Any]) -> nn.Module:

@@ -27,10 +27,9 @@ SOURCES = (
     "an image file, a folder of images (searched through), a Hugging Face parquet file or a folder "
     "with such files, a folder with MNIST/raw, or an array (.npy, .pt)"
 )
-_SPLITS = {"train": ("train",), "test": ("test", "val")}
+_SPLITS = {"train": ("train",), "test": VALIDATION}
 _HALF_STEP = 0.13  # what float16 rounds the level 255 by, at most
 _LABELS = ("label", "fine_label")
-_FOLDERS = {"train": ("train",), "test": VALIDATION}
 
 
 @on_cpu
@@ -188,7 +187,7 @@ def _image_files(path: Path, split: str) -> tuple[Path, list[Path]]:
     """The folder of a split, and the images in it; a file is itself."""
     if not path.is_dir():
         return path, [path]
-    path = next((path / name for name in _FOLDERS[split] if (path / name).is_dir()), path)
+    path = next((path / name for name in _SPLITS[split] if (path / name).is_dir()), path)
     return path, image_files(path)
 
 

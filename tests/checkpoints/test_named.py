@@ -158,13 +158,21 @@ def test_a_checkpoint_gets_no_code_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "said", [{"arch": 18}, {"arch": {"depth": 18}}, {"num_classes": None}, {"arch_options": "x"}]
+    "said",
+    [
+        {"conversion": "none"},
+        {"arch": 18},
+        {"arch": {"depth": 18}},
+        {"num_classes": None},
+        {"arch_options": "x"},
+    ],
 )
 def test_hyper_parameters_of_somebody_elses_module(said: dict[str, Any], tmp_path: Path) -> None:
     model = lenet5_bn()
     content = {"state_dict": model.state_dict(), "hyper_parameters": said}
     torch.save(content, tmp_path / "last.ckpt")
     assert_same(load(str(tmp_path / "last.ckpt"), ARCH, exclude="*").model, model)
+    assert_same(start_from(lenet5_bn(), ARCH, str(tmp_path / "last.ckpt")), model)
 
 
 def test_objects_in_a_file_are_named(tmp_path: Path) -> None:

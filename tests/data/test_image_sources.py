@@ -90,6 +90,17 @@ def test_parquet_files_in_the_folder_of_a_data_set(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected(images, CIFAR10))
 
 
+def test_validation_images_come_before_tests_whose_labels_are_secret(tmp_path: Path) -> None:
+    """As of ImageNet on the Hub; folders of images and recipes have this order too."""
+    images = colours(4)
+    for split in ("train", "test", "validation"):
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", images[: len(split) // 3])
+    assert len(load_images(tmp_path, (3, 4, 4), CIFAR10, split="train")) == 1
+    found, labels = load_labelled(tmp_path, (3, 4, 4), CIFAR10)
+    torch.testing.assert_close(found, expected(images[:3], CIFAR10))
+    assert labels is not None and labels.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("place", [".", "data", "plain_text"])
 def test_parquet_files_of_one_split_alone(place: str, tmp_path: Path) -> None:
     (tmp_path / place).mkdir(exist_ok=True)
