@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from adderize.arguments import own_path
 from adderize.checkpoints import named
-from adderize.checkpoints.manifest import WEIGHTS
+from adderize.checkpoints.manifest import MANIFEST, WEIGHTS
 from adderize.cli.messages import note
 from adderize.data.image_sources import class_folders, load_labelled
 from adderize.data.normalisation import Statistics, usual_statistics
@@ -222,11 +223,12 @@ def check_apart(output: Path, *sources: str | None) -> None:
     Raises:
         AdderizeError: a result, a folder or a file, is where the weights are, which would be lost.
     """
-    for source in filter(None, sources):
-        path = own_path(source)
-        lost = path.parent if path.name == WEIGHTS and output.is_dir() else path
-        for part in (lost, named.saved_in(lost)):
-            if output.exists() and part.exists() and output.samefile(part):
+    for path in map(own_path, filter(None, sources)):
+        saved = named.saved_in(path)
+        read = (path, saved, saved / WEIGHTS, saved / MANIFEST)
+        replaced = (output, output / WEIGHTS, output / MANIFEST)
+        for part, written in itertools.product(read, replaced):
+            if part.exists() and written.exists() and written.samefile(part):
                 raise AdderizeError(
                     f"the result would replace {part}, which it is made from: give --output "
                     "another path"

@@ -99,6 +99,7 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
         ("float", "float"),
         ("float/../float", "float"),
         ("float/model.safetensors", "float"),
+        ("float/adderize.json", "float"),
         ("run", "run/model"),
     ],
 )

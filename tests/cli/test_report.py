@@ -92,3 +92,10 @@ def test_a_checkpoint_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", *arguments]) == 1
     assert "the result would replace" in capsys.readouterr().err
     assert file.read_bytes() == before
+    save_model(adderize(lenet5_bn()), tmp_path / "saved")
+    for name in ("model.safetensors", "adderize.json"):
+        before = (tmp_path / "saved" / name).read_bytes()
+        arguments = [str(tmp_path / "saved"), "--arch", ARCH, "-o", str(tmp_path / "saved" / name)]
+        assert main(["report", *arguments]) == 1
+        assert "the result would replace" in capsys.readouterr().err
+        assert (tmp_path / "saved" / name).read_bytes() == before
