@@ -73,12 +73,14 @@ def read_files(folder: Path) -> tuple[Manifest, StateDict]:
     except (OSError, UnicodeDecodeError) as error:
         raise AdderizeError(f"{folder / MANIFEST} cannot be read: {error}") from error
     try:
+        tensors = load_file(folder / WEIGHTS)
+        # Behind it: a save that ends meanwhile would bring the tensors of another one.
         if manifest.weights not in (None, _digest(folder / WEIGHTS)):
             raise AdderizeError(
                 f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: one of them was "
-                "changed, or a later save was interrupted; save the model again"
+                "changed, or a later save was interrupted or ended meanwhile; load it again, or "
+                "save the model again"
             )
-        tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise AdderizeError(f"{folder / WEIGHTS} is damaged: {error}") from error
     try:

@@ -24,8 +24,8 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(_walked(folder))
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """The folders that number classes, in the order of their names."""
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in one, sorted: they number classes."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
 
 

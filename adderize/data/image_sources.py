@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from adderize.arguments import check_statistics, own_path
-from adderize.data.image_files import class_folders as folders_of_classes
-from adderize.data.image_files import image_files, is_image_file
+from adderize.data.image_files import image_files, is_image_file, visible_folders
 from adderize.data.mnist import idx_set, read_idx
 from adderize.data.normalisation import Statistics, normalised
 from adderize.data.parquet import column_names, count_rows, parquet_files, read_rows
@@ -199,7 +198,7 @@ def _class_folders(root: Path, files: Sequence[Path]) -> list[Path]:
     used = {file.parent for file in files}
     if len(used) < 2 or any(folder.parent != root for folder in used):
         return []
-    return folders_of_classes(root)
+    return visible_folders(root)
 
 
 def _read_parquet(path: Path, channels: int, limit: int, split: str) -> _Found:

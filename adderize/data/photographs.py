@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from adderize.data.image_files import class_folders, image_files
+from adderize.data.image_files import image_files, visible_folders
 from adderize.data.parquet import parquet_files, read_rows
 from adderize.data.placement import on_cpu
 from adderize.errors import AdderizeError, listed
@@ -71,7 +71,7 @@ def from_class_folders(folder: Path) -> tuple[Photographs, list[str]]:
     Raises:
         AdderizeError: no such folders, or one without images.
     """
-    files = {path.name: image_files(path) for path in class_folders(folder)}
+    files = {path.name: image_files(path) for path in visible_folders(folder)}
     if not files:
         raise AdderizeError(f"{folder} has no class folders; expected one with images for a class")
     if empty := [name for name, found in files.items() if not found]:

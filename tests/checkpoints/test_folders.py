@@ -88,6 +88,24 @@ def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     load_model(small_cnn(), tmp_path / "~nobody-has-this-name")
 
 
+def test_a_save_that_ends_while_another_is_read(tmp_path, monkeypatch):
+    """The manifest of one save never gets the tensors of another."""
+    first, second = (adderize(small_cnn()) for _ in range(2))
+    save_model(first, tmp_path)
+    load_file = folder_files.load_file
+
+    def replaced_meanwhile(path):
+        monkeypatch.undo()
+        save_model(second, tmp_path)
+        return load_file(path)
+
+    monkeypatch.setattr(folder_files, "load_file", replaced_meanwhile)
+    with pytest.raises(AdderizeError, match="not of one save"):
+        load_model(small_cnn(), tmp_path)
+    found = load_model(small_cnn(), tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in second.state_dict().items())
+
+
 def test_a_loaded_model_is_saved_as_it_was(tmp_path):
     save_model(adderize(small_cnn()), tmp_path / "a")
     save_model(load_model(small_cnn(), tmp_path / "a"), tmp_path / "b")
