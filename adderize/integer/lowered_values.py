@@ -12,12 +12,12 @@ from torch.fx import Node
 
 from adderize.integer.fitting import Fitted, centre, fit_epilogue
 from adderize.integer.fixed_point import Bounds
-from adderize.integer.moves import MOVES, indices, moved, strided_copy
+from adderize.integer.moves import indices, is_move, moved, strided_copy
 from adderize.integer.program import Setting
 from adderize.integer.program_builder import ProgramBuilder, slot_of
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, number
-from adderize.quantize.calls import clamp_bounds, name_of, operation
+from adderize.quantize.calls import clamp_bounds, name_of
 from adderize.quantize.qparams import quantize_bytes
 
 # The bits of the largest magnitude of a value that no bytes follow.
@@ -164,7 +164,7 @@ class LoweredValues:
         for user in node.users:
             if user.target is quantize_bytes:
                 return cast(float, user.args[1])
-            if clamp_bounds(user) is not None or operation(user) in MOVES:
+            if clamp_bounds(user) is not None or is_move(user):
                 wanted = self.wanted(user)
                 if wanted is not None:
                     return wanted

@@ -12,7 +12,7 @@ from adderize.dataflow.symbolic import is_query
 from adderize.errors import AdderizeError
 from adderize.integer.layer_rules import lower_adder, lower_norm, lower_product, lower_to_bytes
 from adderize.integer.lowered_values import LoweredValues, Place
-from adderize.integer.moves import MOVES
+from adderize.integer.moves import is_move
 from adderize.integer.pooling_rules import lower_max_pool, lower_mean
 from adderize.integer.refusal import RefusedError, check_plain
 from adderize.integer.tensor_rules import lower_add, lower_clamp, lower_join, lower_move, lower_pad
@@ -83,7 +83,9 @@ class Lowering(LoweredValues):
             check_plain(module)
         rule = _rule(node)
         if rule is None:
-            raise RefusedError(f"{operation(node)} has no form in integers")
+            weighs = operation(node) in ("interpolate", "Upsample")
+            advice = ": it weighs neighbours, mode='nearest' would have one" if weighs else ""
+            raise RefusedError(f"{operation(node)} has no form in integers{advice}")
         rule(self, node)
 
     def _finish(self, node: Node) -> None:
@@ -107,8 +109,7 @@ def _rule(node: Node) -> Rule | None:
         return _FUNCTIONS[node.target]
     if clamp_bounds(node) is not None:
         return lower_clamp
-    name = operation(node)
-    return lower_move if name in MOVES else _OPERATIONS.get(name)
+    return lower_move if is_move(node) else _OPERATIONS.get(operation(node))
 
 
 _FUNCTIONS: dict[object, Rule] = {

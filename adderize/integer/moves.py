@@ -1,4 +1,4 @@
-"""Operations that move values without computing any, as strided copies."""
+"""Operations that move or repeat values without computing any, as strided copies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from torch.fx.node import map_arg
 
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
-from adderize.quantize.calls import module_of, operation
+from adderize.quantize.calls import is_repetition, module_of, operation
 
-MOVES = frozenset({
+_MOVES = frozenset({
     "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
     "reshape", "split", "squeeze", "transpose", "unsqueeze", "view",
     "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
 })  # fmt: skip
+
+
+def is_move(node: Node) -> bool:
+    """Whether a node moves or repeats values."""
+    return operation(node) in _MOVES or is_repetition(node)
 
 
 def indices(shape: Sequence[int]) -> Tensor:

@@ -71,12 +71,13 @@ pad
     x surrounded by the integer `value`. x may be uint8 and y int32.
     settings  padding: before and after for each dimension, the last first; value
 move
-    Values of x in another order or shape, and no others::
+    Values of x in another order or shape, some of them several times, and no others::
 
         y[i] = x[offset + i_0 strides_0 + i_1 strides_1 + ...]
 
     for flat i with the digits (i_0, i_1, ...) over `sizes`, the last fastest. Strides are not
-    negative. Where strides are (1,), y is a contiguous part of x, and needs no copy.
+    negative; 0 repeats values. Where strides are (1,), y is a contiguous part of x, and needs no
+    copy.
     settings  offset, sizes, strides
 """
 

@@ -27,7 +27,7 @@ from adderize.layers import (
     ShiftAddNorm2d,
     ShiftAddScale,
 )
-from adderize.quantize.calls import is_foldable
+from adderize.quantize.calls import NEAREST, is_foldable
 
 _ADDERS = (AdderConv2d, AdderConv2dSame, AdderLinear)
 _FREE_MODULES = (
@@ -46,7 +46,6 @@ _FREE_FUNCTIONS = frozenset({
     "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "transpose", "unbind",
     "unflatten", "unsqueeze", "view",
 })  # fmt: skip
-_COPYING = ("nearest", "nearest-exact")
 _WEIGHING = "it weighs neighbours; expected mode='nearest'"
 _DIVISION = "the window's size differs from place to place, and each size needs its own scale"
 
@@ -102,7 +101,7 @@ def _average_pool(module: Any, terms: Terms) -> nn.Module:
 
 
 def _upsample(module: nn.Upsample, terms: Terms) -> nn.Module:
-    if module.mode not in _COPYING:
+    if module.mode not in NEAREST:
         raise RefusedError(_WEIGHING)
     return module
 
@@ -144,7 +143,7 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
             raise RefusedError(f"{name} scales an operand by alpha")
         return None
     if name == "interpolate":
-        if (node.args[3:4] or (node.kwargs.get("mode", "nearest"),))[0] in _COPYING:
+        if (node.args[3:4] or (node.kwargs.get("mode", "nearest"),))[0] in NEAREST:
             return None
         raise RefusedError(_WEIGHING)
     if name in ("mul", "multiply", "div", "divide", "true_divide", "imul", "itruediv", "truediv"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import nearest_integer
-from adderize.quantize.calls import clamp_bounds, module_of
+from adderize.quantize.calls import clamp_bounds, is_repetition, module_of
 
 
 def lower_add(values: LoweredValues, node: Node) -> None:
@@ -44,7 +45,17 @@ def lower_move(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it moves values to places that the image decides")
     if value.scale.dim():
         raise RefusedError("it moves channels of the image that have several scales")
+    if is_repetition(node):
+        _check_whole_factors(source.meta["shape"][2:], node.meta["shape"][2:])
     values.move(node, source)
+
+
+def _check_whole_factors(before: Sequence[int], after: Sequence[int]) -> None:
+    if any(new % old and old % new for old, new in zip(before, after, strict=True)):
+        raise RefusedError(
+            f"it makes {after} of {before}, which no strides express: expected whole factors, as "
+            f"of a scale_factor of 2"
+        )
 
 
 def lower_clamp(values: LoweredValues, node: Node) -> None:

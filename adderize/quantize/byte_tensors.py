@@ -10,7 +10,14 @@ from torch.fx import Node
 
 from adderize.dataflow.symbolic import is_query
 from adderize.layers import pads_with_zeros
-from adderize.quantize.calls import carriers, is_max_pool, is_plain, module_of, operation
+from adderize.quantize.calls import (
+    carriers,
+    is_max_pool,
+    is_plain,
+    is_repetition,
+    module_of,
+    operation,
+)
 from adderize.quantize.fuse import Fusion
 
 # They move values without computing any, so they do with bytes what they do with floats.
@@ -45,7 +52,7 @@ class ByteTensors:
     """The tensors of a fused network that hold bytes.
 
     Bytes are what adders and the residual inputs of fusions read, and what only moves on its way
-    there: max pooling, concatenation, reshaping.
+    there: max pooling, nearest upsampling, concatenation, reshaping.
 
     Args:
         apart: names of nodes that do not move bytes, see :meth:`joints`.
@@ -127,7 +134,7 @@ class ByteTensors:
         if name == "getitem" and not _gives_tensor(node):
             return []
         first = node.args[0] if node.args else None
-        moves = name in _MOVING or is_max_pool(node)
+        moves = name in _MOVING or is_max_pool(node) or is_repetition(node)
         return [first] if moves and isinstance(first, Node) and first in self._values else []
 
     def _root(self, node: Node) -> Node:

@@ -15,6 +15,7 @@ from adderize.dataflow.symbolic import is_query
 from adderize.layers import Adder
 from adderize.quantize.fake_layers import FAKE_ADDERS
 
+NEAREST = ("nearest", "nearest-exact")
 _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
@@ -121,6 +122,16 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     if isinstance(low, (int, float)) and isinstance(high, (int, float)):
         return float(low), float(high)
     return None
+
+
+def is_repetition(node: Node) -> bool:
+    """Whether a node is an upsampling that repeats values: of the mode "nearest"."""
+    module, name = module_of(node), operation(node)
+    if module is not None:
+        kinds = (nn.Upsample, nn.UpsamplingNearest2d)
+        return type(module) in kinds and is_plain(module) and module.mode in NEAREST
+    given = (*node.args[3:4], node.kwargs.get("mode", "nearest"))[0]
+    return name == "interpolate" and given in NEAREST
 
 
 def is_max_pool(node: Node) -> bool:

@@ -114,5 +114,6 @@ def rebuild(model: nn.Module, record: Quantization) -> nn.Module:
             raise AdderizeError(
                 f"the model cannot be traced as the saved one was: {error}"
             ) from error
-        network.fuse_as(record.absorbed, record.apart)
+        # Nothing moved the tensor that a grid is named after: earlier versions moved fewer bytes.
+        network.fuse_as(record.absorbed, (*record.apart, *record.qparams))
     return finished(network.convert(record.qparams), record)

@@ -99,12 +99,36 @@ def numbers() -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
     return adderize(Numbers(), linear=True), (1, 12, 12), GREY
 
 
+class Segments(nn.Module):
+    """A small U-Net: a class for each pixel."""
+
+    input_size = (3, 12, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.low, self.join = (
+            nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1), nn.BatchNorm2d(cout), nn.ReLU())
+            for cin, cout in ((3, 6), (6, 10), (10, 10), (16, 8))
+        )
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        low = self.low(self.down(F.max_pool2d(x, 2)))
+        return self.head(self.join(torch.cat([x, F.interpolate(low, x.shape[-2:])], 1)))
+
+
+def segments() -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+    return adderize(Segments()), (3, 12, 8), COLOUR
+
+
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...], dict[str, Any]]]] = {
     "LeNet-5-BN": lenet,
     "LeNet-5-BN, five adders": lambda: lenet(stem=True, head=True),
     "ResNet-20": small_resnet,
     "operators": operators,
     "numbers": numbers,
+    "U-Net": segments,
 }
 
 

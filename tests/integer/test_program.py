@@ -75,6 +75,14 @@ def shuffled(x: Tensor) -> Tensor:
         (lambda x: x[:, 1:7:2, ::2, 1:], [(145, (3, 6, 11), (288, 24, 1))]),
         (lambda x: x.permute(0, 2, 3, 1), [(0, (144, 8), (1, 144))]),
         (lambda x: F.pixel_shuffle(x, 2), [(0, (2, 12, 2, 12, 2), (576, 12, 288, 1, 144))]),
+        (nn.Upsample(scale_factor=2), [(0, (96, 2, 12, 2), (12, 0, 1, 0))]),
+        (nn.Upsample((36, 12), mode="nearest-exact"), [(0, (96, 3, 12), (12, 0, 1))]),
+        (nn.UpsamplingNearest2d((12, 24)), [(0, (1152, 2), (1, 0))]),
+        (lambda x: F.interpolate(x, (3, 24)), [(0, (24, 12, 2), (48, 1, 0))]),
+        (
+            lambda x: F.interpolate(F.pixel_shuffle(x, 2)[..., :1], scale_factor=3, mode="nearest"),
+            [(0, (2, 12, 2, 9), (576, 12, 288, 0))],
+        ),
         (lambda x: x.split(3, 1)[1], [(432, (432,), (1,))]),
         (lambda x: F.pad(x, (-1, 2, 1, 0), value=1.5), None),
         (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), [(0, (8 * 49,), (1,))]),
@@ -102,6 +110,11 @@ def test_what_lies_between_layers(
         (lambda x: x[:, [3, 2, 1, 0]], "getitem puts values into an order without strides"),
         (lambda x: x.transpose(0, 1).reshape(-1, 8, 12, 12), "transpose mixes the images"),
         (lambda x: x.flip(1), "flip has no form in integers"),
+        (nn.Upsample((18, 12)), r"makes \(18, 12\) of \(12, 12\).*expected whole factors"),
+        (
+            lambda x: F.interpolate(x[..., :2], (12, 3), mode="bilinear", align_corners=True),
+            "interpolate has no form in integers: it weighs neighbours, mode='nearest'",
+        ),
     ],
 )  # fmt: skip
 def test_what_no_strides_express_is_named(

@@ -6,13 +6,42 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from adderize import AdderizeError, adderize, load_model, save_model
-from adderize.quantize import quantize, quantize_report
+from adderize.quantize import byte_tensors, quantize, quantize_report
+from adderize.quantize.qparams import dequantize_bytes
 from tests.quantize.networks import Branches, Residual, Untraceable, trained
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+class Enlarging(nn.Module):
+    """An adder behind a nearest upsampling."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+            for c in (3, 4)
+        )
+
+    def forward(self, x):
+        return self.second(F.interpolate(self.first(x), scale_factor=2))
+
+
+def test_folders_whose_upsampling_was_in_floats_are_loaded(tmp_path, monkeypatch):
+    """Bytes move through it now; then they were made behind it, in a grid of its name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(byte_tensors, "is_repetition", lambda node: False)
+        quantized = quantize(trained(Enlarging(), stem=True, head=True), [X])
+        save_model(quantized, tmp_path)
+    loaded = load_model(Enlarging(), tmp_path)
+    assert "quantize_bytes(interpolate" in loaded.code.replace("_1", "")
+    assert torch.equal(loaded(X), quantized(X))
+    now = quantize(trained(Enlarging(), stem=True, head=True), [X])
+    assert not [node for node in now.graph.nodes if node.target is dequantize_bytes]
 
 
 @pytest.mark.parametrize("network", [Residual, Branches, Untraceable])

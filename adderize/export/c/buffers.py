@@ -13,7 +13,7 @@ from adderize.integer.program import BYTES_OF
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Dtype = Literal["uint8", "int32"]
-MOST_DIMENSIONS = 4
+MOST_DIMENSIONS = 5
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Lines(NamedTuple):
 
 
 def as_lines(places: Integers) -> Lines | None:
-    """A nest of at most four loops that visits places one after the other, if there is one.
+    """A nest of at most five loops that visits places one after the other, if there is one.
 
     Args:
         places: (count, columns), several places that move together; the first ones are 0.

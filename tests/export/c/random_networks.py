@@ -55,6 +55,8 @@ class Mover(nn.Module):
             return x.transpose(2, 3)
         if self.kind == "pad":
             return F.pad(x, (1, 0, 0, 2), value=0.5)
+        if self.kind == "upsample":
+            return F.interpolate(x, scale_factor=(2, 3))
         return F.pixel_unshuffle(x, 2)
 
 
@@ -114,7 +116,7 @@ class Draw:
             return Joined(first, self.pick([nn.Identity(), self.conv(shape, same=True)]))
         if kind == "pool":
             return self.pool(shape)
-        kinds = ["transpose", "pad"] + ["shuffle"] * (channels % 2 == 0)
+        kinds = ["transpose", "pad", "upsample"] + ["shuffle"] * (channels % 2 == 0)
         kinds += ["part"] * (channels > 1 and width > 1)
         kinds += ["unshuffle"] * (height % 2 == width % 2 == 0)
         if kind == "mover":

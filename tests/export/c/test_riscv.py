@@ -18,7 +18,9 @@ from adderize.export.c.riscv import (
     products_in,
 )
 from adderize.export.c.tools import SOURCES, run_tool
+from adderize.integer import to_integer
 from tests.export.c.random_networks import random_network
+from tests.integer.test_integer_network import eight_bit, images, segments
 
 CORES = [RV32I, Core("rv32i", "ilp32", ("-Os",)), Core("rv32i", "ilp32", ("-O3",)), RV32EC]
 WITH_MULTIPLIER = Core("rv32im", "ilp32", emulated="rv32")
@@ -91,19 +93,33 @@ def test_instructions_are_counted_exactly(count: int, tmp_path: Path, counter: P
 @pytest.mark.parametrize("core", [RV32I, RV32EC], ids=lambda core: core.march)
 def test_networks_compute_what_pytorch_computes(core: Core, tmp_path: Path) -> None:
     for seed in range(3):
-        network, images = random_network(seed)
+        network, some = random_network(seed)
         report = export_c(network, tmp_path, name="net")
-        comparison, cost = measure_on_riscv(network, tmp_path, "net", images[:4], core)
+        comparison, cost = measure_on_riscv(network, tmp_path, "net", some[:4], core)
         assert comparison.equal == comparison.images == 4
         assert cost.memory == report.arena and report.constants < cost.flash
         assert 0 < cost.stack < 512
         assert cost.instructions > report.additions
 
 
+@pytest.mark.usefixtures("counter")
+def test_upsampling_needs_no_table_of_places(tmp_path: Path) -> None:
+    model, size, statistics = segments()
+    network = to_integer(eight_bit(model, images(4, size), statistics), **statistics)
+    report = export_c(network, tmp_path, name="net")
+    comparison, _ = measure_on_riscv(network, tmp_path, "net", images(4, size), RV32I)
+    assert comparison.equal == comparison.images == 4
+    assert "move_values" in (tmp_path / "net.c").read_text()
+    filters = sum(
+        tensor.nbytes for step in network.program.instructions for tensor in step.tensors.values()
+    )
+    assert report.constants < filters
+
+
 @pytest.mark.usefixtures("riscv")
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    network, images = random_network(0)
+    network, some = random_network(0)
     export_c(network, tmp_path, name="net")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AdderizeError, match="qemu-riscv32 not found: install Debian's packages"):
-        measure_on_riscv(network, tmp_path, "net", images)
+        measure_on_riscv(network, tmp_path, "net", some)

@@ -494,15 +494,19 @@ void adderize_clamp_words(int32_t count, int32_t low, int32_t high, const int32_
 
 void adderize_move_values(const adderize_move *move, const void *input, void *output) {
   const int32_t *in = move->input_steps, *out = move->output_steps;
-  int32_t from = 0, to = 0, i, j, k, l;
+  int32_t from = 0, to = 0, i, j, k, l, m;
   for (i = move->sizes[0]; i != 0; --i) {
     for (j = move->sizes[1]; j != 0; --j) {
       for (k = move->sizes[2]; k != 0; --k) {
         for (l = move->sizes[3]; l != 0; --l) {
-          if (move->bytes)
-            ((uint8_t *)output)[to] = ((const uint8_t *)input)[from];
-          else
-            ((int32_t *)output)[to] = ((const int32_t *)input)[from];
+          for (m = move->sizes[4]; m != 0; --m) {
+            if (move->bytes)
+              ((uint8_t *)output)[to] = ((const uint8_t *)input)[from];
+            else
+              ((int32_t *)output)[to] = ((const int32_t *)input)[from];
+            from += in[4];
+            to += out[4];
+          }
           from += in[3];
           to += out[3];
         }

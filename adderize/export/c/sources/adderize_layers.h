@@ -90,7 +90,7 @@ typedef struct adderize_scale {
 /* Values that move, dimension by dimension, the last one fastest. After each line of a dimension
  * comes the step to the next one. */
 typedef struct adderize_move {
-  int32_t sizes[4], input_steps[4], output_steps[4];
+  int32_t sizes[5], input_steps[5], output_steps[5];
   uint8_t bytes; /* 1: the values are bytes, 0: int32_t */
 } adderize_move;
 
