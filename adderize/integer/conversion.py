@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from adderize.arguments import check_statistics
 from adderize.errors import AdderizeError, listed
+from adderize.integer.affine import split_leaky
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.integer_network import IntegerNetwork
 from adderize.integer.layer_shifts import ShiftReport
@@ -63,6 +64,7 @@ def to_integer(
     check_statistics(mean, std, size[0])
     mean, std = (tuple(map(float, values)) for values in (mean, std))  # arrays have no JSON form
     body = copy.deepcopy(quantized).cpu().eval()
+    split_leaky(body.graph)
     _note_results(body, size)
     zero = 255 * torch.tensor(mean, dtype=torch.float64, device="cpu")
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64, device="cpu"))

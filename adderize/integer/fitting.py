@@ -50,7 +50,7 @@ def fit_epilogue(
     terms: int,
     low: int,
     high: int,
-    zero: int = 0,
+    zero: float = 0,
     about: float | None = None,
     other: tuple[float, float, Bounds] | None = None,
 ) -> Fitted:
@@ -64,7 +64,7 @@ def fit_epilogue(
         bounds: of `a`.
         terms: T, powers of two for a scale.
         low, high: the clamp.
-        zero: the result's integer for zero.
+        zero: the result's integer for zero, or what lies between two.
         about: what a scale is off by turns around this value of ``scale a + offset + zero``, or the
             nearest that `a` reaches; by default zero, for that is where activations bend.
         other: scale, zero point and bounds of `r`, which adds ``scale (r - zero)``. What its scale

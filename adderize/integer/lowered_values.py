@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.fx import Node
 
+from adderize.integer.affine import affine_of
 from adderize.integer.fitting import Fitted, centre, fit_epilogue
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.moves import indices, is_move, moved, strided_copy
@@ -164,10 +165,11 @@ class LoweredValues:
         for user in node.users:
             if user.target is quantize_bytes:
                 return cast(float, user.args[1])
-            if clamp_bounds(user) is not None or is_move(user):
+            affine = affine_of(user)
+            if affine is not None or clamp_bounds(user) is not None or is_move(user):
                 wanted = self.wanted(user)
                 if wanted is not None:
-                    return wanted
+                    return wanted / abs(affine.gain) if affine else wanted
         return None
 
     def free(self, node: Node, real: float, scale: float | None = None) -> Value:
@@ -201,7 +203,7 @@ class LoweredValues:
         fitted = fit_epilogue(
             scale, (offset / result.scale - scale * value.zero).reshape(-1), value.bounds,
             terms=self.terms, low=int(result.bounds.low), high=int(result.bounds.high),
-            zero=int(result.zero), about=centre(int(result.zero), result.bounds), other=other,
+            zero=float(result.zero), about=centre(float(result.zero), result.bounds), other=other,
         )  # fmt: skip
         settings = {"drop": drop, "other_drop": other_drop, **fitted.settings}
         slot = slot_of(source.meta["shape"], result.is_bytes)

@@ -10,12 +10,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.symbolic import is_query
 from adderize.errors import AdderizeError
+from adderize.integer.affine import affine_of
 from adderize.integer.layer_rules import lower_adder, lower_norm, lower_product, lower_to_bytes
 from adderize.integer.lowered_values import LoweredValues, Place
 from adderize.integer.moves import is_move
 from adderize.integer.pooling_rules import lower_max_pool, lower_mean
 from adderize.integer.refusal import RefusedError, check_plain
-from adderize.integer.tensor_rules import lower_add, lower_clamp, lower_join, lower_move, lower_pad
+from adderize.integer.tensor_rules import (
+    lower_add,
+    lower_affine,
+    lower_clamp,
+    lower_join,
+    lower_move,
+    lower_pad,
+)
 from adderize.integer.value import Value
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
@@ -109,6 +117,8 @@ def _rule(node: Node) -> Rule | None:
         return _FUNCTIONS[node.target]
     if clamp_bounds(node) is not None:
         return lower_clamp
+    if affine_of(node) is not None:
+        return lower_affine
     return lower_move if is_move(node) else _OPERATIONS.get(operation(node))
 
 

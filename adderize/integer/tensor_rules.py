@@ -10,18 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from adderize.integer.affine import affine_of
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.refusal import RefusedError
-from adderize.integer.value import nearest_integer
+from adderize.integer.value import Value, nearest_integer
 from adderize.quantize.calls import clamp_bounds, is_repetition, module_of
 
 
 def lower_add(values: LoweredValues, node: Node) -> None:
     if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
         raise RefusedError("it scales what it adds")
-    if not all(isinstance(operand, Node) for operand in node.args):
-        return _add_number(values, node)
     (first, a), (second, b) = values.operand(node), values.operand(node, 1)
     if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
         raise RefusedError("it adds tensors of two shapes, or to the image")
@@ -29,14 +28,26 @@ def lower_add(values: LoweredValues, node: Node) -> None:
     values.put_shaped(node, values.rescaled(node, first, result, added=second), result)
 
 
-def _add_number(values: LoweredValues, node: Node) -> None:
-    """The same integers with another zero."""
-    addend = next(operand for operand in node.args if not isinstance(operand, Node))
+def lower_affine(values: LoweredValues, node: Node) -> None:
+    """The same integers with another scale and zero; negative factors mirror them first."""
+    affine = affine_of(node)
     (source,) = node.all_input_nodes
-    value = values.values[source]
-    if not isinstance(addend, (int, float)) or value.scale.dim():
-        raise RefusedError("it adds something else than a number")
-    values.put(node, values.places[source], replace(value, zero=value.zero - addend / value.scale))
+    assert affine is not None
+    value, size = values.values[source], abs(affine.gain)
+    if affine.gain > 0:
+        values.put(node, values.places[source], _affine(value, size, affine.offset))
+        return
+    if value.scale.dim():
+        raise RefusedError("it changes the sign of an image whose channels have several scales")
+    ends = value.bounds.low.min() + value.bounds.high.max()
+    mirrored = replace(value, zero=ends - value.zero)
+    slot = values.rescaled(node, source, mirrored, gain=-1.0)
+    values.put_shaped(node, slot, _affine(mirrored, size, affine.offset))
+
+
+def _affine(value: Value, gain: float, offset: float) -> Value:
+    scale = gain * value.scale
+    return replace(value, scale=scale, zero=value.zero - offset / scale)
 
 
 def lower_move(values: LoweredValues, node: Node) -> None:

@@ -35,6 +35,7 @@ class Network(nn.Module):
         self.kept = nn.Conv2d(8, 8, 3, padding=1)
         self.over_rows = nn.BatchNorm1d(8)
         self.pads = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.ConstantPad2d((1, 0, 2, -1), 0.5))
+        self.leaky, self.slope, self.slopes = nn.LeakyReLU(0.1), nn.PReLU(), nn.PReLU(8)
         self.head = nn.LazyLinear(10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +87,35 @@ def padded_by_a_layer(network: Network, x: Tensor) -> Tensor:
     return network.second(network.pads(x))
 
 
+def scaled_and_shifted(network: Network, x: Tensor) -> Tensor:
+    return F.relu(network.second(2 - network.kept(x - 0.25) / 4).mul_(0.7))
+
+
+def bytes_scaled_for_one_of_two(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network.second(x), network.kept(F.relu(x * 0.3 - 0.2))], 1)
+
+
+def bytes_of_the_other_sign(network: Network, x: Tensor) -> Tensor:
+    return torch.cat([network.second(x), network.kept(1 - x), -x], 1)
+
+
+def alphas(network: Network, x: Tensor) -> Tensor:
+    y = network.second(torch.rsub(network.kept(x), 2, alpha=3).sub(1, alpha=2))
+    return torch.add(5, y, alpha=0.25)
+
+
+def a_residual_that_is_scaled(network: Network, x: Tensor) -> Tensor:
+    return F.relu(0.3 * network.second(x) + x) + 0.5 * x
+
+
+def leaky(network: Network, x: Tensor) -> Tensor:
+    return network.second(network.leaky(network.kept(x) - 0.2))
+
+
+def leaky_with_a_slope_that_is_trained(network: Network, x: Tensor) -> Tensor:
+    return network.slope(network.second(x) - 1) + F.leaky_relu(x - 0.5, 0.02)
+
+
 def quantized_network(
     between: Callable[[Network, Tensor], Tensor], dead: int = 0
 ) -> tuple[Tensor, nn.Module, Tensor]:
@@ -117,6 +147,13 @@ def quantized_network(
         (a_norm_of_three_dimensions, 0.03),
         (a_size_that_is_asked_for, 0.005),
         (padded_by_a_layer, 0.005),
+        (scaled_and_shifted, 0.005),
+        (bytes_scaled_for_one_of_two, 0.005),
+        (bytes_of_the_other_sign, 0.005),
+        (alphas, 0.005),
+        (a_residual_that_is_scaled, 0.005),
+        (leaky, 0.005),
+        (leaky_with_a_slope_that_is_trained, 0.005),
     ],
 )
 def test_integers_follow_the_quantized_network(
@@ -128,6 +165,67 @@ def test_integers_follow_the_quantized_network(
     )
     assert torch.equal(integers(raw), integers.reference(raw))
     assert float((integers.logits(raw) - expected).norm() / expected.norm()) < tolerance
+
+
+def test_positive_factors_need_no_instruction() -> None:
+    kinds = []
+    for factor in (1.0, 0.3):
+        torch.manual_seed(0)
+        _, quantized, _ = quantized_network(lambda n, x, f=factor: n.second(n.kept(x) * f + f))
+        network = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+        kinds.append([step.kind for step in network.program.instructions])
+    assert kinds[0] == kinds[1]
+    assert "rescale" in kinds[0]  # what makes bytes of the kept layer's sums
+
+
+@pytest.mark.parametrize(
+    ("between", "name"),
+    [
+        (lambda network, x: network.kept(x) * 0, "mul"),
+        (lambda network, x: 1 / network.kept(x), "truediv"),
+        (lambda network, x: network.kept(x).div(2, rounding_mode="floor"), "div"),
+        (lambda network, x: network.kept(x) * network.second(x), "mul"),
+        (lambda network, x: network.slopes(network.kept(x)), "PReLU"),
+    ],
+)
+def test_other_products_are_refused(
+    between: Callable[[Network, Tensor], Tensor], name: str
+) -> None:
+    _, quantized, _ = quantized_network(lambda n, x: n.second(between(n, x)))
+    with pytest.raises(AdderizeError, match=f"{name} has no form in integers"):
+        to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+
+
+class Inverts(nn.Module):
+    """Takes pixels between 0 and 1, and scales them itself."""
+
+    def __init__(self, invert: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.invert = invert
+        self.body = Network(lambda network, x: network.second(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.invert(x))
+
+
+@pytest.mark.parametrize("invert", [lambda x: 4 * x - 2, lambda x: (1 - x) / 0.5])
+def test_images_may_be_scaled_by_the_network(invert: Callable[[Tensor], Tensor]) -> None:
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    network = Inverts(invert)
+    with torch.no_grad():
+        for _ in range(20):
+            network(raw / 255)
+        quantized = quantize(network.eval(), raw / 255)
+        expected = quantized(raw / 255)
+    statistics = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    integers = to_integer(quantized, input_size=(3, 12, 12), filter_terms=6, terms=6, **statistics)
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.005
+    statistics["std"] = (1.0, 0.5, 0.25)
+    if float(invert(torch.ones(1))) > 0:  # each channel has a scale of its own
+        to_integer(quantized, input_size=(3, 12, 12), **statistics)
+    else:
+        with pytest.raises(AdderizeError, match="changes the sign of an image whose channels"):
+            to_integer(quantized, input_size=(3, 12, 12), **statistics)
 
 
 def pooled_before_its_norm(network: Network, x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Joined(nn.Module):
 
 
 class Mover(nn.Module):
-    """Values in other places."""
+    """Values in other places, or of the other sign."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -55,6 +55,8 @@ class Mover(nn.Module):
             return x.transpose(2, 3)
         if self.kind == "pad":
             return F.pad(x, (1, 0, 0, 2), value=0.5)
+        if self.kind == "mirror":
+            return 0.5 - x * 0.3
         if self.kind == "upsample":
             return F.interpolate(x, scale_factor=(2, 3))
         return F.pixel_unshuffle(x, 2)
@@ -68,7 +70,8 @@ class Draw:
         self.pick = self.random.choice
 
     def act(self) -> nn.Module:
-        return self.pick([nn.ReLU(), nn.ReLU(), nn.ReLU6(), nn.Identity(), nn.Hardtanh(-2, 1)])
+        acts = [nn.ReLU(), nn.ReLU(), nn.ReLU6(), nn.Identity(), nn.Hardtanh(-2, 1)]
+        return self.pick([*acts, nn.LeakyReLU(0.1)])
 
     def conv(self, shape: Shape, *, same: bool = False) -> nn.Module:
         """Adder or kept, with a norm; of the same size if asked."""
@@ -116,7 +119,7 @@ class Draw:
             return Joined(first, self.pick([nn.Identity(), self.conv(shape, same=True)]))
         if kind == "pool":
             return self.pool(shape)
-        kinds = ["transpose", "pad", "upsample"] + ["shuffle"] * (channels % 2 == 0)
+        kinds = ["transpose", "pad", "upsample", "mirror"] + ["shuffle"] * (channels % 2 == 0)
         kinds += ["part"] * (channels > 1 and width > 1)
         kinds += ["unshuffle"] * (height % 2 == width % 2 == 0)
         if kind == "mover":
