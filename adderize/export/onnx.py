@@ -42,17 +42,22 @@ def export_onnx(
 
     Raises:
         AdderizeError: onnxscript is not installed, or the model has layers that have no ONNX form
-            (integers, rounding in training, filters that are not float32), or torch fixed the
-            sizes that ``dynamic_shapes`` names; a path that cannot be written to.
+            (integers, rounding in training, filters that are not float32, average pooling with
+            divisor_override and ceil_mode), or torch fixed the sizes that ``dynamic_shapes`` names;
+            a path that cannot be written to.
     """
     _check(model)
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
     with evaluation(model), writing(path):
-        program = torch.onnx.export(
-            model, arguments, own_path(path), custom_translation_table=table, **settings
-        )
+        try:
+            program = torch.onnx.export(
+                model, arguments, own_path(path), custom_translation_table=table, **settings
+            )
+        except Exception as error:
+            _raise_own(error)
+            raise
     _check_dynamic(program, settings.get("dynamic_shapes"), path)
     return program
 
@@ -67,7 +72,7 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         AdderizeError: onnxscript is not installed.
     """
     try:
-        from adderize.export.onnx_translations import adder_conv2d, binary_conv2d
+        from adderize.export.onnx_translations import adder_conv2d, avg_pool2d, binary_conv2d
     except ImportError as error:
         raise AdderizeError(
             "exporting to ONNX needs onnxscript: install it with pip install 'adderize[onnx]'"
@@ -75,7 +80,17 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     return {
         torch.ops.adderize.adder_conv2d.default: adder_conv2d,
         torch.ops.adderize.binary_conv2d.default: binary_conv2d,
+        torch.ops.aten.avg_pool2d.default: avg_pool2d,
     }
+
+
+def _raise_own(error: BaseException) -> None:
+    """Raise the error of a translation, of which torch's only tells among pages of other text."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AdderizeError):
+            raise AdderizeError(str(cause)) from error
+        cause = cause.__cause__
 
 
 def _check_dynamic(program: Any, shapes: Any, path: str | os.PathLike[str]) -> None:

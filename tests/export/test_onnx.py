@@ -85,6 +85,31 @@ def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
     assert {node.domain for node in nodes} == {""}
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d((3, 2), (1, 2), (1, 0), divisor_override=1),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=7),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(3, divisor_override=2)),
+    ],
+)
+def test_average_pools(pool: nn.Module, tmp_path: Path) -> None:
+    """torch's own translation leaves out the divisor."""
+    input, network = torch.randn(2, 3, 9, 10), nn.Sequential(AdderConv2d(3, 4, 3, padding=1), pool)
+    assert relative_error(export(network, input, tmp_path / "m.onnx"), network, input) < 1e-6
+
+
+def test_average_pools_without_a_form_are_refused(tmp_path: Path) -> None:
+    pool = nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=5)
+    network = nn.Sequential(AdderConv2d(3, 4, 3), pool)
+    with pytest.raises(AdderizeError, match=r"^an average pooling has divisor_override and ceil"):
+        export(network, torch.randn(2, 3, 9, 10), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 class Pools(nn.Module):
     """Every kind of average."""
 
