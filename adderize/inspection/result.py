@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,6 +69,7 @@ class Layer:
         output_mean, output_std: over all images, positions and channels, before the norm.
         correlation: mean correlation between output channels.
         norm: the norm after the layer.
+        gradient: of an adder, what it is set to.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Layer:
     output_std: float | None = None
     correlation: float | None = None
     norm: NormState | None = None
+    gradient: str | None = None
 
     @classmethod
     def of(
@@ -98,6 +101,7 @@ class Layer:
             filter_mean=float(mean),
             filter_std=float(deviation),
             norm=norm,
+            gradient=layer.gradient if isinstance(layer, Adder) else None,
         )
         if measured is None or not measured.count:
             return row
@@ -135,7 +139,8 @@ class Finding:
         return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
-_MOST = 0.5
+# Between them the trained networks at hand have either gradient: docs/transfer.md.
+_FEW, _MOST = 0.3, 0.7
 
 
 @dataclass(frozen=True)
@@ -165,12 +170,26 @@ class Inspection(Report):
 
     @property
     def gradient(self) -> str | None:
-        """The gradient that fits: ``"full"`` where most filter values lie outside their inputs,
-        ``"sign_input"`` where most lie inside, as after ``adderize.transfer``; None as for
+        """The gradient that clearly fits: ``"full"`` where 70 % of the filter values and more lie
+        outside their inputs, ``"sign_input"`` where 30 % and fewer do; None between, and as for
         `outside`."""
-        if self.outside is None:
+        if self.outside is None or _FEW < self.outside < _MOST:
             return None
         return "full" if self.outside >= _MOST else "sign_input"
+
+    @property
+    def gradient_advice(self) -> str | None:
+        """Which gradient fits, and which the adders have; None as for `outside`."""
+        if self.outside is None:
+            return None
+        have = Counter(row.gradient for row in self.layers if row.gradient is not None)
+        fits = f"gradient={self.gradient!r} fits them"
+        if list(have) == [self.gradient]:
+            return f"{fits}, and the adders have it"
+        counts = (f"{mode!r} ({count})" for mode, count in have.items())
+        modes = ", ".join(counts) if len(have) > 1 else repr(*have)
+        start = f"{fits}, but" if self.gradient else "either gradient may fit;"
+        return f"{start} the adders have {modes}"
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings, together where they are of one kind."""
@@ -198,7 +217,7 @@ class Inspection(Report):
             return title
         return (
             f"{title}\n{self.outside:.0%} of the adders' filter values lie outside the range of "
-            f"their inputs: gradient={self.gradient!r} fits them"
+            f"their inputs: {self.gradient_advice}"
         )
 
     def _table(self) -> Table:

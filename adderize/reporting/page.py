@@ -148,7 +148,7 @@ def facts(report: Contents) -> list[Fact]:
             Fact(
                 "filters outside inputs",
                 f"{inspection.outside:.0%}",
-                f"gradient={inspection.gradient!r} fits them",
+                inspection.gradient_advice or "",
             )
         )
     errors = [] if report.quantization is None else _errors(report)

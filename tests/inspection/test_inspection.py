@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -326,8 +327,37 @@ def test_the_gradient_that_fits_the_filters(
     )
     assert found.outside == pytest.approx(total / sum(sizes.values()))
     assert found.gradient == gradient == found.to_dict()["gradient"]
-    assert f"gradient='{gradient}' fits them" in str(found)
-    assert inspect(healthy).gradient is None
+    assert inspect(healthy).gradient is inspect(healthy).gradient_advice is None
+    for modes, has in [
+        ((gradient, gradient), "and the adders have it"),
+        (("sign", "sign"), "but the adders have 'sign'"),
+        ((gradient, "sign"), f"but the adders have '{gradient}' (1), 'sign' (1)"),
+    ]:
+        for index, mode in zip((3, 8), modes, strict=True):
+            healthy[index].gradient = mode
+        advice = f"gradient='{gradient}' fits them, {has}"
+        assert f"the range of their inputs: {advice}\n" in str(inspect(healthy, images))
+    assert [row.gradient for row in inspect(healthy).layers if row.kind.startswith("Adder")] == [
+        gradient,
+        "sign",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outside", "gradient"),
+    [(0.3, "sign_input"), (0.31, None), (0.5, None), (0.69, None), (0.7, "full")],
+)
+def test_no_gradient_is_advised_where_neither_clearly_fits(
+    outside: float, gradient: str | None, healthy: nn.Sequential, images: Tensor
+) -> None:
+    healthy[8].gradient = "sign_input"
+    found = inspect(healthy, images)
+    rows = (replace(row, outside=None if row.outside is None else outside) for row in found.layers)
+    found = replace(found, layers=tuple(rows))
+    assert found.gradient == gradient
+    if gradient is None:
+        has = "either gradient may fit; the adders have 'full' (1), 'sign_input' (1)"
+        assert found.gradient_advice == has
 
 
 def test_layers_that_get_their_input_by_name(healthy: nn.Sequential, images: Tensor) -> None:
