@@ -6,6 +6,7 @@ import math
 
 from adderize.export.c.buffers import View
 from adderize.export.c.network import Network
+from adderize.export.c.placing import size
 from adderize.export.c.text import (
     arrays,
     comment,
@@ -42,7 +43,10 @@ def header(network: Network, name: str) -> str:
     """NAME.h."""
     program = network.program
     channels, rows, columns = program.input_size
-    outputs = program.slots[program.output].numel
+    output = program.slots[program.output]
+    told = "the largest one names the class"
+    if len(output.shape) > 1:
+        told = f"{size(output.shape)} of them, the last dimension fastest"
     scale, zero = program.logit_scale, program.logit_zero
     place = "rows of pixels, the channels of a pixel side by side"
     about = comment(
@@ -51,9 +55,8 @@ def header(network: Network, name: str) -> str:
         "inference at a time."
     )
     layout = comment(
-        f"image: raw bytes, {rows} x {columns} pixels of {channels} channels: {place}. logits: the "
-        f"largest one names the class; in the float network's unit they are {scale!r} * "
-        f"(logit - {zero!r})."
+        f"image: raw bytes, {rows} x {columns} pixels of {channels} channels: {place}. logits: "
+        f"{told}; in the float network's unit they are {scale!r} * (logit - {zero!r})."
     )
     guard = f"{name.upper()}_H"
     return f"""{about}
@@ -66,7 +69,7 @@ def header(network: Network, name: str) -> str:
 #define {name}_input_columns {columns}
 #define {name}_input_channels {channels}
 #define {name}_input_size {math.prod(program.input_size)}
-#define {name}_output_size {outputs}
+#define {name}_output_size {output.numel}
 #define {name}_arena_size {network.arena.size}
 
 {layout}

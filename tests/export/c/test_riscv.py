@@ -110,6 +110,7 @@ def test_upsampling_needs_no_table_of_places(tmp_path: Path) -> None:
     comparison, _ = measure_on_riscv(network, tmp_path, "net", images(4, size), RV32I)
     assert comparison.equal == comparison.images == 4
     assert "move_values" in (tmp_path / "net.c").read_text()
+    assert "logits: 3 x 12 x 8 of them" in (tmp_path / "net.h").read_text().replace("\n *", "")
     filters = sum(
         tensor.nbytes for step in network.program.instructions for tensor in step.tensors.values()
     )
