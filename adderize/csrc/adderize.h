@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised with every change of the declarations below or of their meaning: a library of another number is refused. */
-#define ADDERIZE_ABI_VERSION 7
+#define ADDERIZE_ABI_VERSION 8
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -71,6 +71,11 @@ ADDERIZE_API int adderize_input_gradient(const adderize_shape *shape, const floa
 ADDERIZE_API int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad, const float *input,
                                                const float *weight, const int64_t weight_strides[4], float *grad_weight,
                                                int threads);
+
+/* Of a depthwise layer, groups = c = cout: products[c][y][x] = sum over n and p of g[n,c,p] * x_p[c,y,x], a convolution's weight
+ * gradient. */
+ADDERIZE_API int adderize_depthwise_products(const adderize_shape *shape, const float *grad, const float *input, float *products,
+                                             int threads);
 
 /* The full-precision filter gradient is a convolution's weight gradient less F times the sum of g, which loses digits where the
  * inputs lie far from zero compared with their spread. Estimates each channel's mean from a fixed sample of an N,H,W,C image with

@@ -133,6 +133,14 @@ int adderize_sign_filter_gradient(const adderize_shape *shape, const float *grad
       [&] { active().sign_filter_gradient(*shape, grad, input, filters(weight, weight_strides), grad_weight, threads); });
 }
 
+int adderize_depthwise_products(const adderize_shape *shape, const float *grad, const float *input, float *products, int threads) {
+  if (!valid(shape) || shape->c != shape->groups || shape->cout != shape->groups || threads < 1) return ADDERIZE_BAD_ARGUMENT;
+  if (!products) return ADDERIZE_BAD_ARGUMENT;
+  if (shape->n == 0) return zeros(products, weights(*shape));
+  if (!grad || !input) return ADDERIZE_BAD_ARGUMENT;
+  return guarded([&] { active().depthwise_products(*shape, grad, input, products, threads); });
+}
+
 int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                         const adderize_u8_epilogue *epilogue, int threads) {
   if (!valid_bytes(shape, zero_point, threads) || !valid(epilogue)) return ADDERIZE_BAD_ARGUMENT;

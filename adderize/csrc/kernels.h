@@ -35,6 +35,7 @@ struct Kernels {
                          int gradient, int threads);
   void (*sign_filter_gradient)(const adderize_shape &, const float *grad, const float *input, const Filters &, float *grad_weight,
                                int threads);
+  void (*depthwise_products)(const adderize_shape &, const float *grad, const float *input, float *products, int threads);
   void (*transpose)(int64_t batch, int64_t rows, int64_t columns, const float *input, float *output, int threads);
   void (*channel_totals)(int64_t positions, int64_t channels, const float *input, double *totals, int threads);
   void (*register_loop)(int form, int64_t rounds, const float operands[3], int threads, int64_t *pairs, double *total);

@@ -8,15 +8,16 @@ of each channel and V[co,tap] the sum of g over the positions whose tap is not i
 
     dF = wgrad(X - c, g) + c * V - F * G,   V, G and the two products in float64.
 
-A backend decides how to estimate c, and whether it is needed.
+A backend decides how to estimate c, whether it is needed, and what computes wgrad.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from adderize.ops import convolution
 from adderize.ops.geometry import Geometry
 
 
@@ -26,6 +27,7 @@ def filter_gradient(
     weight: Tensor,
     geometry: Geometry,
     *,
+    products: Callable[[Tensor, Tensor, Tensor, Geometry], Tensor],
     total: Tensor,
     centre: Tensor | None,
 ) -> Tensor:
@@ -36,11 +38,12 @@ def filter_gradient(
         input: (N, Cin, H, W).
         weight: (Cout, Cin/groups, kh, kw).
         geometry: the layer's; a stride no longer than the padded image.
+        products: wgrad of grad, input, weight and geometry; the weight's values do not matter.
         total: G, (Cout,), float64.
         centre: c, (Cin,), or None for the plain form.
     """
     centred = input if centre is None else input - centre.view(1, -1, 1, 1)
-    result = convolution.weight_gradient(grad, centred, weight, geometry).float()
+    result = products(grad, centred, weight, geometry).float()
     total = total.view(-1, 1, 1, 1)
     if centre is None:
         return result.addcmul_(weight.float(), total.float(), value=-1).to(weight.dtype)

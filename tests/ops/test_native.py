@@ -209,6 +209,31 @@ def test_depthwise_and_small_groups(channels: int, per_group: int) -> None:
             _check(Case(input, weight, stride, padding, dilation, groups), gradient)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [2, 16, 40])
+def test_full_filter_gradient_of_depthwise_layers(
+    channels: int, layout: torch.memory_format, cpu: str
+) -> None:
+    """Far from zero too, with padding beyond the filter; threads change no bit."""
+    torch.manual_seed(channels)
+    input = (torch.randn(3, channels, 19, 17) + 1000).to(memory_format=layout)
+    weight, groups = torch.randn(channels, 1, 5, 7), channels
+    case = Case(input, weight, (1, 2), (6, 3), (2, 1), groups)
+    grad = torch.randn(3, channels, *_output_size(case))
+    arguments = (grad, input, weight, case.geometry, "full")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(native.adder_conv2d_weight_gradient(*arguments))
+    finally:
+        torch.set_num_threads(before)
+    expected = _expected(case, grad, "full").weight_gradient
+    assert relative_error(results[0], expected) < 1e-6
+    if layout == torch.channels_last:  # torch sums contiguous gradients
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("n", [1, 13, 257])
 def test_linear_and_whole_image_kernels(n: int) -> None:
     _check(Case(torch.randn(n, 400, 1, 1), torch.randn(84, 400, 1, 1)))

@@ -1,4 +1,4 @@
-// The inner loop of the sign filter gradient: sums of g * sgn(x - F) over some outputs, for filter elements in registers.
+// The inner loop of filter gradients: sums of g * sgn(x - F), or of g * x, over some outputs, for filter elements in registers.
 #pragma once
 
 #include "simd/simd.h"
@@ -50,16 +50,19 @@ struct SeenPositions {
   }
 };
 
-// sums[i][lane] += the sum over the positions of g[position][lane] * sgn(x - filters[i][lane]). Element i sees x[i], the same in
-// all lanes or, depthwise, the vector at x + i * step. They are any numbers if `careful`, else what quick_sign takes, x scaled for
-// it already.
-template <bool depthwise, bool careful, int B>
-__attribute__((noinline)) void sum_signs(const SeenPositions &at, const float *g, const float *x, int64_t step,
+// g * sgn(x - F) of any numbers, or of what quick_sign takes, x scaled for it already; g * x.
+enum class Term { sign, quick_sign, product };
+
+// sums[i][lane] += the sum of the terms of g[position][lane], x and filters[i][lane] over the positions. Element i sees x[i], the same
+// in all lanes or, depthwise, the vector at x + i * step. Products have no filters.
+template <Term term, bool depthwise, int B>
+__attribute__((noinline)) void sum_terms(const SeenPositions &at, const float *g, const float *x, int64_t step,
                                          const float *filters, double *sums) {
+  constexpr bool quick = term == Term::quick_sign;
   const vec one = hidden_one();
   vec filter[B], acc[B];
   each<B>(ADDERIZE_EACH(i) {
-    filter[i.value] = load(filters + i.value * V) * (careful ? 1 : quick_signs.scale);
+    filter[i.value] = term == Term::product ? vec{} : load(filters + i.value * V) * (quick ? quick_signs.scale : 1);
     acc[i.value] = vec{};
   });
   for (int64_t image = 0; image < at.images; ++image)
@@ -69,22 +72,26 @@ __attribute__((noinline)) void sum_signs(const SeenPositions &at, const float *g
         const vec weight = load(g);
         each<B>(ADDERIZE_EACH(i) {
           const vec value = depthwise ? load(seen + i.value * step) : broadcast(seen + i.value);
-          const vec d = careful ? value - filter[i.value] : sign_difference<i.value>(value, filter[i.value], one);
-          acc[i.value] = fma(weight, careful ? sign(d) : quick_sign(d, one), acc[i.value]);
+          if constexpr (term == Term::product)
+            acc[i.value] = fma(weight, value, acc[i.value]);
+          else {
+            const vec d = quick ? sign_difference<i.value>(value, filter[i.value], one) : value - filter[i.value];
+            acc[i.value] = fma(weight, quick ? quick_sign(d, one) : sign(d), acc[i.value]);
+          }
         });
       }
     }
   alignas(64) float part[B * V];
   each<B>(ADDERIZE_EACH(i) { store(part + i.value * V, acc[i.value]); });
-  constexpr double unit = careful ? 1 : 1 / quick_signs.unit;
+  constexpr double unit = quick ? 1 / quick_signs.unit : 1;
   for (int i = 0; i < B * V; ++i) sums[i] += unit * part[i];
 }
 
-using SumSigns = void (*)(const SeenPositions &, const float *g, const float *x, int64_t step, const float *filters, double *sums);
+using SumTerms = void (*)(const SeenPositions &, const float *g, const float *x, int64_t step, const float *filters, double *sums);
 
 // [elements - 1]
-template <bool depthwise, bool careful>
-constexpr auto sign_sums =
-    table<SumSigns, most_sign_elements>([](auto i) -> SumSigns { return sum_signs<depthwise, careful, i.value + 1>; });
+template <Term term, bool depthwise>
+constexpr auto sums_of_terms =
+    table<SumTerms, most_sign_elements>([](auto i) -> SumTerms { return sum_terms<term, depthwise, i.value + 1>; });
 
 }}  // namespace adderize

@@ -1,4 +1,5 @@
-// The sign variant of the filter gradient: dF[co, tap, ci] = sum over n and p of g[n, p, co] * sgn(x - F[co, tap, ci]).
+// The sign variant of the filter gradient: dF[co, tap, ci] = sum over n and p of g[n, p, co] * sgn(x - F[co, tap, ci]); and the sums of
+// g * x of depthwise layers, from which their full one is made.
 //
 // A task sums a chunk of the filters over a share of the outputs. Band after band it copies what it needs of x, padded, and of g; a
 // band is summed in registers, all bands in float64.
@@ -22,7 +23,7 @@ struct SignPlan {
   adderize_shape s;
   const float *grad, *input;
   float *out;
-  Filters filters;
+  Filters filters;  // without data: sums of g * x
   bool depthwise;
   int64_t groups, og, cg, taps;
   Parts images, rows, columns;    // of the outputs: a band is a part of each
@@ -156,9 +157,8 @@ Upcoming upcoming(const SignPlan &p, const SignChunk &chunk, int64_t number) {
 
 // The filter elements that see neighbours in memory: input channels of a tap or, depthwise, taps of a row.
 template <bool depthwise>
-void sum_band(const SignPlan &p, const SignChunk &chunk, const SignBand &band, bool careful, const float *filters, double *sums,
-              Upcoming &next) {
-  const auto &table = careful ? sign_sums<depthwise, true> : sign_sums<depthwise, false>;
+void sum_band(const SignPlan &p, const SignChunk &chunk, const SignBand &band, const SumTerms *table, const float *filters,
+              double *sums, Upcoming &next) {
   const int64_t channels = depthwise ? chunk.outputs.count() : chunk.inputs.count();
   const int64_t column = p.s.dilation_w * channels, row = p.s.dilation_h * band.window.columns * channels;
   const int64_t elements = depthwise ? p.s.kw : channels, runs = depthwise ? p.s.kh : p.taps;
@@ -186,6 +186,12 @@ void write_signs(const SignPlan &p, const SignChunk &chunk, const double *sums) 
           p.out[((chunk.group * p.og + co + lane) * p.taps + tap) * p.cg + ci] = float(sums[lane]);
 }
 
+template <bool depthwise>
+const SumTerms *table_of(bool products, bool quick) {
+  if (depthwise && products) return sums_of_terms<Term::product, true>.entries;
+  return quick ? sums_of_terms<Term::quick_sign, depthwise>.entries : sums_of_terms<Term::sign, depthwise>.entries;
+}
+
 void sum_share(const SignPlan &p, int64_t task, int worker) {
   TaskIndex index = {task};
   const Span bands = p.shares[index.take(p.shares.count)];
@@ -193,7 +199,7 @@ void sum_share(const SignPlan &p, int64_t task, int worker) {
   double *sums = p.sums + (p.shares.count == 1 ? worker : task) * p.chunk_sums;
   float *packed = p.packed + worker * p.chunk_sums;
   memset(sums, 0, size_t(p.chunk_sums) * sizeof(double));
-  const bool suited = pack_signs(p, chunk, packed);
+  const bool products = !p.filters.data, suited = !products && pack_signs(p, chunk, packed);
   for (int64_t number = bands.first; number < bands.last; ++number) {
     const SignBand band =
         band_of(p, chunk, number, p.windows + worker * p.window_floats, p.grads + worker * band_outputs * chunk_vectors * V);
@@ -202,7 +208,10 @@ void sum_share(const SignPlan &p, int64_t task, int worker) {
     const bool quick = suited && scale_for_quick_sign(band.x, band.positions.image * band.images.count());
     if (suited && !quick) copy_inputs(p, chunk, band);
     Upcoming next = number + 1 < bands.last ? upcoming(p, chunk, number + 1) : Upcoming{};
-    (p.depthwise ? sum_band<true> : sum_band<false>)(p, chunk, band, !quick, packed, sums, next);
+    if (p.depthwise)
+      sum_band<true>(p, chunk, band, table_of<true>(products, quick), packed, sums, next);
+    else
+      sum_band<false>(p, chunk, band, table_of<false>(products, quick), packed, sums, next);
   }
   if (p.shares.count == 1) write_signs(p, chunk, sums);
 }
@@ -217,10 +226,6 @@ void add_shares(const SignPlan &p, int64_t number) {
 
 void sign_filter_gradient(const adderize_shape &s, const float *grad, const float *input, const Filters &filters, float *out,
                           int threads) {
-  if (s.n == 0) {
-    memset(out, 0, size_t(s.cout * (s.c / s.groups) * s.kh * s.kw) * sizeof(float));
-    return;
-  }
   SignPlan p = plan_signs(s, threads);
   p.grad = grad;
   p.input = input;
@@ -235,6 +240,10 @@ void sign_filter_gradient(const adderize_shape &s, const float *grad, const floa
   });
   parallel(tasks, int(p.threads), [&](int64_t task, int worker) { sum_share(p, task, worker); });
   if (p.shares.count > 1) parallel(p.chunks(), int(p.threads), [&](int64_t chunk, int) { add_shares(p, chunk); });
+}
+
+void depthwise_products(const adderize_shape &s, const float *grad, const float *input, float *out, int threads) {
+  sign_filter_gradient(s, grad, input, Filters{}, out, threads);
 }
 
 }}  // namespace adderize

@@ -18,7 +18,7 @@ from adderize.errors import AdderizeError
 from adderize.ops.byte_operands import Window
 from adderize.ops.geometry import Geometry
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -86,6 +86,7 @@ _SIGNATURES: dict[str, list[object]] = {
     "adderize_sign_filter_gradient": [
         *(_SHAPE, _FLOATS, _FLOATS, _FLOATS, _STRIDES, _FLOATS, c_int)
     ],
+    "adderize_depthwise_products": [_SHAPE, _FLOATS, _FLOATS, _FLOATS, c_int],
     "adderize_forward_u8": [_SHAPE, _BYTES, _BYTES, c_int, POINTER(EpilogueStruct), c_int],
     "adderize_forward_u8_shifted": [
         *(_SHAPE, _BYTES, _BYTES, c_int, POINTER(ShiftEpilogueStruct), c_int)
