@@ -41,7 +41,7 @@ struct Problem {
 };
 
 struct Expected {
-  std::vector<double> output, full, sign, filter;
+  std::vector<double> output, full, sign, filter, products, magnitudes;
 };
 
 Expected naive(const Problem &p) {
@@ -52,6 +52,7 @@ Expected naive(const Problem &p) {
   e.full.assign(p.x.size(), 0);
   e.sign.assign(p.x.size(), 0);
   e.filter.assign(p.w.size(), 0);
+  e.products = e.magnitudes = e.filter;
   for (int64_t n = 0; n < s.n; ++n)
     for (int64_t oy = 0; oy < s.oh; ++oy)
       for (int64_t ox = 0; ox < s.ow; ++ox)
@@ -65,7 +66,10 @@ Expected naive(const Problem &p) {
                 const double d = p.w[p.weight_index(co, i, ky, kx)] - p.at_x(n, c, y, x), g = p.g[o];
                 const double sign = d > 0 ? 1 : d < 0 ? -1 : 0;
                 e.output[o] -= std::fabs(d);
-                e.filter[size_t(((co * s.kh + ky) * s.kw + kx) * cg + i)] -= g * sign;
+                const size_t f = size_t(((co * s.kh + ky) * s.kw + kx) * cg + i);
+                e.filter[f] -= g * sign;
+                e.products[f] += g * p.at_x(n, c, y, x);
+                e.magnitudes[f] += std::fabs(g * p.at_x(n, c, y, x));
                 if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
                 const size_t q = size_t(((n * s.h + y) * s.w + x) * s.c + c);
                 e.full[q] += g * (d > 1 ? 1 : d < -1 ? -1 : d);
@@ -75,9 +79,11 @@ Expected naive(const Problem &p) {
   return e;
 }
 
-void compare(const char *what, const Problem &p, const std::vector<float> &actual, const std::vector<double> &expected) {
+// Errors relative to the largest of some magnitudes: those of the expected values, unless others are given.
+void compare(const char *what, const Problem &p, const std::vector<float> &actual, const std::vector<double> &expected,
+             const std::vector<double> &magnitudes = {}) {
   double scale = 1e-30, worst = 0;
-  for (double v : expected)
+  for (double v : magnitudes.empty() ? expected : magnitudes)
     if (std::isfinite(v)) scale = std::fmax(scale, std::fabs(v));
   for (size_t i = 0; i < actual.size(); ++i) {
     if (std::isnan(actual[i]) ? std::isnan(expected[i]) : actual[i] == expected[i]) continue;
@@ -150,6 +156,11 @@ void check(const Problem &p) {
   expect("filter gradient failed",
          adderize_sign_filter_gradient(&p.s, p.g.data(), p.x.data(), p.w.data(), p.strides, dw.data(), threads) == ADDERIZE_OK);
   compare("sign filter gradient", p, dw, e.filter);
+  std::vector<float> products(p.w.size(), nan);
+  const int status = adderize_depthwise_products(&p.s, p.g.data(), p.x.data(), products.data(), threads);
+  const bool depthwise = p.s.c == p.s.groups && p.s.cout == p.s.groups;
+  expect("products of a layer that is not depthwise", depthwise == (status == ADDERIZE_OK));
+  if (depthwise) compare("products", p, products, e.products, e.magnitudes);
 }
 
 // A few numbers that are not finite. The clip's gradient of an infinite g times 0 is NaN in both.
@@ -177,7 +188,12 @@ void check_empty() {
            adderize_input_gradient(&s, none, none, none, p.strides, dx.data(), 0, 2) == ADDERIZE_OK);
     expect("an empty filter gradient failed",
            adderize_sign_filter_gradient(&s, none, none, none, p.strides, dw.data(), 2) == ADDERIZE_OK);
-    for (const std::vector<float> *out : {&y, &dx, &dw})
+    std::vector<float> products(dw.size(), 0);
+    if (s.n == 0 && s.c == s.groups && s.cout == s.groups) {
+      products.assign(products.size(), 1);
+      expect("empty products failed", adderize_depthwise_products(&s, none, none, products.data(), 2) == ADDERIZE_OK);
+    }
+    for (const std::vector<float> *out : {&y, &dx, &dw, &products})
       expect("an empty sum is not zero", std::all_of(out->begin(), out->end(), [](float v) { return v == 0; }));
   };
   adderize_shape empty = whole;

@@ -53,8 +53,8 @@ struct SeenPositions {
 // g * sgn(x - F) of any numbers, or of what quick_sign takes, x scaled for it already; g * x.
 enum class Term { sign, quick_sign, product };
 
-// sums[i][lane] += the sum of the terms of g[position][lane], x and filters[i][lane] over the positions. Element i sees x[i], the same
-// in all lanes or, depthwise, the vector at x + i * step. Products have no filters.
+// sums[i][lane] += the sum of the terms of g[position][lane], x and filters[i][lane] over the positions. Element i sees x[i], the
+// same in all lanes or, depthwise, the vector at x + i * step. Products have no filters.
 template <Term term, bool depthwise, int B>
 __attribute__((noinline)) void sum_terms(const SeenPositions &at, const float *g, const float *x, int64_t step,
                                          const float *filters, double *sums) {

@@ -1,5 +1,5 @@
-// The sign variant of the filter gradient: dF[co, tap, ci] = sum over n and p of g[n, p, co] * sgn(x - F[co, tap, ci]); and the sums of
-// g * x of depthwise layers, from which their full one is made.
+// The sign variant of the filter gradient: dF[co, tap, ci] = sum over n and p of g[n, p, co] * sgn(x - F[co, tap, ci]); and the
+// sums of g * x of depthwise layers, from which their full one is made.
 //
 // A task sums a chunk of the filters over a share of the outputs. Band after band it copies what it needs of x, padded, and of g; a
 // band is summed in registers, all bands in float64.

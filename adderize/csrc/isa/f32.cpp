@@ -29,8 +29,7 @@ void input_gradient(const adderize_shape &s, const float *grad, const float *inp
 
 }  // namespace
 
-extern const Kernels ADDERIZE_KERNELS = {ADDERIZE_NAME,      forward,       input_gradient, sign_filter_gradient,
-                                         depthwise_products, transpose_all, channel_totals, register_loop,
-                                         &ADDERIZE_BYTE_KERNELS};
+extern const Kernels ADDERIZE_KERNELS = {ADDERIZE_NAME, forward,        input_gradient, sign_filter_gradient,  depthwise_products,
+                                         transpose_all, channel_totals, register_loop,  &ADDERIZE_BYTE_KERNELS};
 
 }  // namespace adderize
