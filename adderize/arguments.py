@@ -41,15 +41,23 @@ def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
         raise AdderizeError(f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
-def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raise unless images of so many channels, pixels in [0, 1], can have this mean and deviation.
+def checked_statistics(
+    mean: Iterable[float], std: Iterable[float], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A mean and deviation of images of so many channels, pixels in [0, 1], as plain numbers.
 
     Statistics of bytes are refused: images normalised with them would all be nearly alike.
     """
-    fits = all(isinstance(values, Iterable) and len(values) == channels for values in (mean, std))
-    if not fits or not all(0 < value <= 1 for value in std) or not all(0 <= m <= 1 for m in mean):
-        found = (tuple(v) if isinstance(v, Iterable) else v for v in (mean, std))
-        raise AdderizeError(
-            "mean is {} and std {}; expected {} of each, of pixels in [0, 1] (those of bytes are "
-            "divided by 255), std above 0 and at most 1".format(*found, channels)
-        )
+    found: list[object] = [mean, std]
+    try:
+        means, deviations = (tuple(map(float, values)) for values in (mean, std))
+        found = [means, deviations]
+        fits = len(means) == len(deviations) == channels
+        if fits and all(0 <= m <= 1 for m in means) and all(0 < d <= 1 for d in deviations):
+            return means, deviations
+    except (TypeError, ValueError):  # a single number, of which an array makes one too, or none
+        pass
+    raise AdderizeError(
+        "mean is {} and std {}; expected {} of each, of pixels in [0, 1] (those of bytes are "
+        "divided by 255), std above 0 and at most 1".format(*found, channels)
+    )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderizeError, load_model
-from adderize.arguments import check_statistics
+from adderize.arguments import checked_statistics
 from adderize.checkpoints import named
 from adderize.models.by_name import build, options_from, own_input_size
 from recipes import run
@@ -131,7 +131,7 @@ def from_arguments(arguments: argparse.Namespace, data: ImageData) -> Distillati
 
 def _check(mean: Sequence[float], std: Sequence[float], data: ImageData) -> None:
     try:
-        check_statistics(mean, std, len(data.mean))
+        checked_statistics(mean, std, len(data.mean))
     except AdderizeError as error:
         raise AdderizeError(f"--kd-mean and --kd-std: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -141,7 +141,7 @@ def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...
             f"{type(model).__name__} does not say how large its input is: pass its size "
             "without the batch (input_size, --input), such as 3, 224, 224"
         )
-    sizes = tuple(size)
+    sizes = tuple(size) if isinstance(size, Iterable) else ()
     if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise AdderizeError(
             f"input_size is {given!r}; expected positive integers without the batch, such as "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adderize.arguments import check_statistics, own_path
+from adderize.arguments import checked_statistics, own_path
 from adderize.data.image_files import image_files, is_image_file, visible_folders
 from adderize.data.mnist import idx_set, read_idx
 from adderize.data.normalisation import Statistics, normalised
@@ -67,7 +67,7 @@ def load_labelled(
     if len(size) != 3:
         raise AdderizeError(f"the input size is {tuple(size)}; images have (C, H, W)")
     mean, std = (v * size[0] if len(v) == 1 else v for v in statistics)
-    check_statistics(mean, std, size[0])
+    mean, std = checked_statistics(mean, std, size[0])
     found = _reader(path)(path, size[0], limit, split)
     if not found.images:
         raise AdderizeError(f"{path} holds no images; expected {SOURCES}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from adderize.arguments import check_statistics
+from adderize.arguments import checked_statistics
 from adderize.errors import AdderizeError, listed
 from adderize.integer.affine import split_leaky
 from adderize.integer.fixed_point import Bounds
@@ -58,11 +58,10 @@ def to_integer(
             "traces: layer by layer, tensors between the layers stay floats"
         )
     known = own_input_size(quantized) if input_size is None else input_size
-    size = () if known is None else tuple(map(int, known))
+    size = tuple(map(int, known)) if isinstance(known, Iterable) else ()
     if len(size) != 3:
-        raise AdderizeError(f"input_size is {size or None}; expected (C, H, W)")
-    check_statistics(mean, std, size[0])
-    mean, std = (tuple(map(float, values)) for values in (mean, std))  # arrays have no JSON form
+        raise AdderizeError(f"input_size is {known}; expected (C, H, W)")
+    mean, std = checked_statistics(mean, std, size[0])
     body = copy.deepcopy(quantized).cpu().eval()
     split_leaky(body.graph)
     _note_results(body, size)

@@ -119,8 +119,10 @@ def _largest_result(layer: nn.Conv2d | nn.Linear, largest: float) -> float:
 
 def _base_for(real: float) -> float:
     """A power of two of which fraction bits give 32 bits to results up to a magnitude."""
+    if not real or not math.isfinite(real):  # fitting the layer says what is wrong with it
+        return 1.0
     spare = (LIMIT // 2).bit_length() - MOST_FRACTION_BITS
-    return float(2.0 ** (math.floor(math.log2(real)) - spare)) if real else 1.0
+    return float(2.0 ** (math.floor(math.log2(real)) - spare))
 
 
 def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]:

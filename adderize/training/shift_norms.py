@@ -105,8 +105,9 @@ class ShiftNorms(Callback):
         self._remove()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning calls no on_train_end where a fit resumes a training that has ended.
-        if self._scales:
+        # Lightning calls no on_train_end where a fit resumes a training that has ended. One that
+        # never began has no part to begin after.
+        if self._scales and trainer.global_step:
             self._rounds = any(done > first for done, first in self._progress(trainer, 0))
         # Once more: callbacks behind this one may have put averaged weights in at on_train_end.
         if self._rounds:

@@ -130,6 +130,7 @@ class NeedsValues(nn.Module):
         (nn.Conv2d(3, 4, 3), None, "does not say how large its input is"),
         (nn.Conv2d(3, 4, 3), (0, 8, 8), "expected positive integers"),
         (nn.Conv2d(3, 4, 3), (3, 8.5, 8), "expected positive integers"),
+        (nn.Conv2d(3, 4, 3), 224, "input_size is 224; expected positive integers"),
         (nn.Sequential(nn.Conv2d(3, 4, 3)), (1, 8, 8), r"through 0, Conv2d\(3, 4"),
         (nn.Sequential(nn.Linear(3, 4)), (5,), r"through 0, Linear\(in_features=3"),
         (NeedsValues(), (4,), "must not depend on values"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -242,8 +243,13 @@ def test_wrong_models_and_statistics_are_refused() -> None:
         to_integer(quantized, input_size=size, **COLOUR)
     with pytest.raises(AdderizeError, match=r"mean is 0\.1 and std \(0\.3,\); expected 1 of each"):
         to_integer(quantized, input_size=size, mean=0.1, std=(0.3,))
+    for single in (torch.tensor(0.1), np.array(0.1), np.float32(0.1)):
+        with pytest.raises(AdderizeError, match=r"mean is .*0\.1.* and std .*; expected 1 of each"):
+            to_integer(quantized, input_size=size, mean=single, std=(0.3,))
     with pytest.raises(AdderizeError, match="std above 0"):
         to_integer(quantized, input_size=size, mean=(0.1,), std=(0.0,))
+    with pytest.raises(AdderizeError, match=r"input_size is 32; expected \(C, H, W\)"):
+        to_integer(quantized, input_size=32, **statistics)
     with pytest.raises(AdderizeError, match="does not take images"):
         to_integer(quantized, input_size=(1, 5, 5), **statistics)
 

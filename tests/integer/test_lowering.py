@@ -323,6 +323,25 @@ def test_classifiers_of_any_unit_keep_their_digits() -> None:
     assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_kept_layers_that_are_not_finite_are_named(name: str, value: float) -> None:
+    _, quantized, _ = quantized_network(a_size_that_is_asked_for)
+    with torch.no_grad():
+        quantized.head.get_parameter(name).view(-1)[0] = value
+    with pytest.raises(AdderizeError, match="head: "):
+        to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+
+
+def test_kept_layers_of_zeros_give_zeros() -> None:
+    raw, quantized, _ = quantized_network(a_size_that_is_asked_for)
+    with torch.no_grad():
+        quantized.head.weight.zero_()
+        quantized.head.bias.zero_()
+    integers = to_integer(quantized, mean=MEAN, std=STD, input_size=(3, 12, 12))
+    assert not integers.logits(raw).any()
+
+
 @pytest.mark.parametrize("layer", ["stem", "kept", "over_rows", "head"])
 def test_hooks_are_not_lost_in_silence(layer: str) -> None:
     _, quantized, _ = quantized_network(a_norm_of_three_dimensions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import timeit
 from fractions import Fraction
 
 import pytest
@@ -192,7 +193,9 @@ def test_means_scale_sums(terms: int) -> None:
     assert torch.allclose(ShiftAddMean((2, 3), terms=24)(x), x.mean((2, 3)), atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [(2,), (3, 1), (3, 2, 1), ((2, 4), (1, 2))])
+@pytest.mark.parametrize(
+    "arguments", [(2,), (3, 1), (3, 2, 1), ((2, 4), (1, 2)), (3, 5), ((8, 12),), (3, 1, (0, 1))]
+)
 def test_average_pooling(arguments: tuple[object, ...]) -> None:
     x = torch.randn(2, 3, 8, 12)
     expected = F.avg_pool2d(x, *arguments)  # type: ignore[arg-type]
@@ -200,7 +203,16 @@ def test_average_pooling(arguments: tuple[object, ...]) -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(2, 3), (4, None), 2])
+def test_average_pooling_is_about_as_fast_as_that_of_torch() -> None:
+    x = torch.randn(4, 64, 28, 28).contiguous(memory_format=torch.channels_last)
+    layer, seconds = ShiftAddAvgPool2d(5, 1), []
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+    for call in (layer, lambda x: F.avg_pool2d(x, 5, 1)):
+        seconds.append(min(timeit.repeat(lambda call=call: call(x), number=1, repeat=7)))
+    assert seconds[0] < 10 * seconds[1]
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, None), 2, 1])
 def test_adaptive_average_pooling(size: object) -> None:
     x = torch.randn(2, 3, 8, 12)
     found = ShiftAddAdaptiveAvgPool2d(size, terms=24)(x)  # type: ignore[arg-type]

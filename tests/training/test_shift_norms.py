@@ -261,6 +261,14 @@ def test_norms_that_cannot_be_rounded() -> None:
         trainer(ShiftNorms()).fit(module, batches(1))
 
 
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"limit_train_batches": 0}])
+def test_a_training_of_no_steps_changes_nothing(options: dict[str, Any]) -> None:
+    module, fresh = Uneven(), Uneven()
+    trainer(ShiftNorms(1), **options).fit(module, batches(2))
+    for index in ROUNDED:
+        assert torch.equal(module.net[index].weight, fresh.net[index].weight)
+
+
 def test_a_training_without_an_end() -> None:
     with pytest.raises(MisconfigurationException, match="no end"):
         trainer(ShiftNorms(), max_epochs=-1, limit_train_batches=1).fit(Uneven(), batches(1))
