@@ -140,7 +140,8 @@ def _advice(folder: Path) -> str:
     if (folder / METRICS).exists():
         return "it is finished; give another --output, or remove it"
     if has_checkpoint(folder):
-        return f"continue it with --resume {folder}, give another --output, or remove it"
+        quoted = shlex.quote(str(folder))
+        return f"continue it with --resume {quoted}, give another --output, or remove it"
     return "it ended within its first epoch, or is still in it; give another --output, or remove it"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,6 @@ def named_stops(recipe: str, folder: Path) -> Iterator[None]:
 
 def _after(what: str, recipe: str, folder: Path) -> str:
     if has_checkpoint(folder):
-        command = f"python -m recipes.{recipe} --resume {folder}"
+        command = f"python -m recipes.{recipe} --resume {shlex.quote(str(folder))}"
         return f"{what}; continue after the last whole epoch: {command}"
     return f"{what} within the first epoch: {folder} has nothing to go on from, remove it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,12 @@ def test_a_stopped_run_says_how_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     stop: Any,
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "my run"
     stop(number, 1)
     assert mnist.main(arguments(mnist_folder, folder)) == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"recipes.mnist: {what}; ")
-    resume = said.split("recipes.mnist ")[-1].split()
+    resume = shlex.split(said.split("recipes.mnist ")[-1])
     assert resume == ["--resume", str(folder)]
     monkeypatch.undo()
     assert mnist.main(resume) == 0
