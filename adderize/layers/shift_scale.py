@@ -105,23 +105,6 @@ class ShiftAddMean(nn.Module):
         return f"dim={self.dim}, keepdim={self.keepdim}, terms={self.terms}"
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    rows, columns = (size, size) if isinstance(size, int) else size
-    return rows, columns
-
-
-def _window_sums(
-    input: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
-    if not torch.compiler.is_compiling():
-        return F.avg_pool2d(input, kernel, stride, padding, divisor_override=1)
-    # Torch's ONNX export leaves the divisor out. This takes up to 100 times as long where nothing
-    # is compiled.
-    padded = F.pad(input, [padding[1]] * 2 + [padding[0]] * 2)
-    rows = padded.unfold(-2, kernel[0], stride[0])  # each dimension's windows come last
-    return rows.unfold(-2, kernel[1], stride[1]).sum((-2, -1))
-
-
 class ShiftAddAvgPool2d(nn.Module):
     """``torch.nn.AvgPool2d`` as sums and shifts.
 
@@ -146,9 +129,10 @@ class ShiftAddAvgPool2d(nn.Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, input: Tensor) -> Tensor:
-        kernel = _pair(self.kernel_size)
-        sums = _window_sums(input, kernel, _pair(self.stride or kernel), _pair(self.padding))
-        return sums * reciprocal(kernel[0] * kernel[1], self.terms)
+        size = self.kernel_size
+        rows, columns = size if isinstance(size, Sequence) else (size, size)
+        sums = F.avg_pool2d(input, size, self.stride, self.padding, divisor_override=1)
+        return sums * reciprocal(rows * columns, self.terms)
 
     def extra_repr(self) -> str:
         return (
@@ -189,7 +173,7 @@ class ShiftAddAdaptiveAvgPool2d(nn.Module):
                 f"{(rows, columns)}, and each needs a scale of its own: use a size that it divides"
             )
         window = (image[0] // rows, image[1] // columns)
-        sums = _window_sums(input, window, window, (0, 0))
+        sums = F.avg_pool2d(input, window, divisor_override=1)
         return sums * reciprocal(window[0] * window[1], self.terms)
 
     def extra_repr(self) -> str:
