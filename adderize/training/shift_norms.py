@@ -175,6 +175,7 @@ def round_norm_scales_(model: nn.Module, terms: int) -> None:
     Raises:
         AdderizeError: scales that are not finite.
     """
+    _shard_again(model)
     for norm in _norms_to_round(model).values():
         if norm.weight is not None:
             # From the rounded scale, not by a factor: a second time finds the same scale.
@@ -217,6 +218,16 @@ def _deviation_and_scale(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     deviation = (norm.running_var.double() + norm.eps).sqrt()
     return deviation, _whole(norm.weight).double() / deviation
+
+
+def _shard_again(model: nn.Module) -> None:
+    """FSDP2 leaves weights gathered behind a validation: what is written to them is lost."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _whole(tensor: Tensor) -> Tensor:

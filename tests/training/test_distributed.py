@@ -120,6 +120,13 @@ def test_what_has_no_global_norm_is_refused(results: Results) -> None:
         assert "partial sum" in partial
 
 
+@WITHOUT_FSDP2
+def test_rounded_scales_stay_where_fsdp2_has_gathered_the_weights(results: Results) -> None:
+    for scales in of_job(results, "shift_norms_fsdp2"):
+        exponents = scales.abs().log2()
+        torch.testing.assert_close(exponents, exponents.round(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "job", ["recalibration_ddp", pytest.param("recalibration_fsdp2", marks=WITHOUT_FSDP2)]
 )

@@ -28,6 +28,7 @@ from adderize import (
     AdderLinear,
     scale_adder_gradients_,
 )
+from adderize.callbacks import ShiftNorms
 from tests.training.tiny_lit import Lit, ManualLit, batches, seen_by_optimizer, trainer, whole
 
 Steps = list[dict[str, Tensor | None]]
@@ -103,6 +104,21 @@ def recalibration_ddp() -> Tensor:
 def recalibration_fsdp2() -> Tensor:
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     return recalibration(ShardedLit(), strategy)
+
+
+def shift_norms_fsdp2() -> Tensor:
+    """The scales of the norms after a training that ends with a validation."""
+    module = ShardedLit()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    callbacks = AdaptiveLearningRate(recalibrate_before_validation=2), ShiftNorms(1, after=0.5)
+    fitting = trainer(*callbacks, strategy=strategy, devices=2)
+    fitting.fit(module, my_batches(4, 2), batches(1, 2))
+    state = module.state_dict()
+    norms = [(f"net.{index}.", module.net[index].eps) for index in (4, 7)]
+    return torch.cat([
+        whole(state[f"{name}weight"]) / (state[f"{name}running_var"] + eps).sqrt()
+        for name, eps in norms
+    ])  # fmt: skip
 
 
 def plain_ddp() -> Steps:
@@ -191,6 +207,7 @@ JOBS = [
     lightning_fsdp1,
     recalibration_ddp,
     recalibration_fsdp2,
+    shift_norms_fsdp2,
     plain_ddp,
     fsdp2_one_dimension,
     fsdp2_hybrid_replicated,
