@@ -83,7 +83,9 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "or a PyTorch file",
     )
     group.add_argument(
-        "--kd-arch", metavar="ARCH", help="the teacher's network, for a PyTorch file"
+        "--kd-arch",
+        metavar="ARCH",
+        help="the teacher's network, for a PyTorch file or code of your own",
     )
     group.add_argument("--kd-arch-options", nargs="+", default=[], metavar="KEY=VALUE")
     group.add_argument(
@@ -175,6 +177,7 @@ def _stored_teacher(
     file = checkpoint if checkpoint.is_file() else source
     # A run's checkpoint says itself what it is of.
     arch = arguments.kd_arch or (None if file.suffix == ".ckpt" else arguments.arch)
-    model = named.load(str(file), arch, arch_options=options, exclude="*").model
+    trusted = (arguments.arch,)
+    model = named.load(str(file), arch, arch_options=options, trusted=trusted, exclude="*").model
     # The weights that a run ends with, with statistics of norms that do not lag behind.
     return load_model(model, source / "model") if finished else model

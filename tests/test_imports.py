@@ -12,7 +12,7 @@ HEAVY = (
     *("lightning", "timm", "torchvision", "fvcore", "triton", "onnx", "onnxscript", "onnxruntime"),
     *("matplotlib", "mlxtend", "pyarrow", "scipy", "PIL", "threadpoolctl", "jinja2"),
     *("argcomplete", "huggingface_hub"),
-    *("torch", "torch.distributed.tensor", "torch.utils.benchmark"),
+    *("torch", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.utils.benchmark"),
 )
 FILES = sorted((ROOT / "adderize").rglob("*.py"))
 

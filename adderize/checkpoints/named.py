@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ def load(
     arch: str | None = None,
     *,
     arch_options: Mapping[str, Any] | None = None,
+    trusted: Collection[str] = (),
     **options: Any,
 ) -> Loaded:
     """Build a network, make its adders and load its weights.
@@ -51,15 +52,16 @@ def load(
     Args:
         target: a folder that ``save_model`` wrote (that of an integer network names no
             architecture), ``hf://owner/name`` for one on the Hugging Face Hub, or a recipe's run;
-            a file: a checkpoint of the
-            AdderNet authors' code, of Lightning (its ``hyper_parameters`` may name ``arch``,
-            ``arch_options``, ``num_classes``, ``conversion`` and ``binarization``, as the recipes'
-            do), or a state dict (PyTorch's or safetensors); or an architecture, as
-            ``adderize plan`` takes it, for freshly initialised weights.
-        arch: what the weights belong to, unless the checkpoint says so. It must name
-            ``package.module:callable`` in any case: a file alone gets no code run.
+            a file: a checkpoint of the AdderNet authors' code, of Lightning (its
+            ``hyper_parameters`` may name ``arch``, ``arch_options``, ``num_classes``,
+            ``conversion`` and ``binarization``, as the recipes' do), or a state dict (PyTorch's or
+            safetensors); or an architecture, as ``adderize plan`` takes it, for freshly
+            initialised weights.
+        arch: what the weights belong to, unless the checkpoint says so.
         arch_options: keyword arguments of the architecture's builder, where the checkpoint does
             not say.
+        trusted: architectures of the form ``package.module:callable`` that a checkpoint may name;
+            a file alone gets no code run but for torchvision's, timm's and this package's.
         options: those of :func:`adderize.adderize`, where nothing else says which layers are
             adders: for architectures and plain state dicts.
 
@@ -74,7 +76,7 @@ def load(
         arch = _named(arch, path)
         return Loaded(load_model(by_name.build(arch, **more), saved_in(path)), arch)
     if path.is_file():
-        stored = _believed(read_file(path), arch, path)
+        stored = _believed(read_file(path), arch, path, trusted)
         arch = _named(stored.said.get("arch") or arch, path)
         model, note = _with_weights(_build(stored.said, arch, more), stored, path, arch, options)
         return Loaded(model, arch, note)
@@ -200,7 +202,7 @@ def _named(arch: str | None, path: Path) -> str:
     return arch
 
 
-def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
+def _believed(stored: Stored, arch: str | None, path: Path, trusted: Collection[str]) -> Stored:
     """What Lightning's checkpoint says of itself counts, unless another architecture is named.
 
     Raises:
@@ -212,10 +214,10 @@ def _believed(stored: Stored, arch: str | None, path: Path) -> Stored:
     if arch is not None:
         note = f"{path} says that it belongs to {own}; it is taken as {arch}"
         return Stored(stored.state, {}, "; ".join(filter(None, (stored.note, note))))
-    if not by_name.is_published(own):
+    if not by_name.is_published(own) and own not in trusted:
         raise AdderizeError(
             f"{path} says that it belongs to {own}, code which is not run because a file names it: "
-            f"if you trust it, give --arch {own}"
+            f"if you trust it, give --arch {own} (for a teacher --kd-arch)"
         )
     return stored
 

@@ -18,8 +18,6 @@ from recipes.image_classifier import ImageClassifier
 from recipes.run import continued
 from tests.recipes.test_mnist import arguments
 
-_INTERRUPT = signal.getsignal(signal.SIGINT)
-
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -34,8 +32,10 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(ImageClassifier, "training_step", stopped)
 
+    # A process that was started in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield patch
-    signal.signal(signal.SIGINT, _INTERRUPT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
