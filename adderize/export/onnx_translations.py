@@ -3,7 +3,6 @@
 # mypy: ignore-errors
 # No postponed annotations: onnxscript reads the types of these functions.
 from collections.abc import Sequence
-from typing import Optional
 
 from onnxscript import FLOAT, INT64, script, values
 from onnxscript import opset18 as op
@@ -100,33 +99,35 @@ def binary_conv2d(
 
 
 def avg_pool2d(
-    input: FLOAT,
+    self: FLOAT,
     kernel_size: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
-    divisor_override: Optional[int] = None,  # noqa: UP045 (what torch 2.6 reads)
+    divisor_override: int = 0,
 ) -> FLOAT:
-    """Translation of ``aten::avg_pool2d``; torch's own leaves out the divisor."""
-    if divisor_override is not None and ceil_mode:
+    """Translation of ``aten::avg_pool2d``; torch's own leaves out the divisor.
+
+    Names of arguments are those of the op, which torch 2.6 compares; it takes no optional numbers.
+    """
+    if divisor_override and ceil_mode:
         raise AdderizeError(
             "an average pooling has divisor_override and ceil_mode, which has no ONNX form: leave "
             "one out, and pad the image or scale the result instead"
         )
     rows, columns = _pair(kernel_size)
-    unbatched = len(input.shape) == 3
-    if unbatched:
-        input = op.Unsqueeze(input, op.Constant(value_ints=[0]))
+    unbatched = len(self.shape) == 3
+    image = op.Unsqueeze(self, op.Constant(value_ints=[0])) if unbatched else self
     pooled = op.AveragePool(
-        input,
+        image,
         kernel_shape=[rows, columns],
         strides=_pair(stride or kernel_size),
         pads=_pair(padding) * 2,
         ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_include_pad or divisor_override is not None),
+        count_include_pad=int(count_include_pad or bool(divisor_override)),
     )
-    if divisor_override is not None:
+    if divisor_override:
         pooled = op.Mul(pooled, op.Constant(value_float=rows * columns / divisor_override))
     return op.Squeeze(pooled, op.Constant(value_ints=[0])) if unbatched else pooled
 
