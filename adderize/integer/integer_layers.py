@@ -139,10 +139,9 @@ class IntegerMove(IntegerLayer):
     strides: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
         images, values = x.shape[0], math.prod(x.shape[1:])
-        offset = x.storage_offset() + self.offset
-        y = x.as_strided((images, *self.sizes), (values, *self.strides), offset)
+        first = x.contiguous().flatten(1)[:, self.offset :]
+        y = first.as_strided((images, *self.sizes), (values, *self.strides))
         return y.reshape(images, *self.shape)
 
 

@@ -92,7 +92,7 @@ def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
         nn.AvgPool2d((3, 2), (1, 2), (1, 0), divisor_override=1),
         nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=7),
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
-        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
         nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(3, divisor_override=2)),
     ],
 )
