@@ -54,8 +54,9 @@ def affine_of(node: Node) -> Affine | None:
 
 
 def _number(operand: object) -> float | None:
-    finite = isinstance(operand, (int, float)) and math.isfinite(operand)
-    return float(operand) if finite else None  # type: ignore[arg-type]
+    if isinstance(operand, (int, float)) and math.isfinite(operand):
+        return float(operand)
+    return None
 
 
 def split_leaky(graph: fx.Graph) -> None:

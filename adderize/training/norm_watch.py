@@ -57,4 +57,6 @@ def _why_untrained(norm: nn.Module, optimized: Collection[int]) -> str | None:
         return None
     if not weight.requires_grad:
         return "frozen"
-    return None if id(weight) in optimized else "in no optimizer"
+    # Of a parametrised norm the weight is computed from its parameters.
+    held = any(id(parameter) in optimized for parameter in norm.parameters())
+    return None if held else "in no optimizer"

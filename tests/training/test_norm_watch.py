@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from adderize import AdaptiveLearningRate, AdderConv2d, AdderizeError, adderize
 from adderize.training.norm_watch import warn_of_untrained_norms
@@ -84,6 +85,15 @@ def frozen_filters() -> nn.Module:
     return nn.Sequential(layer, nn.BatchNorm2d(2).eval())
 
 
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def parametrised() -> nn.Module:
+    return after_adder(register_parametrization(nn.BatchNorm2d(2), "weight", Doubled()))
+
+
 def after_adder(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(AdderConv2d(2, 2, 1), *modules)
 
@@ -102,6 +112,7 @@ def after_adder(*modules: nn.Module) -> nn.Module:
         (after_adder(nn.RMSNorm([2, 4, 4]).requires_grad_(False)), []),
         (after_adder(), []),
         (frozen_filters(), []),
+        (parametrised(), []),
     ],
 )
 def test_which_norms_count(model: nn.Module, named: list[str]) -> None:
