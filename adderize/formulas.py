@@ -229,7 +229,11 @@ ELEMENTWISE = {
     "lerp": MULTIPLICATION + 2 * ADDITION,
     "to_bytes": MULTIPLICATION + ADDITION + 2 * COMPARISON + OTHER,
     "log_softmax": COMPARISON + 3 * ADDITION + OTHER,
+    "log_sigmoid": COMPARISON + ADDITION + 2 * OTHER,
+    "softshrink": 2 * COMPARISON + ADDITION,
+    "linear": 2 * MULTIPLICATION + ADDITION,
     "bilinear": 4 * MULTIPLICATION + 3 * ADDITION,
+    "trilinear": 8 * MULTIPLICATION + 7 * ADDITION,
     "bicubic": 16 * MULTIPLICATION + 15 * ADDITION,
 }
 

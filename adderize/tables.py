@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Any, Literal, get_args
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+# Underscores within a word, as names have them, are no markup.
+_MARKUP = re.compile(r"[\\*|\[\]]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Table:
 
     def text(self) -> str:
         """Columns that are padded to their widest cell."""
-        lines = [self.header, *self.rows]
+        lines = [[visible(cell) for cell in line] for line in (self.header, *self.rows)]
         columns = list(zip(*lines, strict=True))
         texts = len(columns) if self.texts is None else self.texts
         padded = []
@@ -43,7 +47,7 @@ class Table:
     def markdown(self) -> str:
         texts = len(self.header) if self.texts is None else self.texts
         rule = ["---"] * texts + ["---:"] * (len(self.header) - texts)
-        escaped = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        escaped = [[markdown(cell) for cell in row] for row in (self.header, *self.rows)]
         lines = [escaped[0], rule, *escaped[1:]]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -86,9 +90,24 @@ def layer_text(name: str) -> str:
     return name or "(model)"
 
 
+def visible(text: str) -> str:
+    """The text on one line, with line breaks and other control characters as ``\\n`` and so on."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown that shows it as it is, in tables too; code in backticks stays code."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False))
+
+
+def lines_text(lines: Iterable[str]) -> str:
+    """One a line."""
+    return "\n".join(map(visible, lines))
+
+
 def bullets(lines: Iterable[str]) -> str:
     """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from tabulate import tabulate
 
-from adderize.tables import FORMATS, Report, Table, bullets, csv_text, json_text, plain, shape_text
+from adderize.tables import (
+    FORMATS,
+    Report,
+    Table,
+    bullets,
+    csv_text,
+    json_text,
+    lines_text,
+    plain,
+    shape_text,
+    visible,
+)
 
 HEADER = ["layer", "kind", "mul"]
 ROWS = [["conv1", "convolution", "118M"], ["", "norm", "-"], ["a very long name", "", "1"]]
@@ -46,6 +60,34 @@ def test_markdown() -> None:
     ]
     assert Table(["a", "b"], []).markdown().splitlines()[1] == "| --- | --- |"
     assert bullets(["one", "two"]) == "- one\n- two"
+
+
+HOSTILE = [
+    "two\nlines\r\t", "a|b", "<b>&amp;</b>", "__init__", "*.conv_dw", "[a](b)", "a\\|b", "_x_y_",
+    "é µJ",
+]  # fmt: skip
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    cells = [[name, "1"] for name in HOSTILE]
+    expected = [visible(name) for name in HOSTILE]
+    table = parser.parse(Table(["name", "x"], cells).markdown())
+    assert _texts(table)[2::2] == expected
+    assert _texts(parser.parse(bullets(HOSTILE))) == expected
+    assert visible(HOSTILE[0]) == r"two\nlines\r\t" and visible(HOSTILE[-1]) == HOSTILE[-1]
+
+
+def _texts(tokens: Sequence[Token]) -> list[str]:
+    """Of each cell or paragraph; nothing in it may be more than text."""
+    inline = [token.children or [] for token in tokens if token.type == "inline"]
+    assert {child.type for children in inline for child in children} <= {"text"}
+    return ["".join(child.content for child in children) for children in inline]
+
+
+def test_every_cell_of_a_text_is_on_its_line() -> None:
+    assert len(Table(HEADER, [[name, "", "1"] for name in HOSTILE]).text().splitlines()) == 10
+    assert lines_text(HOSTILE).splitlines() == [visible(name) for name in HOSTILE]
 
 
 def test_csv_reads_back() -> None:

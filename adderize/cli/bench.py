@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError, writing
 from adderize.models.by_name import FORMS, build, input_size
 from adderize.ops.native.register_loops import LOOPS
-from adderize.tables import Table
+from adderize.tables import Table, json_text
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
@@ -121,7 +120,7 @@ def _device(name: str) -> torch.device:
 
 def _write(file: Path, report: dict[str, Any]) -> None:
     with writing(file):
-        file.write_text(json.dumps(report, indent=2) + "\n")
+        file.write_text(json_text(report) + "\n")
 
 
 def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from typing import Any
 
@@ -18,6 +17,7 @@ from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
 from adderize.ops import native
 from adderize.ops.choice import choose
+from adderize.tables import json_text
 
 HELP = "which backend serves which device, and why; times the tiles of a GPU's kernels"
 EXAMPLES = (
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         _tune(arguments)
     report = diagnose()
     if arguments.json:
-        print(json.dumps(report, indent=2))
+        print(json_text(report))
     else:
         _print(report)
     return 0 if all(row["backend"] for row in report["devices"]) else 1

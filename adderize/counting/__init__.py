@@ -119,8 +119,8 @@ def _layers(model: nn.Module, reading: Reading, calls: Sequence[Call]) -> tuple[
             continue
         if name in layers:
             before, after = before + layers[name].before, after + layers[name].after
-        kind = _kind(module)
-        layers[name] = Layer(name, kind, type(module).__name__, outputs[name], before, after)
+        kind, output = _kind(module), outputs.get(name, ())
+        layers[name] = Layer(name, kind, type(module).__name__, output, before, after)
     return tuple(layers.values())
 
 

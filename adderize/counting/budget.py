@@ -13,7 +13,16 @@ from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations
-from adderize.tables import Report, Table, bullets, csv_text, layer_text, shape_text
+from adderize.tables import (
+    Report,
+    Table,
+    bullets,
+    csv_text,
+    layer_text,
+    lines_text,
+    markdown,
+    shape_text,
+)
 
 SORT_KEYS = (*KINDS, "energy_joule", "latency_cycles")
 _HEADER = ["layer", "kind", "output"]
@@ -134,14 +143,14 @@ class OpBudget(Report):
         return csv_text(["layer", "kind", "type", "output", *views], rows)
 
     def to_markdown(self) -> str:
-        title = f"**{self.model}**, {self._measure()}"
+        title = f"**{markdown(self.model)}**, {self._measure()}"
         tables = self._summary().markdown(), self._layers().markdown()
         return "\n\n".join([title, *tables, bullets(self.notes())])
 
     def __str__(self) -> str:
         title = f"{self.model}, {self._measure()}"
         tables = self._layers().text(), self._summary().text()
-        return "\n\n".join([title, *tables, "\n".join(self.notes())])
+        return "\n\n".join([title, *tables, lines_text(self.notes())])
 
     def plot(self, path: str | Path) -> None:
         """Multiplications, additions and shifts of every stage, before and after, as stacked bars.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize.arguments import check_choice, check_module
-from adderize.counting.operators import FORMULAS, count_call
+from adderize.counting.operators import FORMULAS, Numbers, count_call
 from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
 from adderize.counting.views import Reading
 from adderize.dataflow.recording import floating_dtype
@@ -39,6 +39,7 @@ _FILTERS = {
     "adderize::adder_conv2d_u8_packed": 2,
     "adderize::binary_conv2d": 1,
 }
+_FLOATING = ("BFloat", "Double", "Float", "Half")
 
 _ON_SIZES: dict[str, Callable[..., int]] = {
     "aten::add": operator.add,
@@ -167,9 +168,9 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
         inputs, outputs = list(node.inputs()), list(node.outputs())
         arguments, result = [_value(value) for value in inputs], _value(outputs[0])
         output = result if isinstance(result, tuple) else ()
-        floating = any(_is_floating(v) for v in (*inputs, *outputs)) and not _computes_sizes(node)
+        numbers = "integer" if _computes_sizes(node) else _numbers(inputs + outputs)
         layer = self.canonical_module_name(node.scopeName().split("/")[-1])
-        operations = count_call(node.kind(), arguments, output, floating)
+        operations = count_call(node.kind(), arguments, output, numbers)
         self._calls.append(Call(layer, node.kind(), arguments, output, operations))
         return self._calls[-1]
 
@@ -223,21 +224,32 @@ def _size(value: Any) -> int | None:
 
 def _computes_sizes(node: Any) -> bool:
     """Arithmetic on the sizes of tensors, which the tracer records as if it were on tensors."""
-    if node.kind() == "aten::size":
-        return True
-    result = next(node.outputs()).type()
-    if isinstance(result, torch.TensorType) and result.sizes() != []:
-        return False
-    sources = [value.node() for value in node.inputs()]
-    sizes = [source for source in sources if source.kind() != "prim::Constant"]
-    return bool(sizes) and all(map(_computes_sizes, sizes))
+    return _origins(next(node.outputs())) == {"size"}
 
 
-def _is_floating(value: Any) -> bool:
+def _origins(value: Any) -> set[str]:
+    """What a single number is computed from, constants aside: sizes, values of tensors."""
+    kind, result = value.node().kind(), value.type()
+    if kind in ("aten::size", "prim::Constant"):
+        return {"size"} if kind == "aten::size" else set()
+    if kind == "prim::Param" or (isinstance(result, torch.TensorType) and result.sizes() != []):
+        return {"tensor"}
+    return set().union(*map(_origins, value.node().inputs()))
+
+
+def _numbers(values: Sequence[Any]) -> Numbers:
+    kinds = set().union(*map(_scalar_kinds, values))
+    if any(kind.startswith("Complex") for kind in kinds):
+        return "complex"
+    return "real" if any(kind.startswith(_FLOATING) for kind in kinds) else "integer"
+
+
+def _scalar_kinds(value: Any) -> set[str]:
+    """As TorchScript names the types of a tensor's numbers, or of those in a list."""
     if value.node().kind() == "prim::ListConstruct":
-        return any(_is_floating(item) for item in value.node().inputs())
+        return set().union(*map(_scalar_kinds, value.node().inputs()))
     kind = value.type()
-    return isinstance(kind, torch.TensorType) and kind.scalarType() in ("Float", "Double", "Half")
+    return {kind.scalarType() or ""} if isinstance(kind, torch.TensorType) else set()
 
 
 register()

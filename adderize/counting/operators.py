@@ -6,12 +6,14 @@ An operator is looked up by its base name (``aten::add_.Tensor`` is ``add``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from adderize import formulas
 from adderize.counting import call_formulas as of
 from adderize.counting.call_formulas import Formula
 from adderize.formulas import FREE, Operations, Shape
+
+Numbers = Literal["integer", "real", "complex"]
 
 
 def base_name(operator: str) -> str:
@@ -59,7 +61,9 @@ FORMULAS: dict[str, Formula] = {
     "pow": of.power,
     "gelu": of.gelu,
     "clamp": of.clamp,
+    "upsample_linear1d": of.each("linear"),
     "upsample_bilinear2d": of.each("bilinear"),
+    "upsample_trilinear3d": of.each("trilinear"),
     "upsample_bicubic2d": of.each("bicubic"),
     "_prelu_kernel": of.each("leaky_relu"),
     "prelu": of.each("leaky_relu"),
@@ -83,7 +87,7 @@ for _dimensions in (1, 2, 3):
         f"adaptive_max_pool{_dimensions}d": of.adaptive(formulas.maximum, _dimensions),
     }
 for _kind, _names in {
-    "multiplication": "mul",
+    "multiplication": "mul square",
     "division": "div reciprocal",
     "comparison": (
         "relu threshold clamp_min clamp_max maximum minimum eq ne gt ge lt le hardshrink"
@@ -93,9 +97,11 @@ for _kind, _names in {
         "floor ceil round"
     ),
     "clamp": "hardtanh relu6",
-    "leaky_relu": "leaky_relu",
+    "leaky_relu": "leaky_relu rrelu rrelu_with_noise",
     "elu": "elu celu selu",
     "softplus": "softplus",
+    "log_sigmoid": "log_sigmoid log_sigmoid_forward",
+    "softshrink": "softshrink",
     "silu": "silu",
     "mish": "mish",
     "hardsigmoid": "hardsigmoid",
@@ -112,12 +118,15 @@ _FREE = (
     "Int ScalarImplicit _reshape_alias _shape_as_tensor _unsafe_view alias as_strided detach "
     "diagonal expand expand_as flatten is_same_size item mT movedim narrow numel numpy_T permute "
     "reshape reshape_as select size slice split split_with_sizes squeeze swapaxes t transpose "
-    "unbind unflatten unfold unsqueeze view view_as chunk tensor_split unsafe_split unsafe_chunk",
+    "unbind unflatten unfold unsqueeze view view_as chunk tensor_split unsafe_split unsafe_chunk "
+    "view_as_complex view_as_real",
     # Copies and rearrangements.
     "_to_copy cat channel_shuffle clone constant_pad_nd contiguous copy flip im2col lift_fresh "
-    "meshgrid native_channel_shuffle pad pixel_shuffle pixel_unshuffle reflection_pad1d "
-    "reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d roll stack "
-    "tile to type_as upsample_nearest2d broadcast_tensors",
+    "meshgrid native_channel_shuffle pad pixel_shuffle pixel_unshuffle repeat repeat_interleave "
+    "roll rot90 stack tile to type_as broadcast_tensors",
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d",
     # Constants.
     "arange bernoulli eye empty empty_like empty_strided fill full full_like linspace new_empty "
     "new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor zero zeros "
@@ -130,10 +139,12 @@ _FREE = (
     "logical_not logical_or neg sign",
 )
 FREE_OPERATORS = frozenset(name for names in _FREE for name in names.split())
+# A complex number's absolute value and sign take squares and a root.
+_NOT_OF_COMPLEX = frozenset(("abs", "sign"))
 
 
 def count_call(
-    operator: str, arguments: Sequence[Any], output: Shape, floating: bool
+    operator: str, arguments: Sequence[Any], output: Shape, numbers: Numbers
 ) -> Operations | None:
     """Operations of one call, or None where no formula is known.
 
@@ -141,11 +152,13 @@ def count_call(
         operator: name with its namespace, such as ``aten::convolution``.
         arguments: all arguments in schema order; tensors as shapes.
         output: shape of the (first) result.
-        floating: whether a floating-point tensor takes part; arithmetic of torch's own operators
-            on integers is index arithmetic, and free.
+        numbers: of the tensors that take part. Arithmetic of torch's own operators on integers is
+            index arithmetic, and free; no formula holds for complex numbers.
     """
     name = base_name(operator)
-    if name in FREE_OPERATORS or not (floating or "::" in name):
+    if numbers == "complex":
+        return FREE if name in FREE_OPERATORS - _NOT_OF_COMPLEX else None
+    if name in FREE_OPERATORS or (numbers == "integer" and "::" not in name):
         return FREE
     if name not in FORMULAS:
         return None

@@ -44,7 +44,8 @@ class Uncounted:
     calls: int
 
     def __str__(self) -> str:
-        return f"{self.operator} in {self.layer or 'the model itself'}, {self.calls} calls"
+        calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
+        return f"{self.operator} in {self.layer or 'the model itself'}, {calls}"
 
 
 def of_kind(layers: Iterable[Layer], kind: str) -> list[Layer]:

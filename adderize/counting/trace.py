@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from adderize.counting.operators import count_call
+from adderize.counting.operators import Numbers, count_call
 from adderize.dataflow.recording import floating_dtype
 from adderize.dataflow.snapshot import Snapshot
 from adderize.errors import AdderizeError
@@ -130,6 +130,12 @@ def _described(model: nn.Module, name: str) -> str:
     return f"{name}, {text}" if name else text
 
 
+def _numbers(tensors: Sequence[Tensor]) -> Numbers:
+    if any(tensor.is_complex() for tensor in tensors):
+        return "complex"
+    return "real" if any(tensor.is_floating_point() for tensor in tensors) else "integer"
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -153,12 +159,12 @@ class _Recorder(TorchDispatchMode):
         result = function(*args, **kwargs)
         results = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
         if results:
-            floating = any(tensor.is_floating_point() for tensor in (*tensors, *results))
-            self._record(function, args, kwargs, results[0].shape, floating)
+            numbers = _numbers((*tensors, *results))
+            self._record(function, args, kwargs, results[0].shape, numbers)
         return result
 
     def _record(
-        self, function: Any, args: Sequence[Any], kwargs: Any, output: Shape, floating: bool
+        self, function: Any, args: Sequence[Any], kwargs: Any, output: Shape, numbers: Numbers
     ) -> None:
         schema = function._schema
         values = [
@@ -166,6 +172,6 @@ class _Recorder(TorchDispatchMode):
             for i, argument in enumerate(schema.arguments)
         ]
         arguments = tree_map_only(Tensor, lambda tensor: tuple(tensor.shape), values)
-        operations = count_call(schema.name, arguments, output, floating)
+        operations = count_call(schema.name, arguments, output, numbers)
         layer = self.layers[-1] if self.layers else ""
         self.calls.append(Call(layer, schema.name, arguments, tuple(output), operations))

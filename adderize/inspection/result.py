@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from adderize.errors import listed
 from adderize.layers import Adder
-from adderize.tables import Report, Table, bullets, csv_text, layer_text, plain, shape_text
+from adderize.tables import (
+    Report,
+    Table,
+    bullets,
+    csv_text,
+    layer_text,
+    lines_text,
+    markdown,
+    plain,
+    shape_text,
+    visible,
+)
 
 if TYPE_CHECKING:
     from adderize.inspection.measurement import Measured
@@ -204,15 +215,17 @@ class Inspection(Report):
 
     def to_markdown(self) -> str:
         findings = [bullets(self._finding_lines())] if self.findings else []
-        return "\n\n".join([self._title(), self._table().markdown(), *findings])
+        title = self._title(markdown(self.model))
+        return "\n\n".join([title, self._table().markdown(), *findings])
 
     def __str__(self) -> str:
         findings = self._finding_lines() or ["nothing to warn of"]
-        return "\n\n".join([self._title(), self._table().text(), "\n".join(findings)])
+        title = self._title(visible(self.model))
+        return "\n\n".join([title, self._table().text(), lines_text(findings)])
 
-    def _title(self) -> str:
+    def _title(self, model: str) -> str:
         seen = f"measured on {self.images} images" if self.images else "without images"
-        title = f"{self.model}, {len(self.layers)} layers, {seen}"
+        title = f"{model}, {len(self.layers)} layers, {seen}"
         if self.outside is None:
             return title
         return (

@@ -12,7 +12,7 @@ from adderize.errors import AdderizeError
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams
-from adderize.tables import Report, Table, bullets, csv_text, layer_text
+from adderize.tables import Report, Table, bullets, csv_text, layer_text, lines_text
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class QuantizationReport(Report):
         return "\n\n".join([self._table().markdown(), bullets(self._notes())])
 
     def __str__(self) -> str:
-        return "\n".join([self._table().text(), "", *self._notes()])
+        return "\n".join([self._table().text(), "", lines_text(self._notes())])
 
     def _table(self) -> Table:
         return Table(_HEADER, [_cells(row) for row in self.layers])

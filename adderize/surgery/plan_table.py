@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adderize.surgery.decisions import Decision, NormFix, Row
-from adderize.tables import Report, Table, bullets, csv_text, layer_text, shape_text
+from adderize.tables import Report, Table, bullets, csv_text, layer_text, lines_text, shape_text
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan(Report):
         return "\n\n".join([self._table().markdown(), *remarks])
 
     def __str__(self) -> str:
-        return "\n".join([self._table().text(), "", self._summary(), *self.remarks])
+        return "\n".join([self._table().text(), "", lines_text([self._summary(), *self.remarks])])
 
     def _table(self) -> Table:
         return Table(_HEADER, [_cells(row) for row in self.rows])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from adderize.tables import Report, Table, csv_text, layer_text, shape_text
+from adderize.tables import Report, Table, csv_text, layer_text, lines_text, markdown, shape_text
 
 _LOW = 0.6
 _OWN_LOSS = 0.1
@@ -93,10 +93,10 @@ class TransferReport(Report):
         return csv_text([*names, "remark"], rows)
 
     def to_markdown(self) -> str:
-        return "\n\n".join([self._table().markdown(), *self._sentences()])
+        return "\n\n".join([self._table().markdown(), *map(markdown, self._sentences())])
 
     def __str__(self) -> str:
-        return "\n".join([self._table().text(), "", *self._sentences()])
+        return "\n".join([self._table().text(), "", lines_text(self._sentences())])
 
     def _table(self) -> Table:
         header = ["layer", "kind", "shape", "remark", "limit", "before", "after", "minimum"]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from adderize import AdderConv2d, AdderLinear, adderize, count
-from adderize.counting import FlopCountAnalysis
+from adderize.counting import COUNTERS, Counter, FlopCountAnalysis
 from adderize.counting.trace import blank_copy, trace
 from adderize.formulas import FREE, Operations
 from adderize.models import by_name
@@ -109,6 +109,21 @@ SINGLE = {
     "dropout": (nn.Dropout(), (5,), FREE),
     "flatten": (nn.Flatten(), (3, 4), FREE),
     "upsample": (nn.UpsamplingBilinear2d(scale_factor=2), (1, 2, 2), Operations(64, 48)),
+    "linear upsample": (nn.Upsample(6, mode="linear"), (2, 3), Operations(2 * 12, 12)),
+    "trilinear upsample": (
+        nn.Upsample((2, 2, 4), mode="trilinear"),
+        (1, 1, 2, 2),
+        Operations(8 * 16, 7 * 16),
+    ),
+    "nearest upsample 1d": (nn.Upsample(scale_factor=2), (2, 3), FREE),
+    "nearest upsample 3d": (nn.Upsample(scale_factor=2), (2, 3, 3, 3), FREE),
+    "nearest-exact upsample": (nn.Upsample((5, 7), mode="nearest-exact"), (1, 3, 3), FREE),
+    "area resize": (nn.Upsample(scale_factor=0.5, mode="area"), (1, 4, 4), Operations(4, 16)),
+    "reflection padding 3d": (nn.ReflectionPad3d(1), (1, 2, 2, 2), FREE),
+    "replication padding 3d": (nn.ReplicationPad3d(1), (1, 2, 2, 2), FREE),
+    "log sigmoid": (nn.LogSigmoid(), (5,), Operations(additions=5, comparisons=5, other=10)),
+    "soft shrink": (nn.Softshrink(), (5,), Operations(additions=5, comparisons=10)),
+    "random relu": (nn.RReLU(), (5,), Operations(5, comparisons=5)),
 }
 
 
@@ -165,6 +180,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Operations]] = {
         Operations(50 * 4, 50 * 4),
     ),
     "matmul": (lambda x: heads(x) @ heads(x).mT, Operations(50 * 4, 50 * 4)),
+    "square": (torch.square, Operations(40)),
     "powers": (lambda x: x**2 + x**3 + x**0.5, Operations(3 * 40, 2 * 40, other=40)),
     "maxima": (lambda x: torch.max(x, -x) + x.max(), Operations(0, 40, comparisons=40 + 39)),
     "mean": (lambda x: x.mean(dim=1), Operations(1, 40)),
@@ -180,3 +196,34 @@ def test_functions(name: str) -> None:
     model = nn.Sequential(Function(function))
     assert dispatched(model, (40,)) == expected
     assert traced_by_fvcore(model, (40,)) == expected
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_floating_dtype_counts(dtype: torch.dtype, counter: Counter) -> None:
+    budget = count(nn.Conv2d(4, 6, 3).to(dtype), (4, 5, 5), counter=counter, exclude="*")
+    assert budget.before == Operations(1944, 1944 + 54)
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 4, 3, dtype=torch.complex64))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.weight) + self.bias
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_complex_arithmetic_is_listed(counter: Counter) -> None:
+    budget = count(Spectrum(), (3, 4, 4), counter=counter)
+    assert budget.before == Operations(additions=48)
+    assert [item.operator for item in budget.uncounted][1] == "aten::mul"
+    assert len(budget.uncounted) == 3
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_layers_that_give_a_single_number(counter: Counter) -> None:
+    (layer,) = count(Function(torch.mean), (4, 5), counter=counter).layers
+    assert layer.before == Operations(1, 20)
