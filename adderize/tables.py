@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+_LONGEST_NAME = 34
 # Underscores within a word, as names have them, are no markup.
 _MARKUP = re.compile(r"[\\*|\[\]]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -93,6 +94,12 @@ def layer_text(name: str) -> str:
 def visible(text: str) -> str:
     """The text on one line, with line breaks and other control characters as ``\\n`` and so on."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shortened(name: str) -> str:
+    """A layer's name for a figure: a long one keeps its end, which tells more."""
+    text = visible(layer_text(name))
+    return text if len(text) <= _LONGEST_NAME else "…" + text[1 - _LONGEST_NAME :]
 
 
 def markdown(text: str) -> str:

@@ -233,13 +233,13 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
                 *(32, *size), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
             )
         for row in integers.measure(arch, batch, arguments.batch, **timing):
-            print(f"{arch}, batch {row['batch']}, {row['threads']} threads", end="")
+            print(f"{arch}, batch {row['batch']}, threads: {row['threads']}", end="")
             print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
             print(f"(lowest of an image {row['cosine_min']:.4f})")
             for name in integers.ORDER:
                 if name in row["ms"]:
                     ratio = row["ms"][integers.CNN] / row["ms"][name]
-                    line = f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x"
+                    line = f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x as fast"
                     if name in row["percent_of_limit"]:
                         line += f", {row['percent_of_limit'][name]:.0f} % of the limit"
                     print(line, flush=True)

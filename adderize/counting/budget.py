@@ -153,7 +153,8 @@ class OpBudget(Report):
         return "\n\n".join([title, *tables, lines_text(self.notes())])
 
     def plot(self, path: str | Path) -> None:
-        """Multiplications, additions and shifts of every stage, before and after, as stacked bars.
+        """Multiplications, additions, shifts and XNORs of every stage, before and after, as
+        stacked bars.
 
         Args:
             path: the image file; its suffix names the format (png, svg, pdf).

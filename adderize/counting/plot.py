@@ -9,14 +9,19 @@ from typing import Any
 from adderize.counting.quantities import quantity
 from adderize.counting.rows import Layer, grouped, sum_of
 from adderize.errors import AdderizeError
+from adderize.tables import shortened
 
-_COLORS = {"multiplications": "#c44e52", "additions": "#4c72b0", "shifts": "#55a868"}
+_COLORS = {
+    "multiplications": "#c44e52", "additions": "#4c72b0", "shifts": "#55a868", "xnors": "#8172b3"
+}  # fmt: skip
 _ENOUGH_STAGES = 4
 _SMALL = 1 / 500
+_WIDE = 12
+_TURNED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
 
 
 def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
-    """Stacked bars of multiplications, additions and shifts per stage, before and after."""
+    """Stacked bars of multiplications, additions, shifts and XNORs per stage, before and after."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -26,7 +31,11 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     stages = _stages(total, layers)
     occurring = (total.before + total.after).by_kind()
     colors = {kind: color for kind, color in _COLORS.items() if occurring[kind]}
-    figure = Figure(figsize=(max(6.4, 0.6 * len(stages) + 2), 4.4), layout="constrained")
+    names = [shortened(stage.name) for stage in stages]
+    longest = max(map(len, names))
+    turned = len(stages) > 8 or longest > _WIDE
+    size = max(6.4, 0.6 * len(stages) + 2), 4.8 + turned * 0.07 * longest
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     for offset, view, hatch in ((-0.21, "before", ""), (0.21, "after", "//")):
         places = [i + offset for i in range(len(stages))]
@@ -37,17 +46,16 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
             heights = [getattr(count, kind) for count in counts]
             axes.bar(places, heights, bottom=bottom, color=color, **style)
             bottom = [sum(pair) for pair in zip(bottom, heights, strict=True)]
-    axes.set_xticks(range(len(stages)), [stage.name for stage in stages])
-    if len(stages) > 8:
-        axes.tick_params(axis="x", rotation=60)
+    axes.set_xticks(range(len(stages)), names, parse_math=False, **(_TURNED if turned else {}))
     axes.yaxis.set_major_formatter(lambda value, position: quantity(value))
     axes.set_ylabel("operations for one example")
     axes.set_title(
-        f"{total.name}: {quantity(total.before.multiplications)} multiplications before, "
-        f"{quantity(total.after.multiplications)} after"
+        f"{shortened(total.name)}: {quantity(total.before.multiplications)} multiplications "
+        f"before, {quantity(total.after.multiplications)} after",
+        parse_math=False,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(handles=_legend(colors), frameon=False)
+    figure.legend(handles=_legend(colors), loc="outside lower center", ncols=3, frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -83,7 +83,7 @@ def report(
     return ModelReport(
         name=name or type(model).__name__,
         source=source,
-        size=Size.of(network),
+        size=Size.of_made(network, shifts) if made else Size.of(network),
         plan=planned,
         budget=budget,
         inspection=inspection,

@@ -12,11 +12,11 @@ from adderize.counting.rows import Layer, sum_of
 from adderize.inspection.histograms import Histogram
 from adderize.inspection.result import Range
 from adderize.reporting.svg import COLORS, figure, inline
+from adderize.tables import shortened
 
 _WIDTH, _ROW, _FRAME = 360, 15, 46
 _SMALL = (200, 112)
 _MOST_ROWS = 60
-_LONGEST_NAME = 34
 _WITH_FILTERS = ("adder", "binary", "convolution", "linear")
 _KINDS = {
     "multiplications": COLORS["multiplication"],
@@ -150,17 +150,11 @@ def _legend(colors: Mapping[str, str]) -> Iterator[Any]:
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", color=COLORS["rule"], linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["left", "bottom"]].set_visible(False)
-
-
-def _shortened(name: str) -> str:
-    """Long names keep their end, which tells more than their beginning; control characters go."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in name) or "(model)"
-    return text if len(text) <= _LONGEST_NAME else "…" + text[1 - _LONGEST_NAME :]
 
 
 def _finished(drawn: Any, title: str) -> str:

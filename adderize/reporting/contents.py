@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import nn
 from adderize.counting import OpBudget
 from adderize.inspection import Inspection
 from adderize.inspection.histograms import Histogram
+from adderize.integer.integer_report import IntegerReport
 from adderize.quantize import QuantizationReport
 from adderize.reporting.notices import Notice, has_new_statistics, notices_of
 from adderize.surgery import Plan
@@ -21,17 +23,20 @@ class Size:
     """What a network holds.
 
     Attributes:
-        parameters: numbers that train, or would.
-        bytes: of parameters and buffers, as they are in memory.
+        parameters: numbers that train, or would; None for a network in bytes or in shifts, whose
+            filters are no parameters any more.
+        bytes: of parameters and buffers, as they are in memory; of an integer network those of its
+            program.
         of_layers: parameters by the qualified name of the layer that holds them.
     """
 
-    parameters: int
+    parameters: int | None
     bytes: int
     of_layers: Mapping[str, int]
 
     @classmethod
     def of(cls, network: nn.Module) -> Size:
+        """Of a network in float32."""
         tensors = [*network.parameters(), *network.buffers()]
         of_layers = {
             name: sum(p.numel() for p in module.parameters(recurse=False))
@@ -39,9 +44,16 @@ class Size:
         }
         return cls(
             sum(p.numel() for p in network.parameters()),
-            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            sum(tensor.nbytes for tensor in tensors),
             {name: number for name, number in of_layers.items() if number},
         )
+
+    @classmethod
+    def of_made(cls, network: nn.Module, shifts: Report | None) -> Size:
+        """Of a network that was made of an adder network; an integer one has a report."""
+        if isinstance(shifts, IntegerReport):
+            return cls(None, shifts.tensor_bytes, {})
+        return dataclasses.replace(cls.of(network), parameters=None, of_layers={})
 
 
 @dataclass(frozen=True)

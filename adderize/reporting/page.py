@@ -18,14 +18,14 @@ from adderize.inspection.findings import SATURATED
 from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
 from adderize.progress import steps
 from adderize.reporting import charts, page_tables
-from adderize.reporting.contents import Contents
+from adderize.reporting.contents import Contents, Size
 from adderize.reporting.notices import LARGE_ERROR
 from adderize.reporting.svg import drawing
 from adderize.tables import layer_text, shape_text
 
 _TEMPLATE = "page.html"
 _WORST = "of the output's deviation, in the worst layer"
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 class Fact(NamedTuple):
@@ -139,7 +139,7 @@ def facts(report: Contents) -> list[Fact]:
             f"{quantity(latencies[0])} → {quantity(latencies[1])}",
             f"cycles, {budget.latency.name}",
         ),
-        Fact("parameters", quantity(report.size.parameters), _bytes(report.size.bytes)),
+        _size(report.size),
     ]
     if inspection is not None:
         found.append(_layers(inspection))
@@ -178,11 +178,17 @@ def _change(what: str, before: float, after: float) -> Fact:
     return Fact(what, f"{quantity(before)} → {quantity(after)}", ratio)
 
 
+def _size(size: Size) -> Fact:
+    if size.parameters is None:
+        return Fact("memory", _bytes(size.bytes), "filters, scales and biases")
+    return Fact("parameters", quantity(size.parameters), f"{_bytes(size.bytes)} with buffers")
+
+
 def _bytes(number: int) -> str:
     for size, unit in _UNITS:
-        if number >= size:
-            return f"{number / size:.4g} {unit} with buffers"
-    return f"{number} bytes with buffers"
+        if number >= 0.99995 * size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number} bytes"
 
 
 def _written() -> str:

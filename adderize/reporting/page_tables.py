@@ -74,7 +74,7 @@ _SHORT = {"multiplications": "mul", "additions": "add", "shifts": "shift", "xnor
 
 
 def operations(budget: OpBudget, parameters: Mapping[str, int]) -> PageTable:
-    """A row for each layer that computes."""
+    """A row for each layer that computes; parameters where the network has some."""
     counts = {
         f"{short} {view}": (view, kind)
         for kind, short in _SHORT.items()
@@ -86,7 +86,7 @@ def operations(budget: OpBudget, parameters: Mapping[str, int]) -> PageTable:
             Cell(layer_text(row.name)),
             Cell(row.kind),
             Cell(shape_text(row.output)),
-            _count(parameters.get(row.name, 0)),
+            *([_count(parameters.get(row.name, 0))] if parameters else []),
             *(_count(getattr(getattr(row, view), kind)) for view, kind in counts.values()),
             *_prices(budget, row),
         ]
@@ -97,7 +97,8 @@ def operations(budget: OpBudget, parameters: Mapping[str, int]) -> PageTable:
     columns = [
         Column("layer", meaning="(model) is what the network's own code computes between them"),
         *_texts("kind", "output"),
-        *(Column(title, True) for title in ("parameters", *counts, *prices)),
+        *([Column("parameters", True)] if parameters else []),
+        *(Column(title, True) for title in (*counts, *prices)),
     ]
     return PageTable(columns, rows)
 

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from torch import nn
 from torchvision import models
 
-from adderize import AdderizeError, count
+from adderize import AdderizeError, binarize, count
 from adderize.counting import OpBudget
 from tests.golden import check_golden
 
@@ -74,6 +76,16 @@ def test_plot(budget: OpBudget, tmp_path: Path) -> None:
         budget.plot(tmp_path / "plot.docx")
     with pytest.raises(AdderizeError, match="cannot write the plot"):
         budget.plot(tmp_path / "missing" / "plot.png")
+
+
+def test_plot_of_binary_layers_and_long_names(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    name = "x" * 80 + "$\\frac$ \n_end"
+    layers = nn.Sequential(OrderedDict([("stem", nn.Conv2d(3, 4, 3)), (name, nn.Conv2d(4, 4, 3))]))
+    binary = binarize(layers, head=True, norm="ignore")
+    count(binary, (3, 8, 8)).plot(tmp_path / "plot.svg")
+    drawing = (tmp_path / "plot.svg").read_text()
+    assert "xnors" in drawing and r"$\frac$ \n_end" in drawing and "x" * 34 not in drawing
 
 
 def test_plot_without_matplotlib(

@@ -16,7 +16,7 @@ from torch import nn
 from adderize import AdderizeError, adderize, binarize, count, plan
 from adderize.data.normalisation import MNIST
 from adderize.inspection import inspect
-from adderize.integer import multiplication_free, shift_report, to_integer
+from adderize.integer import integer_report, multiplication_free, shift_report, to_integer
 from adderize.models import lenet5_bn, resnet20
 from adderize.quantize import quantize, quantize_report
 from adderize.reporting import report
@@ -200,6 +200,8 @@ def test_a_network_that_is_not_converted_yet() -> None:
     text = found.to_html()
     assert "without images" in text and "none were given" in text
     assert found.size.parameters == sum(p.numel() for p in lenet5_bn().parameters())
+    (size,) = [fact for fact in facts(found) if fact.title == "parameters"]
+    assert size.more == f"{found.size.bytes / 1000:.4g} kB with buffers"
 
 
 def test_a_quantized_network(model: nn.Module) -> None:
@@ -208,7 +210,11 @@ def test_a_quantized_network(model: nn.Module) -> None:
     assert found.quantization == quantize_report(eight_bit)
     assert set(found.absent) == {"plan", "layers"} and found.inspection is None
     assert found.size.bytes < report(model, input_size=(1, 32, 32)).size.bytes / 2
-    assert "which has the plan" in found.to_html()
+    text = found.to_html()
+    assert "which has the plan" in text
+    # Bytes and packed filters are no parameters.
+    assert "parameters" not in [fact.title for fact in facts(found)]
+    assert "parameters" not in Page(text).rows("mul before")[0]
 
 
 def test_networks_of_shifts(model: nn.Module) -> None:
@@ -221,6 +227,8 @@ def test_networks_of_shifts(model: nn.Module) -> None:
     integers = to_integer(quantize(model, [images()]), mean=MNIST.mean, std=MNIST.std)
     found = report(integers, input_size=(1, 32, 32))
     assert found.budget.after.multiplications == 0 and "Shifts" in found.to_html()
+    (memory,) = [fact.text for fact in facts(found) if fact.title == "memory"]
+    assert memory == f"{integer_report(integers).tensor_bytes / 1000:.4g} kB"
 
 
 def test_the_model_is_left_alone() -> None:
