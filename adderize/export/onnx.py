@@ -12,12 +12,13 @@ from torch.utils import _pytree as pytree
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.arguments import check_module, own_path
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError
 from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
 from adderize.layers import Converted
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.fake_layers import check_no_fakes
+from adderize.whole_files import replaced_files
 
 
 def export_onnx(
@@ -50,10 +51,12 @@ def export_onnx(
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
-    with evaluation(model), writing(path):
+    file = own_path(path)
+    # Large weights lie in a file of their own beside it.
+    with evaluation(model), replaced_files(file.parent, file.name) as unfinished:
         try:
             program = torch.onnx.export(
-                model, arguments, own_path(path), custom_translation_table=table, **settings
+                model, arguments, unfinished / file.name, custom_translation_table=table, **settings
             )
         except Exception as error:
             _raise_own(error)

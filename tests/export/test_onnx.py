@@ -17,6 +17,7 @@ from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d, reca
 from adderize.export import export_onnx, translation_table
 from adderize.integer import multiplication_free
 from adderize.quantize import prepare_qat
+from tests.test_whole_files import killed_at
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -158,6 +159,17 @@ def test_memory_does_not_grow_with_the_taps(tmp_path: Path) -> None:
     growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert growth < 100e6
     assert relative_error(session, layer, input) < 1e-5
+
+
+def test_an_interrupted_export_leaves_no_file_beside_weights_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, layers = torch.randn(1, 600), [nn.Linear(600, 3), nn.Linear(600, 3)]
+    session = export(layers[0], example, tmp_path / "m.onnx")
+    assert relative_error(session, layers[0], example) < 1e-6
+    with killed_at(2, monkeypatch):
+        export_onnx(layers[1], example, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_missing_onnxscript_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
