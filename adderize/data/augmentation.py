@@ -32,7 +32,7 @@ def draw_crops(count: int, generator: torch.Generator) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
-    """Each image padded with 4 pixels of zeros, cropped to its own size, and flipped (left to right).
+    """Each image padded with 4 zeros, cropped to its own size, and flipped (left to right).
 
     torchvision's ``RandomCrop`` and ``RandomHorizontalFlip`` draw once for a whole batch.
 
