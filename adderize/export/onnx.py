@@ -75,15 +75,16 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         AdderizeError: onnxscript is not installed.
     """
     try:
-        from adderize.export.onnx_translations import adder_conv2d, avg_pool2d, binary_conv2d
+        from adderize.export import onnx_translations as translations
     except ImportError as error:
         raise AdderizeError(
             "exporting to ONNX needs onnxscript: install it with pip install 'adderize[onnx]'"
         ) from error
     return {
-        torch.ops.adderize.adder_conv2d.default: adder_conv2d,
-        torch.ops.adderize.binary_conv2d.default: binary_conv2d,
-        torch.ops.aten.avg_pool2d.default: avg_pool2d,
+        torch.ops.adderize.adder_conv2d.default: translations.adder_conv2d,
+        torch.ops.adderize.binary_conv2d.default: translations.binary_conv2d,
+        torch.ops.aten.avg_pool2d.default: translations.avg_pool2d,
+        torch.ops.aten.avg_pool3d.default: translations.avg_pool3d,
     }
 
 

@@ -95,6 +95,8 @@ def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
         nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(3, divisor_override=2)),
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.AvgPool3d(2, 1, divisor_override=3)),
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.AvgPool3d((1, 3, 2), padding=(0, 1, 0))),
     ],
 )
 def test_average_pools(pool: nn.Module, tmp_path: Path) -> None:
@@ -133,6 +135,16 @@ def test_shifts_for_any_number_of_images(tmp_path: Path) -> None:
     session = export(free, images[:2], tmp_path / "m.onnx", dynamic_shapes=shapes)
     for batch in (images[:1], images):
         assert relative_error(session, network, batch) < 1e-3
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 does not say that it exports")
+def test_shifts_that_torch_exports_itself(tmp_path: Path) -> None:
+    pools = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1))
+    network, image = multiplication_free(pools.eval()), torch.randn(1, 3, 11, 11)
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(network, (image,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    assert relative_error(session, network, image) < 1e-5
 
 
 def test_sizes_that_torch_fixes_are_an_error(
