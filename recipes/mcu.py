@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from adderize import AdaptiveLearningRate, load_model, recalibrate, save_model
@@ -95,6 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
 def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """One run from the command line's arguments; the contents of its mcu.json.
 
+    Of several processes (``--devices``) the training in floats makes use, and the first one does
+    the rest; the others return nothing.
+
     Raises:
         AdderizeError: bad arguments or data, or a training that diverges.
     """
@@ -106,6 +110,8 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         run.choose_device(arguments)
         folder = run.prepare_folder(arguments, "mcu")
+    if rank_zero_only.rank:  # of several processes the first one goes on, alone
+        return {}
     data = _load(arguments, arguments.tuning_distortion)
     model = load_model(micro_cnn(), Path(arguments.trained or folder) / "model")
     results = _lower(arguments, model, data, folder)

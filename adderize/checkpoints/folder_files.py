@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import stat
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from adderize.checkpoints.model_card import MARK, ModelCard
 from adderize.checkpoints.state_dicts import StateDict
 from adderize.checkpoints.values import decoded
 from adderize.errors import AdderizeError
+from adderize.whole_files import UNFINISHED, unfinished_files
 
 
 def write_files(
@@ -28,10 +29,9 @@ def write_files(
         AdderizeError: the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-            weights, description = Path(unfinished) / WEIGHTS, Path(unfinished) / MANIFEST
-            readme = Path(unfinished) / CARD
+        with unfinished_files(folder) as unfinished:
+            weights, description = unfinished / WEIGHTS, unfinished / MANIFEST
+            readme = unfinished / CARD
             if card is not None:
                 readme.write_text(card, encoding="utf-8")
             save_file(tensors, weights, metadata={"format": "pt"})
@@ -65,7 +65,8 @@ def read_files(folder: Path) -> tuple[Manifest, StateDict]:
     """
     for name in (MANIFEST, WEIGHTS):
         if not (folder / name).is_file():
-            raise AdderizeError(f"{folder} has no {name}; expected a folder that save_model wrote")
+            advice = _interrupted(folder) or "expected a folder that save_model wrote"
+            raise AdderizeError(f"{folder} has no {name}; {advice}")
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except AdderizeError as error:
@@ -76,10 +77,12 @@ def read_files(folder: Path) -> tuple[Manifest, StateDict]:
         tensors = load_file(folder / WEIGHTS)
         # Behind it: a save that ends meanwhile would bring the tensors of another one.
         if manifest.weights not in (None, _digest(folder / WEIGHTS)):
+            advice = _interrupted(folder) or (
+                "one of them was changed, or a later save was interrupted or ended meanwhile; load "
+                "it again, or save the model again"
+            )
             raise AdderizeError(
-                f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: one of them was "
-                "changed, or a later save was interrupted or ended meanwhile; load it again, or "
-                "save the model again"
+                f"{WEIGHTS} and {MANIFEST} in {folder} are not of one save: {advice}"
             )
     except (OSError, SafetensorError) as error:
         raise AdderizeError(f"{folder / WEIGHTS} is damaged: {error}") from error
@@ -87,6 +90,16 @@ def read_files(folder: Path) -> tuple[Manifest, StateDict]:
         return manifest, _state_of(manifest, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise AdderizeError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+
+
+def _interrupted(folder: Path) -> str | None:
+    """What to do where a save was killed when it had put only its weights in place."""
+    for place in folder.glob(f"{UNFINISHED}*/{MANIFEST}"):
+        with contextlib.suppress(AdderizeError, OSError, UnicodeDecodeError):
+            manifest = Manifest.from_json(place.read_text(encoding="utf-8"))
+            if manifest.weights == _digest(folder / WEIGHTS):
+                return f"a save was interrupted, move {place} there to finish it"
+    return None
 
 
 def _state_of(manifest: Manifest, tensors: dict[str, Tensor]) -> StateDict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -30,6 +31,7 @@ COMMANDS = (
     "plan", "count", "inspect", "report", "transfer", "quantize", "export", "doctor", "bench",
 )  # fmt: skip
 _WRONG, _UNEXPECTED, _INTERRUPTED = 1, 70, 130
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,27 +42,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 where the user interrupts it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv
     _complete()
     try:
         with _stopped_at_once():
             arguments = _parser(argv).parse_args(argv)
-    except KeyboardInterrupt as stop:
-        return failed(stop, _INTERRUPTED, debug="--debug" in argv)
-    try:
         with one_line_warnings(), showing():
             code: int = arguments.run(arguments)
-            sys.stdout.flush()
+    except SystemExit:  # of argparse, which has printed what was asked for or what is wrong
+        if code := _flushed(0, debug=debug):
+            return code
+        raise
     except AdderizeError as error:
-        return failed(error, _WRONG, debug=arguments.debug)
-    except BrokenPipeError:
-        # The reader (`| head`) closed early; keep the interpreter from failing at its final flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return failed(error, _UNEXPECTED, debug=arguments.debug)
+        code = failed(error, _WRONG, debug=debug)
+    except BrokenPipeError:  # the reader (`| head`) closed early
+        code = 0
     except KeyboardInterrupt as stop:
-        return failed(stop, _INTERRUPTED, debug=arguments.debug)
+        code = failed(stop, _INTERRUPTED, debug=debug)
+    except OSError as error:
+        told, code = (_unwritten(error), _WRONG) if error.errno in _FULL else (error, _UNEXPECTED)
+        code = failed(told, code, debug=debug)
+    except Exception as error:
+        code = failed(error, _UNEXPECTED, debug=debug)
+    return _flushed(code, debug=debug)
+
+
+def _flushed(code: int, *, debug: bool) -> int:
+    """The code, or another one where what was printed cannot be written."""
+    try:
+        if sys.stdout is not None:  # as the shell has it behind `>&-`
+            sys.stdout.flush()
+    except OSError as error:
+        # Or else the interpreter fails at its own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return code or failed(_unwritten(error), _WRONG, debug=debug)
     return code
+
+
+def _unwritten(error: OSError) -> AdderizeError:
+    unwritten = AdderizeError(f"cannot write {error.filename or 'the result'}: {error.strerror}")
+    unwritten.__cause__ = error
+    return unwritten
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from adderize.cli.messages import note
 from adderize.cli.shared_options import add_arch_options, arch_options, output_folder, size
 from adderize.data.image_sources import SOURCES, load_labelled
 from adderize.data.normalisation import Statistics
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError
 from adderize.export import export_c, export_hex, export_onnx
 from adderize.export.c.check import compare_on_host, measured
 from adderize.export.c.report import CReport
@@ -112,10 +112,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> int:
     shape = arguments.input or input_size(loaded.arch, loaded.model)
-    folder = arguments.output
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.onnx"
+    path = arguments.output / f"{name}.onnx"
     export_onnx(loaded.model, torch.zeros(1, *shape), path)
     note(f"written to {path}")
     return 0

@@ -126,7 +126,7 @@ def _into_integers(
     size = arguments.input or input_size(loaded.arch, loaded.model)
     statistics = image_statistics(arguments, loaded.model, size)
     test = labelled_images(arguments, loaded.arch, loaded.model, "test", again=True)
-    stages = Stages(loaded.model, *test)
+    stages = Stages(loaded.model, *test, maps=True)
     quantized = _quantized(arguments, loaded.model, batches)
     stages.add(f"{arguments.bits} bits", quantized)
     terms, filter_terms = arguments.terms or (3, 3)

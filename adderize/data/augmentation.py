@@ -32,12 +32,13 @@ def draw_crops(count: int, generator: torch.Generator) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
-    """Each image padded with 4 black pixels, cropped to its own size, and flipped (left to right).
+    """Each image padded with 4 zeros, cropped to its own size, and flipped (left to right).
 
     torchvision's ``RandomCrop`` and ``RandomHorizontalFlip`` draw once for a whole batch.
 
     Args:
-        images: (N, C, H, W), any dtype and device.
+        images: (N, C, H, W), any dtype and device. Zeros are black before a normalisation, as in
+            the AdderNet authors' code and the recipes, and the mean colour behind it.
         crops: (N, 3) of :func:`draw_crops`.
     """
     count, channels, height, width = images.shape

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from adderize.arguments import own_path
-from adderize.errors import writing
 from adderize.integer import Instruction, IntegerNetwork
 from adderize.integer.integer_network import check_integer_network
+from adderize.whole_files import replaced_files
 
 CONTENTS = "contents.json"
 
@@ -29,7 +29,8 @@ def export_hex(
 
     Args:
         integer_network: from :func:`adderize.integer.to_integer`.
-        folder: is made where it is missing. Files of the same names are replaced.
+        folder: is made where it is missing. Files of the same names are replaced, all or none; a
+            folder without ``contents.json`` is what a process that was killed meanwhile left.
         examples: images, uint8 (N, C, H, W). The files of a slot hold all of them, one behind the
             other.
 
@@ -43,11 +44,10 @@ def export_hex(
     check_integer_network(integer_network)
     program = integer_network.program
     values = integer_network.values(examples)
-    folder = own_path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with replaced_files(own_path(folder), CONTENTS) as unfinished:
         slots = [
-            _written(folder, f"slot_{number:03}", values[number]) for number in range(len(values))
+            _written(unfinished, f"slot_{number:03}", values[number])
+            for number in range(len(values))
         ]
         contents = {
             "input": program.input,
@@ -57,11 +57,11 @@ def export_hex(
             "logit_zero": program.logit_zero,
             "slots": slots,
             "instructions": [
-                _instruction(folder, number, instruction)
+                _instruction(unfinished, number, instruction)
                 for number, instruction in enumerate(program.instructions)
             ],
         }
-        (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
+        (unfinished / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
     return contents
 
 

@@ -12,12 +12,13 @@ from torch.utils import _pytree as pytree
 
 from adderize import ops  # noqa: F401  (defines torch.ops.adderize)
 from adderize.arguments import check_module, own_path
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError
 from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
 from adderize.layers import Converted
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.fake_layers import check_no_fakes
+from adderize.whole_files import replaced_files
 
 
 def export_onnx(
@@ -50,10 +51,12 @@ def export_onnx(
     table = translation_table() | options.pop("custom_translation_table", {})
     arguments = example if isinstance(example, tuple) else (example,)
     settings = {"dynamo": True, "verbose": False} | options
-    with evaluation(model), writing(path):
+    file = own_path(path)
+    # Large weights lie in a file of their own beside it.
+    with evaluation(model), replaced_files(file.parent, file.name) as unfinished:
         try:
             program = torch.onnx.export(
-                model, arguments, own_path(path), custom_translation_table=table, **settings
+                model, arguments, unfinished / file.name, custom_translation_table=table, **settings
             )
         except Exception as error:
             _raise_own(error)
@@ -72,15 +75,16 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
         AdderizeError: onnxscript is not installed.
     """
     try:
-        from adderize.export.onnx_translations import adder_conv2d, avg_pool2d, binary_conv2d
+        from adderize.export import onnx_translations as translations
     except ImportError as error:
         raise AdderizeError(
             "exporting to ONNX needs onnxscript: install it with pip install 'adderize[onnx]'"
         ) from error
     return {
-        torch.ops.adderize.adder_conv2d.default: adder_conv2d,
-        torch.ops.adderize.binary_conv2d.default: binary_conv2d,
-        torch.ops.aten.avg_pool2d.default: avg_pool2d,
+        torch.ops.adderize.adder_conv2d.default: translations.adder_conv2d,
+        torch.ops.adderize.binary_conv2d.default: translations.binary_conv2d,
+        torch.ops.aten.avg_pool2d.default: translations.avg_pool2d,
+        torch.ops.aten.avg_pool3d.default: translations.avg_pool3d,
     }
 
 

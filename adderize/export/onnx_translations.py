@@ -2,6 +2,7 @@
 
 # mypy: ignore-errors
 # No postponed annotations: onnxscript reads the types of these functions.
+import math
 from collections.abc import Sequence
 
 from onnxscript import FLOAT, INT64, script, values
@@ -111,29 +112,48 @@ def avg_pool2d(
 
     Names of arguments are those of the op, which torch 2.6 compares; it takes no optional numbers.
     """
-    if divisor_override and ceil_mode:
+    settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _average(self, 2, *settings)
+
+
+def avg_pool3d(
+    self: FLOAT,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int = 0,
+) -> FLOAT:
+    """Translation of ``aten::avg_pool3d``, likewise."""
+    settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _average(self, 3, *settings)
+
+
+def _average(images, dimensions, kernel_size, stride, padding, ceil_mode, with_padding, divisor):
+    if divisor and ceil_mode:
         raise AdderizeError(
             "an average pooling has divisor_override and ceil_mode, which has no ONNX form: leave "
             "one out, and pad the image or scale the result instead"
         )
-    rows, columns = _pair(kernel_size)
-    unbatched = len(self.shape) == 3
-    image = op.Unsqueeze(self, op.Constant(value_ints=[0])) if unbatched else self
+
+    def each(sizes):
+        return list(sizes) * (dimensions // len(sizes))
+
+    unbatched = len(images.shape) == dimensions + 1
+    batch = op.Unsqueeze(images, op.Constant(value_ints=[0])) if unbatched else images
     pooled = op.AveragePool(
-        image,
-        kernel_shape=[rows, columns],
-        strides=_pair(stride or kernel_size),
-        pads=_pair(padding) * 2,
+        batch,
+        kernel_shape=each(kernel_size),
+        strides=each(stride or kernel_size),
+        pads=each(padding) * 2,
         ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_include_pad or bool(divisor_override)),
+        count_include_pad=int(with_padding or bool(divisor)),
     )
-    if divisor_override:
-        pooled = op.Mul(pooled, op.Constant(value_float=rows * columns / divisor_override))
+    if divisor:
+        factor = math.prod(each(kernel_size)) / divisor
+        pooled = op.Mul(pooled, op.Constant(value_float=factor))
     return op.Squeeze(pooled, op.Constant(value_ints=[0])) if unbatched else pooled
-
-
-def _pair(sizes):
-    return list(sizes) * (2 // len(sizes))
 
 
 def _signs(tensor):

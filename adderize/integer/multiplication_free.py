@@ -159,10 +159,15 @@ def _check(model: nn.Module) -> None:
         )
     if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
         raise AdderizeError("the model is quantized: pass the float model")
-    if shifts_of_network(model) is not None:
-        raise AdderizeError(
-            "the model has no multiplications any more: pass the float model that it was made of"
+    record = shifts_of_network(model)
+    if record is not None:
+        left = listed(record.report.remarks, "; ")
+        what = (
+            f"is multiplication_free() but for {left}"
+            if left
+            else "has no multiplications any more"
         )
+        raise AdderizeError(f"the model {what}: pass the float model that it was made of")
     check_float32(model)
 
 

@@ -105,6 +105,17 @@ class ShiftAddMean(nn.Module):
         return f"dim={self.dim}, keepdim={self.keepdim}, terms={self.terms}"
 
 
+def _window_sums(
+    input: Tensor,
+    window: tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    if torch.onnx.is_in_onnx_export():  # torch's own translation leaves out the divisor
+        return F.avg_pool2d(input, window, stride, padding) * (window[0] * window[1])
+    return F.avg_pool2d(input, window, stride, padding, divisor_override=1)
+
+
 class ShiftAddAvgPool2d(nn.Module):
     """``torch.nn.AvgPool2d`` as sums and shifts.
 
@@ -131,7 +142,7 @@ class ShiftAddAvgPool2d(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         size = self.kernel_size
         rows, columns = size if isinstance(size, Sequence) else (size, size)
-        sums = F.avg_pool2d(input, size, self.stride, self.padding, divisor_override=1)
+        sums = _window_sums(input, (rows, columns), self.stride, self.padding)
         return sums * reciprocal(rows * columns, self.terms)
 
     def extra_repr(self) -> str:
@@ -173,7 +184,7 @@ class ShiftAddAdaptiveAvgPool2d(nn.Module):
                 f"{(rows, columns)}, and each needs a scale of its own: use a size that it divides"
             )
         window = (image[0] // rows, image[1] // columns)
-        sums = F.avg_pool2d(input, window, divisor_override=1)
+        sums = _window_sums(input, window)
         return sums * reciprocal(window[0] * window[1], self.terms)
 
     def extra_repr(self) -> str:

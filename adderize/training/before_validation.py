@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -20,6 +22,8 @@ from adderize.errors import AdderizeError
 from adderize.training.recalibration import estimate_statistics, first_line, model_of_input
 from adderize.training.rerun import without_a_trace
 from adderize.training.search import modules_of
+
+_BEFORE_STEP = "on_train_batch_start"
 
 RecalibrationForward = Callable[[Any, Any], Any]
 
@@ -41,6 +45,7 @@ class RecalibrationBeforeValidation:
         self._batches: deque[tuple[Any, int]] = deque(maxlen=count)
         self._norms: list[_BatchNorm] = []
         self._tried = self._trained = False
+        self._strategy: Strategy | None = None
 
     def check(self, pl_module: pl.LightningModule) -> None:
         """Raises what is known before the first batch.
@@ -67,8 +72,18 @@ class RecalibrationBeforeValidation:
                 f"under manual optimisation, but {name} defines no forward. {_ASK}"
             )
 
-    def keep(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Takes a batch before the training step, which may change its tensors in place."""
+    def start(self, pl_module: pl.LightningModule) -> None:
+        """Keeps batches from now on, as training steps get them.
+
+        The module's ``on_train_batch_start`` and those of callbacks may change a batch in place,
+        and so may the training step: the strategy's comes in between.
+        """
+        self._strategy = pl_module.trainer.strategy
+        vars(self._strategy)[_BEFORE_STEP] = functools.partial(self._before_step, pl_module)
+
+    def _before_step(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        strategy = pl_module.trainer.strategy
+        type(strategy).on_train_batch_start(strategy, batch, batch_idx)
         norms = modules_of(pl_module, _BatchNorm)
         self._norms = [n for n in norms if n.track_running_stats and n.training]
         if batch_idx == 0 and not self._trained:
@@ -92,12 +107,20 @@ class RecalibrationBeforeValidation:
             self._average(pl_module)
 
     def clear(self) -> None:
+        if self._strategy is not None:
+            vars(self._strategy).pop(_BEFORE_STEP, None)
+            self._strategy = None
         self._batches.clear()
         self._norms = []
         self._tried = self._trained = False
 
     def __getstate__(self) -> dict[str, Any]:
-        none = {"_batches": deque(maxlen=self.count), "_norms": [], "_trained": False}
+        none = {
+            "_batches": deque(maxlen=self.count),
+            "_norms": [],
+            "_trained": False,
+            "_strategy": None,
+        }
         return {**vars(self), **none}
 
     def _takes_training_step(self, pl_module: pl.LightningModule) -> bool:

@@ -162,12 +162,8 @@ class AdaptiveLearningRate(Callback):
         )
         self._unscaled = {name: (w, w._version) for name, w in adder_filters(pl_module).items()}
         warn_of_convolutions_filters(pl_module)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
         if self._recalibrates(trainer):
-            self._recalibration.keep(pl_module, batch, batch_idx)
+            self._recalibration.start(pl_module)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor

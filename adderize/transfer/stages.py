@@ -21,7 +21,8 @@ class Stage:
     """
     Attributes:
         top1: in percent; None without labels.
-        agreement: images for which the network decides as its teacher does, in percent.
+        agreement: images (of maps: places) for which the network decides as its teacher does, in
+            percent.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Stages(Report):
     Args:
         teacher: the trained network, the first stage.
         images: (N, C, H, W).
-        labels: (N,) int64, or None.
+        labels: (N,) int64, or None; left out for maps.
+        maps: also take networks that decide place by place, whose logits are (N, classes, ...).
 
     Raises:
         AdderizeError: the network gives something else than logits.
@@ -45,10 +47,13 @@ class Stages(Report):
     teacher: nn.Module
     images: Tensor
     labels: Tensor | None
+    maps: bool = False
     rows: list[Stage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._expected = self._decisions(self.teacher)
+        if self._expected.ndim > 1:
+            self.labels = None
         self.rows.append(self._stage("trained network", self._expected))
 
     def add(self, name: str, model: nn.Module) -> Stage:
@@ -66,7 +71,8 @@ class Stages(Report):
         with evaluation(model):
             for batch in steps(self.images.split(_BATCH), "comparing"):
                 logits = model(batch.to(device))
-                if not isinstance(logits, Tensor) or logits.ndim != 2:
+                dimensions = (2, 3, 4) if self.maps else (2,)
+                if not isinstance(logits, Tensor) or logits.ndim not in dimensions:
                     shape = f" of {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
                     raise AdderizeError(
                         f"the network gives a {type(logits).__name__}{shape}; expected logits "
@@ -85,7 +91,8 @@ class Stages(Report):
         return self._table().markdown()
 
     def __str__(self) -> str:
-        found = f"{len(self.images):,} images; agreement: decided as by the trained network"
+        what = "places decided" if self._expected.ndim > 1 else "decided"
+        found = f"{len(self.images):,} images; agreement: {what} as by the trained network"
         return f"{self._table().text()}\n\n{found}"
 
     def _table(self) -> Table:

@@ -31,7 +31,8 @@ class Tuning:
         epochs: passes over the images.
         lr: learning rate of SGD; falls to 0 along a half cosine.
         eta: root mean square of the adder filters' scaled gradients.
-        flip: whether images are mirrored at random, besides being shifted by up to 4 pixels.
+        flip: whether images are mirrored at random, besides being shifted by up to 4 pixels, with
+            the mean colour (zeros) at the border.
         seed: for the order of the images and their augmentation.
     """
 

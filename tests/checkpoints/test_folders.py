@@ -23,6 +23,7 @@ from adderize import (
 )
 from adderize.checkpoints import folder_files
 from tests.surgery.test_adderize import LeNet, adder_names, small_cnn
+from tests.test_whole_files import killed_at
 
 
 def trained(model: nn.Module, size: tuple[int, ...] = (4, 3, 8, 8)) -> nn.Module:
@@ -345,6 +346,20 @@ def test_files_of_two_saves(tmp_path):
     weights.replace(tmp_path / "old" / "model.safetensors")
     with pytest.raises(AdderizeError, match="not of one save"):
         load_model(small_cnn(), tmp_path / "old")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_save_that_is_killed_between_its_files_can_be_finished(tmp_path, monkeypatch, earlier):
+    if earlier:
+        save_model(small_cnn(), tmp_path)
+    with killed_at(1, monkeypatch):
+        save_model(adderize(small_cnn()), tmp_path)
+    with pytest.raises(AdderizeError, match="a save was interrupted, move") as caught:
+        load_model(small_cnn(), tmp_path)
+    (manifest,) = tmp_path.glob(".unfinished-*/adderize.json")
+    assert f"move {manifest} there" in str(caught.value)
+    manifest.replace(tmp_path / "adderize.json")
+    assert adder_names(load_model(small_cnn(), tmp_path))
 
 
 @pytest.mark.parametrize("call", [save_model, load_model, load_authors_checkpoint])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -118,6 +119,8 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (AdderizeError("two\n  lines"), 1, "adderize: two lines"),
         (RuntimeError("a\nb"), 70,
          "adderize: unexpected RuntimeError: a b (--debug shows the traceback)"),
+        (OSError(errno.ENOSPC, "No space left"), 1,
+         "adderize: cannot write the result: No space left"),
         (KeyError(), 70, "adderize: unexpected KeyError (--debug shows the traceback)"),
         (KeyboardInterrupt(), 130, "adderize: interrupted"),
     ],
@@ -153,6 +156,40 @@ def test_an_interrupt_while_torch_is_imported_ends_the_command() -> None:
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize("end", ["return 0", "raise SystemExit(0)"])
+def test_results_that_cannot_be_written(end: str) -> None:
+    """The end of a command, and that of argparse behind `--help`."""
+    code = f"""if True:
+        import argparse, sys
+        from adderize import cli
+
+        def run(_):
+            print("result")
+            {end}
+
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(run=run)
+        cli._parser = lambda _: parser
+        sys.exit(cli.main([]))
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    message = "adderize: cannot write the result: No space left on device\n"
+    for output, expected in ((full, (1, message)), (writer, (0, ""))):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        os.close(output)
+        assert (result.returncode, result.stderr) == expected
 
 
 @pytest.mark.parametrize("argv", [["--debug", "plan", "resnet18"], ["plan", "resnet18", "--debug"]])

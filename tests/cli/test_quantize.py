@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adderize import adderize, load_model, recalibrate, save_model
@@ -15,6 +16,7 @@ from adderize.cli import main
 from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
+from tests.integer.test_integer_network import Segments
 
 ARCH = "adderize.models:lenet5_bn"
 
@@ -91,6 +93,31 @@ def test_a_saved_model_in_integers(saved: Path, capsys: pytest.CaptureFixture[st
     assert "leave out --data" in capsys.readouterr().err
     assert main(["count", str(saved / "integers"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["after"]["multiplications"] == 0
+
+
+def test_a_segmentation_in_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 12, 8, 3), dtype=np.uint8)
+    for index, image in enumerate(images):
+        folder = tmp_path / "images" / str(index % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    model = adderize(Segments())
+    data = ["--data", str(tmp_path / "images"), "--mean", "0.5", "--std", "0.25"]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    save_model(recalibrate(model, [(pixels - 0.5) / 0.25]), tmp_path / "float")
+    command = ["quantize", str(tmp_path / "float"), "--arch", f"{Segments.__module__}:Segments"]
+    command += [*data, "-o", str(tmp_path / "integers"), "--integer", "--format", "json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    raw = torch.from_numpy(images).permute(0, 3, 1, 2)
+    integers = load_model(tmp_path / "integers")(raw).argmax(1)
+    with torch.no_grad():
+        floats = model.eval()((pixels - 0.5) / 0.25).argmax(1)
+    same = 100 * float((integers == floats).double().mean())
+    assert report["images"] == 12
+    agreement = pytest.approx(same)
+    assert report["stages"][-1] == {"name": "integers", "top1": None, "agreement": agreement}
+    assert 90 < same < 100
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from adderize import AdderizeError
 from adderize.export import export_hex
 from adderize.integer import IntegerNetwork
 from tests.export.c.random_networks import random_network
+from tests.test_whole_files import killed_at
 
 
 def read_hex(folder: Path, entry: dict[str, Any]) -> Tensor:
@@ -61,6 +62,15 @@ def test_negative_numbers_are_two_s_complement(tmp_path: Path) -> None:
         if "signs" in step["tensors"]
     ]
     assert any("ff" in (tmp_path / file).read_text().split() for file in signs)
+
+
+def test_an_interrupted_export_leaves_no_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(0, tmp_path)
+    with killed_at(5, monkeypatch):
+        exported(1, tmp_path)
+    assert not (tmp_path / "contents.json").exists()
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:

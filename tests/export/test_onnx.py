@@ -17,6 +17,7 @@ from adderize import AdderConv2d, AdderizeError, AdderLinear, BinaryConv2d, reca
 from adderize.export import export_onnx, translation_table
 from adderize.integer import multiplication_free
 from adderize.quantize import prepare_qat
+from tests.test_whole_files import killed_at
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -94,6 +95,8 @@ def test_resnet18_with_dynamic_sizes(tmp_path: Path) -> None:
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
         nn.Sequential(nn.Flatten(0, 1), nn.AvgPool2d(3, divisor_override=2)),
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.AvgPool3d(2, 1, divisor_override=3)),
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.AvgPool3d((1, 3, 2), padding=(0, 1, 0))),
     ],
 )
 def test_average_pools(pool: nn.Module, tmp_path: Path) -> None:
@@ -134,6 +137,16 @@ def test_shifts_for_any_number_of_images(tmp_path: Path) -> None:
         assert relative_error(session, network, batch) < 1e-3
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 does not say that it exports")
+def test_shifts_that_torch_exports_itself(tmp_path: Path) -> None:
+    pools = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1))
+    network, image = multiplication_free(pools.eval()), torch.randn(1, 3, 11, 11)
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(network, (image,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    assert relative_error(session, network, image) < 1e-5
+
+
 def test_sizes_that_torch_fixes_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +171,17 @@ def test_memory_does_not_grow_with_the_taps(tmp_path: Path) -> None:
     growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert growth < 100e6
     assert relative_error(session, layer, input) < 1e-5
+
+
+def test_an_interrupted_export_leaves_no_file_beside_weights_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, layers = torch.randn(1, 600), [nn.Linear(600, 3), nn.Linear(600, 3)]
+    session = export(layers[0], example, tmp_path / "m.onnx")
+    assert relative_error(session, layers[0], example) < 1e-6
+    with killed_at(2, monkeypatch):
+        export_onnx(layers[1], example, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_missing_onnxscript_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,6 +237,8 @@ def test_what_multiplies_is_named(why: str) -> None:
         multiplication_free(model)
     network = multiplication_free(model, strict=False, norm_terms=24, filter_terms=24)
     assert any(why in remark for remark in shift_report(network).remarks)
+    with pytest.raises(AdderizeError, match=f"but for .*{why}.*: pass the float model"):
+        multiplication_free(network)
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(network(x), model(x), rtol=1e-3, atol=1e-4)
 
@@ -294,7 +296,8 @@ def test_the_report_copies_pickles_and_prints() -> None:
     assert isinstance(network.fc1, ShiftAddLinear)
     assert shift_report(copy.deepcopy(network)) == report
     if torch.__version__ >= (2, 7):  # before, graphs with annotated results have no pickle
-        assert shift_report(pickle.loads(pickle.dumps(network))) == report
+        assert shift_report(pickle.loads(pickle.dumps(copy.deepcopy(network)))) == report
+        assert shift_report(copy.deepcopy(pickle.loads(pickle.dumps(network)))) == report
     assert "no product" in str(report) and "bn2" in report.to_markdown()
     assert type(report).from_dict(report.to_dict()) == report
     with pytest.raises(AdderizeError, match="multiplication_free"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -269,6 +270,23 @@ def test_state_dicts_have_the_float_models_names_and_the_scales(tmp_path: Any) -
     copied = copy.deepcopy(prepared)
     assert torch.equal(quantize(copied, [X])(NEW), quantize(prepared, [X])(NEW))
     assert torch.equal(quantize(other, [X])(NEW), quantize(prepared, [X])(NEW))
+
+
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="torch 2.6 pickles no graph with annotations in words"
+)
+@pytest.mark.parametrize("network", [Residual, Untraceable])
+def test_copies_of_every_kind_become_the_same_bytes(network: type[nn.Module]) -> None:
+    prepared = prepare_qat(trained(network()), [X], bits=4)
+    expected = quantize(prepared, [X])(NEW)
+    pickled = pickle.loads(pickle.dumps(prepared))
+    for twin in (
+        pickled,
+        copy.deepcopy(pickled),
+        pickle.loads(pickle.dumps(copy.deepcopy(prepared))),
+        copy.copy(prepared),
+    ):
+        assert torch.equal(quantize(twin, [X])(NEW), expected)
 
 
 @pytest.mark.parametrize("network", [Residual, Branches, Untraceable, WithDropout, DropoutBetween])

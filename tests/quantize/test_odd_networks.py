@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 
@@ -190,7 +191,7 @@ def test_a_norm_that_sees_other_dimensions_than_the_adder_stays_float():
 )
 def test_pickling_keeps_the_network_and_its_report():
     quantized = quantize(trained(Residual()), [X])
-    twin = pickle.loads(pickle.dumps(quantized))
+    twin = copy.deepcopy(pickle.loads(pickle.dumps(copy.deepcopy(quantized))))
     assert torch.equal(twin(X), quantized(X))
     assert str(quantize_report(twin)) == str(quantize_report(quantized))
 

@@ -62,6 +62,15 @@ def test_fine_tuning_alone_starts_from_a_run(mnist_folder: Path, tmp_path: Path)
     assert not (tmp_path / "b" / "model").exists()
 
 
+def test_the_first_of_several_processes_goes_on_alone(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcu.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(mcu.classifier, "train", lambda *_: {})
+    assert mcu.train(arguments(mnist_folder, tmp_path / "run", "--devices", "2")) == {}
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_seed_gives_the_same_network(mnist_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         mcu.train(arguments(mnist_folder, tmp_path / name, "--seed", "3"))

@@ -214,14 +214,19 @@ class Prepares(Lit):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return [batch[0] + 3, batch[1]]
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        batch[0].mul_(-1)
+
     def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
         batch[0].sub_(1)
         return super().training_step([batch[0] / 5, batch[1]], 0)
 
 
 def test_statistics_are_those_of_the_inputs_that_the_network_sees() -> None:
-    (network,) = fit(Prepares(), callback()).networks
-    check_statistics(network, recalibrated(network, [(2 * i + 3 - 1) / 5 for i in IMAGES]))
+    module = Prepares()
+    (network,) = fit(module, callback()).networks
+    check_statistics(network, recalibrated(network, [(-(2 * i + 3) - 1) / 5 for i in IMAGES]))
+    assert "on_train_batch_start" not in vars(module.trainer.strategy)
 
 
 class KeepsRecords(Lit):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adderize.arguments import own_path
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError
 from adderize.export.c.examples import makefile, test_program
 from adderize.export.c.network import Network
 from adderize.export.c.report import CReport
@@ -18,6 +18,7 @@ from adderize.export.c.source import constants, header, source
 from adderize.export.c.tools import LAYERS, SOURCES
 from adderize.integer import IntegerNetwork
 from adderize.integer.integer_network import check_integer_network
+from adderize.whole_files import replaced_files
 
 _KEYWORDS = frozenset({
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
@@ -47,7 +48,9 @@ def export_c(
 
     Args:
         integer_network: from :func:`adderize.integer.to_integer`.
-        folder: is made where it is missing. Files of the same names are replaced.
+        folder: is made where it is missing. Files of the same names are replaced, all or none; a
+            folder without NAME.h, which does not compile, is what a process that was killed
+            meanwhile left.
         name: of the network: files and functions begin with it.
         examples: images for NAME_test.c, uint8 (N, C, H, W).
 
@@ -70,19 +73,25 @@ def export_c(
         **constants(network, name),
         **{file: (SOURCES / file).read_text() for file in LAYERS},
     }
-    folder = own_path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, text in files.items():
-            (folder / file).write_text(text)
-    write_report(report, folder)
+    _write(files | _reports(report), own_path(folder), f"{name}.h")
     return report
 
 
 def write_report(report: CReport, folder: Path) -> None:
-    with writing(folder):
-        (folder / f"{report.name}_report.txt").write_text(f"{report}\n")
-        (folder / f"{report.name}_report.json").write_text(f"{report.to_json()}\n")
+    _write(_reports(report), folder, f"{report.name}_report.json")
+
+
+def _reports(report: CReport) -> dict[str, str]:
+    return {
+        f"{report.name}_report.txt": f"{report}\n",
+        f"{report.name}_report.json": f"{report.to_json()}\n",
+    }
+
+
+def _write(files: dict[str, str], folder: Path, head: str) -> None:
+    with replaced_files(folder, head) as unfinished:
+        for file, text in files.items():
+            (unfinished / file).write_text(text)
 
 
 def _check_name(name: str) -> None:

@@ -19,6 +19,7 @@ from adderize.export.c.check import compare_on_host
 from adderize.export.c.tools import as_logits, as_pixels, host_compiler
 from adderize.export.c.work import work_of
 from tests.export.c.random_networks import random_network
+from tests.test_whole_files import killed_at
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -33,6 +34,18 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in names:
         first, second = (tmp_path / folder / name for folder in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_interrupted_export_has_no_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old, images), (new, _) = random_network(1), random_network(2)
+    export_c(old, tmp_path, name="net", examples=images)
+    with killed_at(5, monkeypatch):
+        export_c(new, tmp_path, name="net")
+    assert not (tmp_path / "net.h").exists()
+    for file in ("net.c", "net_test.c"):
+        assert '#include "net.h"' in (tmp_path / file).read_text()
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])

@@ -1,0 +1,40 @@
+"""Files that belong together, replaced as one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adderize.errors import writing
+
+UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def unfinished_files(folder: Path) -> Iterator[Path]:
+    """A folder within ``folder``, which is made where it is missing; removed in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as unfinished:
+        yield Path(unfinished)
+
+
+@contextmanager
+def replaced_files(folder: Path, head: str) -> Iterator[Path]:
+    """A folder for new files, which take the place of those in ``folder`` once all are written.
+
+    Until then the old ones stay as they are. ``head`` is the file without which the others cannot
+    be read: it goes first and comes last, so that whatever ends the process in between leaves no
+    mixture of two writings that looks like one.
+
+    Raises:
+        AdderizeError: the folder cannot be written to.
+    """
+    with writing(folder), unfinished_files(folder) as unfinished:
+        yield unfinished
+        (folder / head).unlink(missing_ok=True)
+        for file in unfinished.iterdir():
+            if file.name != head:
+                file.replace(folder / file.name)
+        (unfinished / head).replace(folder / head)

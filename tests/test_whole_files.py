@@ -1,0 +1,80 @@
+"""A process that is killed while it replaces files leaves no mixture of old and new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adderize import AdderizeError, whole_files
+from adderize.whole_files import replaced_files
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def killed_at(change: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process ends before its ``change``-th removal or renaming of a file: no cleaning up."""
+    left = change
+
+    def counted(method: Any) -> Any:
+        def act(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return method(*args, **kwargs)
+
+        return act
+
+    def kept(dir: Path, prefix: str) -> Any:
+        return contextlib.nullcontext(tempfile.mkdtemp(dir=dir, prefix=prefix))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(whole_files.tempfile, "TemporaryDirectory", kept)
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        yield
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def write(folder: Path, text: str) -> None:
+    with replaced_files(folder, "head") as unfinished:
+        for name in ("head", "first", "second"):
+            (unfinished / name).write_text(text)
+
+
+@pytest.mark.parametrize("change", range(4))
+def test_a_killed_process_leaves_the_old_files_or_no_head(
+    change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "old")
+    with killed_at(change, monkeypatch):
+        write(tmp_path, "new")
+    left = files_of(tmp_path)
+    assert "head" not in left if change else set(left.values()) == {"old"}
+    write(tmp_path, "newest")
+    assert files_of(tmp_path) == dict.fromkeys(("head", "first", "second"), "newest")
+
+
+def test_a_full_disk_leaves_the_old_files(tmp_path: Path) -> None:
+    write(tmp_path, "old")
+    before = files_of(tmp_path)
+    with (
+        pytest.raises(AdderizeError, match=rf"cannot write to {tmp_path}: No space left"),
+        replaced_files(tmp_path, "head") as unfinished,
+    ):
+        (unfinished / "first").write_text("new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert files_of(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == len(before)
