@@ -36,6 +36,12 @@ def qat(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.qat.Conv2d.from_float(conv)
 
 
+def observed() -> nn.Module:
+    model = small_cnn().eval()
+    model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    return torch.ao.quantization.prepare(model)
+
+
 def quantized(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.quantized.Conv2d(8, 8, 3)
 
@@ -68,7 +74,14 @@ WRONG_MODELS = {
         r"1\.0 .*prune\.remove",
     ),
     "lazy": (lambda: with_layer(lazy), r"1\.0 .*one forward pass"),
-    "prepared for quantization": (lambda: with_layer(qat), r"1\.0 .*quantized"),
+    "prepared for training with quantization": (
+        lambda: with_layer(qat),
+        r"1\.0\.weight_fake_quant .*prepared for torch's quantization",
+    ),
+    "prepared for quantization": (
+        observed,
+        r"0\.0\.activation_post_process .*prepared for torch's quantization",
+    ),
     "quantized": (lambda: with_layer(quantized), r"1\.0 .*quantized"),
     "half precision": (lambda: small_cnn().half(), r"1\.0 .*float16.*autocast"),
     "bfloat16": (lambda: small_cnn().bfloat16(), r"1\.0 .*bfloat16.*autocast"),
