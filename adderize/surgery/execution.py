@@ -13,7 +13,7 @@ from torch import nn
 
 from adderize.arguments import check_switch
 from adderize.dataflow import trace
-from adderize.errors import AdderizeError, listed
+from adderize.errors import AdderizeError, listed, one_line
 from adderize.layers import Adder, Converted
 from adderize.surgery.advice import warn_made_before, warn_unchanged, warn_untraced
 from adderize.surgery.calls import check_same_calls
@@ -51,7 +51,7 @@ def _converted(
     model: nn.Module, options: Options, target: Target, inplace: bool, example_input: Any
 ) -> nn.Module:
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copied(model)
     steps = find_steps(model, options, target, example_input)
     chosen = [step for step in steps if step.row.decision is Decision.CONVERT]
     _check_norms(steps, options, target)
@@ -60,7 +60,8 @@ def _converted(
     elif not chosen:
         raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
     warn_untraced(steps, target)
-    _become(model, steps, options, target, example_input)
+    if chosen:
+        _become(model, steps, options, target, example_input)
     for step in chosen:
         _start(step, options)
     for zero in steps.zero_scales:
@@ -69,6 +70,16 @@ def _converted(
     guard_fusion(model)
     warn_made_before(model, chosen)
     return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a model holds may refuse
+        raise AdderizeError(
+            f"the model cannot be copied ({type(error).__name__}: {one_line(error)}): convert it "
+            "in place, or take away what it keeps, such as the results of a forward pass"
+        ) from error
 
 
 def _become(

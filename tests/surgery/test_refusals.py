@@ -137,6 +137,15 @@ def test_wrong_options(options, words):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_model_that_cannot_be_copied():
+    model = small_cnn()
+    model.kept = model(torch.randn(2, 3, 8, 8))
+    with pytest.raises(AdderizeError, match=r"cannot be copied .*deepcopy.*in place"):
+        adderize(model, inplace=False)
+    assert not adder_names(model)
+    assert adder_names(adderize(model)) == ["1.0", "2.0"]
+
+
 def test_a_troublesome_layer_can_be_left_out():
     model = with_layer(lambda m: parametrizations.weight_norm(m[1][0]))
     adderize(model, exclude="1.0")
