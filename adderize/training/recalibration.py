@@ -48,8 +48,8 @@ def recalibrate(
 
     Raises:
         AdderizeError: no batch norm that tracks statistics, none that the forward calls, no
-            batches, batches for which ``forward`` is needed, norms made in inference mode and used
-            outside of it, or statistics that are not finite; the statistics are then what they were.
+            batches, batches for which ``forward`` is needed, norms made in inference mode (outside
+            of it), or statistics that are not finite; the statistics are then what they were.
     """
     check_module(model)
     norms = tracking_norms(model)
