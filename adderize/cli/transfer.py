@@ -34,7 +34,7 @@ from adderize.models.by_name import FORMS
 from adderize.quantize import quantize
 from adderize.surgery import adderize
 from adderize.tables import json_text
-from adderize.training.recalibration import recalibrate
+from adderize.training.recalibration import recalibrate, tracking_norms
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
@@ -180,7 +180,10 @@ def _transferred(
 ) -> tuple[nn.Module, TransferReport]:
     model = adderize(teacher, inplace=False, **conversion_options(arguments))
     # The transfer itself keeps the statistics of the norms before the first adder.
-    stages.add("converted", recalibrate(copy.deepcopy(model), few.split(_BATCH)))
+    converted = copy.deepcopy(model)
+    if tracking_norms(converted):
+        recalibrate(converted, few.split(_BATCH))
+    stages.add("converted", converted)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"images": len(few), "state": folder / STATE}

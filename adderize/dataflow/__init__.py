@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adderize.dataflow.nodes import NORMS, Flow, Node, is_leaf
+from adderize.dataflow.nodes import NORMS, ONE_AT_A_TIME, Flow, Node, is_leaf
 from adderize.dataflow.recording import EndlessError, likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
 from adderize.dataflow.undisturbed import undisturbed
@@ -43,7 +43,7 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
     flows: list[Flow] = []
     failures: list[Exception] = []
     leaves = [module for module in model.modules() if is_leaf(module)]
-    with undisturbed(model) as put_back:
+    with ONE_AT_A_TIME, undisturbed(model) as put_back:
         runs = _Runs(model, example_input, put_back, failures)
         for training in (True, False):
             flow = runs.symbolic(training) or runs.recorded(training)

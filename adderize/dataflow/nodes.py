@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.layers import AdderLinear
 
+# torch.fx patches nn.Module for the whole process while it traces: of two threads, the second would
+# leave the first one's patches in it for good.
+ONE_AT_A_TIME = threading.RLock()
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
+from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
 
 _SELECTED = 2
 # How often a line of the model's code gets the same answer, and how often another one.
@@ -24,6 +25,7 @@ _OTHER_ANSWERS: dict[type, tuple[float, float]] = {
     bool: (True, False), int: (2**16, 0), float: (1e12, 1e-12),
 }  # fmt: skip
 _SIDES = (224, 32, 64, 256, 299, 384, 28)
+_IMAGE_LAYERS = (nn.Conv2d, AdderConv2d, BinaryConv2d)
 # Their further arguments are places, not values.
 _SAMPLERS = {"roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
 
@@ -73,11 +75,11 @@ def likely_inputs(model: nn.Module, example_input: Any = None) -> Iterator[tuple
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):
         yield (blank(2, *config["input_size"]),)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in model.modules() if isinstance(m, _IMAGE_LAYERS)), None)
     if first is not None:
         for side in _SIDES:
             yield (blank(2, first.in_channels, side, side),)
-    dense = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
+    dense = next((m for m in model.modules() if isinstance(m, (nn.Linear, AdderLinear))), None)
     if dense is not None:
         yield (blank(2, dense.in_features),)
 

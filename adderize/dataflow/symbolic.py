@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from adderize.dataflow.in_place import PLAIN_OPERATORS, changed_in_place
 from adderize.dataflow.memory import Memory, seen_through
-from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
+from adderize.dataflow.nodes import ONE_AT_A_TIME, Flow, Node, function_name, is_leaf
 
 _QUERIES = {"size", "dim", "numel", "stride", "is_contiguous", "get_device", "element_size"}
 _TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data"}
@@ -117,6 +117,10 @@ class _Reading:
 
 
 class LayerTracer(fx.Tracer):
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with ONE_AT_A_TIME:
+            return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or ("forward" not in vars(m) and super().is_leaf_module(m, ""))
 

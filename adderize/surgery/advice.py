@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from adderize.errors import listed
@@ -37,25 +38,35 @@ def warn_untraced(steps: Sequence[Step], target: Target) -> None:
     )
 
 
-def warn_optimizers(model: nn.Module, steps: Sequence[Step]) -> None:
-    """Warn where an optimizer that holds some of the model's parameters lacks inserted ones."""
+def warn_made_before(model: nn.Module, steps: Sequence[Step]) -> None:
+    """Warn where inserted parameters are unknown to what was made for the model's others."""
     added = dict(_new_parameters(steps))
     if not added:
         return
     own = set(model.parameters())
-    # Optimizers are in no registry; whoever made one before the conversion would train without
-    # the new norms and never know.
-    for candidate in gc.get_objects():
-        if not issubclass(type(candidate), Optimizer):
+    # Optimizers and wrappers are in no registry; whoever made one before the conversion would train
+    # without the new norms, or with others in every process, and never know.
+    objects = gc.get_objects()
+    holders = (Optimizer, DistributedDataParallel)
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, holders)}
+    for candidate in objects:
+        if type(candidate) not in kinds:
             continue
-        # One whose constructor failed has no groups.
-        groups = getattr(candidate, "param_groups", ())
-        held = {p for group in groups for p in group["params"]}
-        lacking = [name for name, parameter in added.items() if parameter not in held]
+        if issubclass(type(candidate), Optimizer):
+            # One whose constructor failed has no groups.
+            groups = getattr(candidate, "param_groups", ())
+            held = {p for group in groups for p in group["params"]}
+            lacking = [name for name, parameter in added.items() if parameter not in held]
+            advice = "make it anew, or add them with add_param_group"
+        else:
+            # Its module's parameters are those of now, its reducer's those of its making.
+            held = set(candidate.parameters()) if "_modules" in vars(candidate) else set()
+            lacking = [name for name, parameter in added.items() if parameter in held]
+            advice = "wrap the model after the conversion"
         if lacking and not held.isdisjoint(own):
             warnings.warn(
                 f"adderize: {type(candidate).__name__} was made before the conversion and lacks "
-                f"{listed(lacking)}: make it anew, or add them with add_param_group",
+                f"{listed(lacking)}: {advice}",
                 stacklevel=_LEVEL,
             )
 

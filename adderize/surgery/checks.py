@@ -11,11 +11,14 @@ from adderize.arguments import check_module
 from adderize.errors import AdderizeError
 
 _COMPUTING = ("forward", "_conv_forward", "_call_impl", "_slow_forward")
+# What a converted layer has and torch's has not.
+_ADDED = ("norm", "gradient")
 _QUANTIZATION = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise for what is not a module, and for wrapped, sharded, compiled or scripted models."""
+    """Raise for what is not a module, and for models that something else works on already: wrapped,
+    sharded, compiled, scripted or prepared to be quantized."""
     check_module(model)
     for name, module in model.named_modules():
         found = _wrapper(module)
@@ -34,6 +37,9 @@ def _wrapper(module: nn.Module) -> tuple[str, str] | None:
         return "compiled", "convert the model first, then torch.compile it"
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted", "convert the model before torch.jit.script or torch.jit.trace"
+    if ancestors & {"ObserverBase", "FakeQuantizeBase"}:
+        instead = "convert the float model, then quantize it (adderize.quantize)"
+        return "part of a network prepared for torch's quantization", instead
     return None
 
 
@@ -42,8 +48,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
     label = _label(name, layer)
     if is_quantized(layer):
         raise AdderizeError(
-            f"{label} is quantized or prepared for it: convert the float model, then quantize "
-            "(adderize.quantize), or leave the layer out with exclude="
+            f"{label} is quantized: convert the float model, then quantize (adderize.quantize), "
+            "or leave the layer out with exclude="
         )
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
         raise AdderizeError(
@@ -75,8 +81,8 @@ def check_not_replaced(name: str, layer: nn.Module) -> None:
         )
 
 
-def check_dtype(name: str, layer: nn.Module) -> None:
-    """Raise for a layer to convert whose filters are not float32 or float64."""
+def check_filters(name: str, layer: nn.Module) -> None:
+    """Raise for a layer to convert that cannot hold an adder's filters, norm and gradient mode."""
     dtype = next(layer.parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
         raise AdderizeError(
@@ -84,6 +90,26 @@ def check_dtype(name: str, layer: nn.Module) -> None:
             "float32 model and train it with torch.autocast (Lightning: precision='16-mixed' or "
             "'bf16-mixed')"
         )
+    for key, parameter in layer.named_parameters(recurse=False):
+        if parameter.layout is not torch.strided or _repeats(parameter):
+            raise AdderizeError(
+                f"{_label(name, layer)} has a {key} that no operator can change in place (expanded "
+                f"or sparse): give the layer a plain one (layer.{key} = "
+                f"nn.Parameter(layer.{key}.detach().to_dense().contiguous()))"
+            )
+    for key in _ADDED:
+        if hasattr(layer, key):
+            raise AdderizeError(
+                f"{_label(name, layer)} has an attribute {key} of its own, which an adder's would "
+                "replace: rename it, or leave the layer out with exclude="
+            )
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Whether elements of a tensor share one place in memory, as those of an expanded one do."""
+    return any(
+        step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def is_quantized(layer: nn.Module) -> bool:

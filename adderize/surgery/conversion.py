@@ -113,7 +113,8 @@ def adderize(
         AdderizeError: a pattern without a match, nothing to convert, a layer without a norm where
             one is required, filters shared with a module that stays, an ``example_input`` on which
             the model fails; wrapped, compiled, scripted, parametrised, lazy, quantized or
-            half-precision layers.
+            half-precision layers; a forward that does something else with adders, as one that asks
+            for the class of a layer. The model is then as it was.
     """
     return convert(target=ADDER, **locals())
 

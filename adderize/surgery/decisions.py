@@ -31,7 +31,7 @@ class Reason(StrEnum):
     HEAD = "head: produces the output"
     DEPTHWISE = "depthwise"
     GATE = "gate on a pooled vector"
-    OWN_ARITHMETIC = "{kind} has arithmetic of its own"
+    SUBCLASS = "{kind} is a subclass, which may compute otherwise"
     NO_SUCH_FORM = "{kind} has no such form"
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adderize.errors import AdderizeError
 from adderize.layers import Converted
 from adderize.ops.gradients import GRADIENTS
-from adderize.surgery.checks import check_dtype, check_layer, check_model, check_not_replaced
+from adderize.surgery.checks import check_filters, check_layer, check_model, check_not_replaced
 from adderize.surgery.engine import ADDER, BINARY, become
 from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.norms import insert_norm
@@ -99,7 +99,7 @@ def convert_like(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
             )
         check_layer(name, modules[name])
         check_not_replaced(name, modules[name])
-        check_dtype(name, modules[name])
+        check_filters(name, modules[name])
         kinds[name] = kind
     for name, entry in layers.items():
         layer = modules[name]

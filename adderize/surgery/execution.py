@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -13,18 +12,20 @@ import torch
 from torch import nn
 
 from adderize.arguments import check_switch
-from adderize.errors import AdderizeError, listed
+from adderize.dataflow import trace
+from adderize.errors import AdderizeError, listed, one_line
 from adderize.layers import Adder, Converted
-from adderize.surgery.advice import warn_optimizers, warn_unchanged, warn_untraced
+from adderize.surgery.advice import warn_made_before, warn_unchanged, warn_untraced
+from adderize.surgery.calls import check_same_calls
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix
-from adderize.surgery.engine import Target, become
+from adderize.surgery.engine import Target, become, become_original
 from adderize.surgery.fusion_guard import guard_fusion
-from adderize.surgery.initialisation import initialise, reset_zero_gamma
+from adderize.surgery.initialisation import initialise, reset_zero_gamma, start_at_one
 from adderize.surgery.norms import insert_norm
 from adderize.surgery.options import Options
 from adderize.surgery.plan_table import Plan
-from adderize.surgery.steps import Step, find_steps
+from adderize.surgery.steps import Step, Steps, find_steps
 
 
 def preview(model: nn.Module, target: Target, example_input: Any, **arguments: Any) -> Plan:
@@ -42,22 +43,15 @@ def convert(
     options = Options.checked(arguments, target)
     check_switch("inplace", inplace)
     check_model(model)
-    with _trainable(model):
+    with torch.inference_mode(False):  # what is made in it could not be trained
         return _converted(model, options, target, inplace, example_input)
-
-
-def _trainable(model: nn.Module) -> AbstractContextManager[Any]:
-    """Inference mode off, as what is made in it could not be trained, unless the model was too."""
-    tensors = (*model.parameters(), *model.buffers())
-    made_so = torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors)
-    return nullcontext() if made_so else torch.inference_mode(False)
 
 
 def _converted(
     model: nn.Module, options: Options, target: Target, inplace: bool, example_input: Any
 ) -> nn.Module:
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copied(model)
     steps = find_steps(model, options, target, example_input)
     chosen = [step for step in steps if step.row.decision is Decision.CONVERT]
     _check_norms(steps, options, target)
@@ -66,23 +60,53 @@ def _converted(
     elif not chosen:
         raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
     warn_untraced(steps, target)
+    if chosen:
+        _become(model, steps, options, target, example_input)
     for step in chosen:
-        _take(step, options, target)
+        _start(step, options)
     for zero in steps.zero_scales:
         if zero.is_gamma:
-            nn.init.ones_(zero.parameter)
+            start_at_one(zero.parameter)
     guard_fusion(model)
-    warn_optimizers(model, chosen)
+    warn_made_before(model, chosen)
     return model
 
 
-def _take(step: Step, options: Options, target: Target) -> None:
-    layer, kind = step.layer, target.kind_of(step.layer)
-    assert kind is not None
-    become(layer, kind)
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a model holds may refuse
+        raise AdderizeError(
+            f"the model cannot be copied ({type(error).__name__}: {one_line(error)}): convert it "
+            "in place, or take away what it keeps, such as the results of a forward pass"
+        ) from error
+
+
+def _become(
+    model: nn.Module, steps: Steps, options: Options, target: Target, example_input: Any
+) -> None:
+    """Give the chosen layers their new classes, all or none."""
+    layers = [step.layer for step in steps if step.row.decision is Decision.CONVERT]
+    before = [type(layer) for layer in layers]
+    try:
+        for layer in layers:
+            kind = target.kind_of(layer)
+            assert kind is not None
+            become(layer, kind)
+            if isinstance(layer, Adder):
+                layer.gradient = options.gradient
+        check_same_calls(model, steps.flows, trace(model, example_input) if steps.flows else [])
+    except BaseException:
+        for layer, kind in zip(layers, before, strict=True):
+            if type(layer) is not kind:
+                become_original(layer, kind)
+        raise
+
+
+def _start(step: Step, options: Options) -> None:
+    layer = step.layer
     assert isinstance(layer, Converted)
     if isinstance(layer, Adder):
-        layer.gradient = options.gradient
         initialise(layer, options.init, options.scale)
     if step.row.norm_fix is NormFix.INSERTED:
         insert_norm(layer)

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from adderize.dataflow import Flow
 from adderize.layers import AdderLinear
-from adderize.surgery.checks import check_dtype, check_layer, is_quantized, replaced_method
+from adderize.surgery.checks import check_filters, check_layer, is_quantized, replaced_method
 from adderize.surgery.decisions import Reason
 from adderize.surgery.engine import Target
 from adderize.surgery.options import Options
@@ -57,8 +57,8 @@ def keep_reason(
     check_layer(names[0], layer)
     if target.kind_of(layer) is None:
         plain = isinstance(layer, (nn.Conv2d, nn.Linear))
-        return Reason.OWN_ARITHMETIC if plain else Reason.NO_SUCH_FORM
-    check_dtype(names[0], layer)
+        return Reason.SUBCLASS if plain else Reason.NO_SUCH_FORM
+    check_filters(names[0], layer)
     return None
 
 

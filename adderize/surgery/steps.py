@@ -44,10 +44,12 @@ class Steps(list[Step]):
     Attributes:
         zero_scales: what keeps the gradient from the layers to convert in the first step.
         remarks: what else there is to know about the model, as sentences.
+        flows: of the model.
     """
 
     zero_scales: Sequence[ZeroScale] = ()
     remarks: Sequence[str] = ()
+    flows: Sequence[Flow] = ()
 
 
 def find_steps(
@@ -68,6 +70,7 @@ def find_steps(
     roles = find_roles(model, flows, list(layers))
     module_names = {module: name for name, module in model.named_modules()}
     steps = Steps()
+    steps.flows = flows
     for layer, names in layers.items():
         flow = next((flow for flow in flows if flow.calls(layer)), None)
         kept = keep_reason(layer, names, options, roles, flow, target)

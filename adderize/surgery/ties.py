@@ -24,7 +24,11 @@ def check_ties(model: nn.Module, flows: Sequence[Flow], layers: Mapping[nn.Modul
 
     Who only holds them, for a penalty on the filters say, does no harm.
     """
-    owners = {parameter: name for layer, name in layers.items() for parameter in layer.parameters()}
+    owners = {
+        parameter: name
+        for layer, name in layers.items()
+        for parameter in layer.parameters(recurse=False)
+    }
     memory = _Memory(owners)
     for name, module in model.named_modules():
         if module in layers or isinstance(module, _HOLDERS):

@@ -48,13 +48,19 @@ def recalibrate(
 
     Raises:
         AdderizeError: no batch norm that tracks statistics, none that the forward calls, no
-            batches, batches for which ``forward`` is needed, or statistics that are not finite;
-            the statistics are then what they were.
+            batches, batches for which ``forward`` is needed, norms made in inference mode (outside
+            of it), or statistics that are not finite; the statistics are then what they were.
     """
     check_module(model)
     norms = tracking_norms(model)
     if not norms:
         raise AdderizeError("the model has no batch norm with running statistics to recalibrate")
+    made_so = any(buffer.is_inference() for norm in norms for buffer in norm.buffers())
+    if made_so and not torch.is_inference_mode_enabled():
+        raise AdderizeError(
+            "the model's batch norms were made in inference mode, outside of which they cannot be "
+            "changed: copy the model first (copy.deepcopy)"
+        )
     iterator = iter([batches] if isinstance(batches, Tensor) else batches)
     first = next(iterator, None)
     if first is None:

@@ -109,10 +109,16 @@ def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Ad
                 f"{name} has filters of {tuple(adder.weight.shape)}, but the teacher has {has}: "
                 "pass the network that the model was converted from"
             )
-        if weight.is_meta or adder.weight.is_meta or weight.device != adder.weight.device:
+        own, others = ((w.device, w.dtype) for w in (adder.weight, weight))
+        if weight.is_meta or adder.weight.is_meta or own != others:
             raise AdderizeError(
-                f"{name} is on {adder.weight.device} and the teacher's on {weight.device}; "
-                "expected one device, and values on it"
+                "{} is on {} in {} and the teacher's on {} in {}; expected one device and dtype, "
+                "and values there".format(name, *own, *others)
+            )
+        if adder.weight.is_inference():
+            raise AdderizeError(
+                f"{name} was made in inference mode, whose tensors cannot be changed outside of "
+                "it: copy the model first (copy.deepcopy)"
             )
         found[name] = (adder, original)  # type: ignore[assignment]
     if not found:

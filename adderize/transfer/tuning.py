@@ -15,7 +15,7 @@ from adderize.data.augmentation import crop_and_flip, draw_crops
 from adderize.errors import AdderizeError
 from adderize.progress import counter
 from adderize.training.adaptive_rate import scale_adder_gradients_
-from adderize.training.recalibration import recalibrate
+from adderize.training.recalibration import recalibrate, tracking_norms
 
 _RECALIBRATION_BATCHES = 50
 
@@ -94,8 +94,9 @@ def fine_tune(
                 raise AdderizeError(
                     f"the fine-tuning diverged at step {step + 1}: lower the learning rate"
                 )
-    some = islice(batches, _RECALIBRATION_BATCHES)
-    recalibrate(model, (crop_and_flip(images[picked], crops) for picked, crops in some))
+    if tracking_norms(model):
+        some = islice(batches, _RECALIBRATION_BATCHES)
+        recalibrate(model, (crop_and_flip(images[picked], crops) for picked, crops in some))
     model.eval()
 
 

@@ -36,6 +36,12 @@ def qat(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.qat.Conv2d.from_float(conv)
 
 
+def observed() -> nn.Module:
+    model = small_cnn().eval()
+    model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    return torch.ao.quantization.prepare(model)
+
+
 def quantized(model: nn.Sequential) -> None:
     model[1][0] = torch.ao.nn.quantized.Conv2d(8, 8, 3)
 
@@ -68,7 +74,14 @@ WRONG_MODELS = {
         r"1\.0 .*prune\.remove",
     ),
     "lazy": (lambda: with_layer(lazy), r"1\.0 .*one forward pass"),
-    "prepared for quantization": (lambda: with_layer(qat), r"1\.0 .*quantized"),
+    "prepared for training with quantization": (
+        lambda: with_layer(qat),
+        r"1\.0\.weight_fake_quant .*prepared for torch's quantization",
+    ),
+    "prepared for quantization": (
+        observed,
+        r"0\.0\.activation_post_process .*prepared for torch's quantization",
+    ),
     "quantized": (lambda: with_layer(quantized), r"1\.0 .*quantized"),
     "half precision": (lambda: small_cnn().half(), r"1\.0 .*float16.*autocast"),
     "bfloat16": (lambda: small_cnn().bfloat16(), r"1\.0 .*bfloat16.*autocast"),
@@ -122,6 +135,15 @@ def test_wrong_options(options, words):
         adderize(model, **options)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_copied():
+    model = small_cnn()
+    model.kept = model(torch.randn(2, 3, 8, 8))
+    with pytest.raises(AdderizeError, match=r"cannot be copied .*deepcopy.*in place"):
+        adderize(model, inplace=False)
+    assert not adder_names(model)
+    assert adder_names(adderize(model)) == ["1.0", "2.0"]
 
 
 def test_a_troublesome_layer_can_be_left_out():

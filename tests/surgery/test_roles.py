@@ -152,10 +152,10 @@ def test_the_transformer_fast_path_is_kept():
     assert rows.converted == ["2"]
 
 
-def test_subclasses_with_other_arithmetic_are_kept_and_named():
+def test_subclasses_are_kept_and_named():
     rows = plan(on_meta(timm.create_model, model_name="resnetv2_50x1_bit")).rows
     kept = {row.reason for row in rows if row.kind == "StdConv2d"}
-    assert kept == {"StdConv2d has arithmetic of its own", "stem: reads the input"}
+    assert kept == {"StdConv2d is a subclass, which may compute otherwise", "stem: reads the input"}
 
 
 class Boxed:
@@ -199,6 +199,23 @@ def test_registration_order_is_the_last_resort():
     assert rows["a"].reason.startswith("stem")
     assert rows["d"].reason.startswith("head")
     assert (rows["b"].norm, rows["c"].norm) == ("norm", "inserted")
+
+
+def test_adders_tell_what_a_model_takes_as_convolutions_do():
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(5, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x[: len(x)])  # torch.fx knows no len
+
+    model = adderize(Images(), stem=True, head=True)
+    rows = plan(model).rows
+    assert [(row.decision, row.norm, row.method) for row in rows] == [
+        ("adder", "net.0.norm", "hooks"),
+        ("adder", "net.2.norm", "hooks"),
+    ]
 
 
 def test_a_conversion_by_registration_order_warns_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,18 @@ def test_norms_that_the_forward_does_not_call_are_left_alone() -> None:
     for key, value in model.teacher.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert model.net[1].running_mean.any()
+
+
+def test_norms_that_were_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = norm_model()
+    with pytest.raises(AdderizeError, match=r"made in inference mode.*copy the model"):
+        recalibrate(model, [IMAGES])
+    copied = recalibrate(copy.deepcopy(model), [IMAGES])
+    with torch.inference_mode():
+        recalibrate(model, [IMAGES])
+    assert torch.equal(copied[1].running_mean, model[1].running_mean)
+    assert model[1].running_mean.any()
 
 
 def test_without_a_call_of_any_norm() -> None:

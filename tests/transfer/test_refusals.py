@@ -84,6 +84,23 @@ def test_another_network_as_teacher_is_refused(original: nn.Module) -> None:
         match(model, fewer, images())
 
 
+def test_a_teacher_of_another_dtype_is_refused(original: nn.Module) -> None:
+    model = adderize(original, inplace=False)
+    with pytest.raises(AdderizeError, match=r"is on cpu in torch\.float32 and .* torch\.float64"):
+        match(model, copy.deepcopy(original).double(), images())
+
+
+def test_a_model_made_in_inference_mode_has_to_be_copied(original: nn.Module) -> None:
+    with torch.inference_mode():
+        model = adderize(original, inplace=False)
+        for name, parameter in [*model.named_parameters()]:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            setattr(layer, name.rpartition(".")[2], nn.Parameter(parameter.clone()))
+    with pytest.raises(AdderizeError, match=r"made in inference mode.*copy the model"):
+        match(model, original, images())
+    match(copy.deepcopy(model), original, images(), progress=False)
+
+
 def test_a_teacher_that_runs_otherwise_is_refused() -> None:
     class Twice(Network):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

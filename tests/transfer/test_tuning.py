@@ -47,6 +47,15 @@ def test_statistics_are_those_of_augmented_images() -> None:
     assert float(model[0].running_mean[0]) == pytest.approx((52 / 72) ** 2, abs=0.02)
 
 
+def test_a_network_without_statistics() -> None:
+    images, labels = dark_and_bright()
+    model = network()
+    model[0], model[2] = nn.Identity(), nn.InstanceNorm2d(8, affine=True)
+    before = model[1].weight.detach().clone()
+    fine_tune(model, network(), images, labels, Tuning(epochs=1, batch_size=16), progress=False)
+    assert not model.training and not torch.equal(model[1].weight, before)
+
+
 def test_a_training_that_diverges() -> None:
     images, labels = dark_and_bright()
     images[0] = torch.inf
