@@ -25,7 +25,7 @@ from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
 from adderize.bench.worker import Worker
-from adderize.errors import writing
+from adderize.errors import AdderizeError, writing
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
 
@@ -141,9 +141,14 @@ def write_report(
         clock: seconds.
 
     Raises:
-        AdderizeError: the file cannot be written.
+        AdderizeError: the file cannot be written, or the device is another than the first.
     """
     start = clock()
+    if torch.device(device).index:
+        raise AdderizeError(
+            f"--device is {device}, but the processes of a report take the first one: set "
+            f"CUDA_VISIBLE_DEVICES={torch.device(device).index} and give --device cuda"
+        )
     if settings is None:
         settings = ON_GPU if gpu.is_cuda(device) else ON_CPU
     parts = list(_parts(settings, device))

@@ -162,6 +162,11 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         write_report(Path("/nowhere/report.json"), "cpu")
 
 
+def test_another_device_than_the_first_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdderizeError, match="set CUDA_VISIBLE_DEVICES=1 and give --device cuda"):
+        write_report(tmp_path / "report.json", "cuda:1")
+
+
 def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
     parts = list(gpu_report._parts(ON_GPU, "cuda"))
     assert [part.section for part in parts] == [
