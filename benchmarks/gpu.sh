@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of at most ten minutes: the tests, the tiles, the report.
+# Everything that needs a GPU, in one call of at most ten minutes: the kernels' tests, the report, the
+# other tests, the tiles.
 #
 #   benchmarks/gpu.sh FOLDER [SECONDS]
 #
-# FOLDER gets tests.log, tests.xml, tune.log, report.json, report.log, cache/ and summary.txt. A step
+# FOLDER gets kernels.log, report.json, report.log, tests.log, tune.log, cache/ and summary.txt. A step
 # that fails or runs out of its time is said to have, and the next one follows; what it found until
-# then is in its files. $PYTHON (python3) is used as it is where it has what the package needs;
+# then is in its files. $PYTHON (python3) is used as it is where it has what these steps need;
 # otherwise `make install` fetches that first.
 set -u
 
@@ -18,7 +19,8 @@ folder=$(cd "$1" && pwd)
 seconds=${2:-570}
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 ADDERIZE_CACHE=$folder/cache
+# No tile is timed before the report: its figures are those of the rule.
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 ADDERIZE_CACHE=$folder/cache
 summary=$folder/summary.txt
 : > "$summary"
 failed=0
@@ -44,21 +46,29 @@ step() {
 
 adderize() { echo 'import sys; from adderize.cli import main; sys.exit(main(sys.argv[1:]))'; }
 
-needs='import torch, torchvision, lightning, timm, torchmetrics, fvcore, safetensors, tqdm, filelock
-import pytest, sybil, triton'
-if ! "$python" -c "$needs" 2> "$folder/install.log"; then
+needs='import torch, torchvision, lightning, timm, torchmetrics, safetensors, tqdm, filelock, yaml
+import pytest, triton'
+if ! "$python" -c "$needs" 2> /dev/null; then
     step install 200 make install PYTHON="$python"
     # Without a network: with what there is.
     .venv/bin/python -c "$needs" 2>> "$folder/install.log" && python=$PWD/.venv/bin/python
 fi
 
-# The kernels' tests first.
-mapfile -t tests < <(grep -rl 'mark\.gpu' tests | sort -r)
-step tests 200 "$python" -m pytest -m gpu -v --continue-on-collection-errors "${tests[@]}" \
-    --junit-xml="$folder/tests.xml"
-step tune 80 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
-# Room for the part that runs when the time is up.
+# tests NAME MOST TEST...: without the checkout's conftest.py, which needs more to read the pages.
+tests() {
+    local name=$1 most=$2
+    shift 2
+    step "$name" "$most" "$python" -m pytest -m gpu -v --continue-on-collection-errors \
+        --confcutdir=tests "$@"
+}
+
+mapfile -t kernels < <(grep -rl 'mark\.gpu' tests/ops)
+mapfile -t others < <(grep -rl 'mark\.gpu' tests | grep -v '^tests/ops/')
+tests kernels 150 "${kernels[@]}"
+# Half a minute for the part that runs when the time is up, a minute for what follows.
 most=$(left)
-step report "$most" "$python" -c "$(adderize)" bench gpu-report -o "$folder/report.json" \
-    --budget $((most > 80 ? most - 40 : most / 2))
+step report "$((most > 200 ? most - 60 : most))" "$python" -c "$(adderize)" bench gpu-report \
+    -o "$folder/report.json" --budget $((most > 200 ? most - 100 : most / 2))
+tests tests 150 "${others[@]}"
+step tune 80 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
 exit "$failed"

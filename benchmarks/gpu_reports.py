@@ -13,11 +13,15 @@ _ADDER = {"fp32": "adder", "bf16": "adder_bf16"}
 
 
 def of_a_gpu(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections: limits, layers, steps with both precisions in a row, epochs."""
-    limits, passes = report["limits"], TRAINING_PASSES[:2]
-    rates = {name: limits[f"{name.replace(' ', '_')}_pairs_per_second"] for name in passes}
+    """The sections: limits, layers, steps with both precisions in a row, epochs.
+
+    What failed or was left out is in none of them.
+    """
+    limits, passes = report["limits"] or {}, TRAINING_PASSES[:2]
+    keys = {name: f"{name.replace(' ', '_')}_pairs_per_second" for name in passes}
+    rates = {name: limits[key] for name, key in keys.items() if key in limits}
     return {
-        "limits": {"cuda": rates},
+        **({"limits": {"cuda": rates}} if rates else {}),
         "step": _steps(report["steps"]),
         "cuda_graph": _epochs(report["cifar"]),
         "layers": list(report["layers"]),

@@ -50,8 +50,10 @@ def _step_cell(machine: Machine, arch: str) -> str:
     for row in _of(machine.get("step", ()), arch):
         if "ratio" in row:
             return span(row["ratio"])
-        half = row["adder_bf16_ms"] / row["cnn_bf16_ms"]
-        return f"{row['adder_ms'] / row['cnn_tf32_ms']:.1f}; {half:.1f} in bf16"
+        pairs = ("adder_ms", "cnn_tf32_ms", ""), ("adder_bf16_ms", "cnn_bf16_ms", " in bf16")
+        return "; ".join(
+            f"{row[adder] / row[cnn]:.1f}{text}" for adder, cnn, text in pairs if adder in row
+        )
     for row in _of(machine.get("cuda_graph", ()), arch):
         if "cnn_s_per_epoch" in row:
             return f"{row['adder_s_per_epoch'] / row['cnn_s_per_epoch']:.1f}, as a CUDA graph"
@@ -201,7 +203,7 @@ def gpu_step(machine: Machine) -> Table:
     return Table(
         ["network", "CNN, float32", "adder, float32", "CNN, bf16", "adder, bf16"],
         [
-            [network_and_size(row), *(number(row[key], 1) for key in keys)]
+            [network_and_size(row), *(number(row.get(key), 1) for key in keys)]
             for row in machine["step"]
         ],
     )

@@ -24,11 +24,15 @@ class OwnGradients:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._owned: dict[nn.Parameter, Tensor] = {}
 
     @cached_property
     def _parameters(self) -> list[nn.Parameter]:
         return [*self._network.parameters()]
+
+    @cached_property
+    def _owned(self) -> list[Tensor | None]:
+        """By the parameters' numbers: a tensor's hash takes the host a microsecond."""
+        return [None] * len(self._parameters)
 
     def begin_step(self) -> None:
         """Before a forward pass: what the last one returned may be overwritten."""
@@ -38,15 +42,17 @@ class OwnGradients:
     def own(self) -> None:
         """After each backward pass."""
         new = {
-            parameter: parameter.grad
-            for parameter in self._parameters
-            if parameter.grad is not None and parameter.grad is not self._owned.get(parameter)
+            number: parameter.grad
+            for number, (parameter, owned) in enumerate(
+                zip(self._parameters, self._owned, strict=True)
+            )
+            if parameter.grad is not None and parameter.grad is not owned
         }
         if not new:
             return
         # Times one: there is no _foreach_clone, and _foreach_copy_ leaves versions as they were.
-        for parameter, gradient in zip(new, torch._foreach_mul([*new.values()], 1.0), strict=True):
-            parameter.grad = self._owned[parameter] = gradient
+        for number, gradient in zip(new, torch._foreach_mul([*new.values()], 1.0), strict=True):
+            self._parameters[number].grad = self._owned[number] = gradient
 
 
 def compile_network(network: nn.Module, mode: str) -> OwnGradients | None:

@@ -48,8 +48,9 @@ class TopK(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         best = logits.topk(self.k).indices if self.k > 1 else logits.argmax(1, keepdim=True)
-        self.right += best.eq(labels[:, None]).sum()
-        self.total += len(labels)
+        # Not `+=`, which sets the attributes anew: that takes the host as long as the launches.
+        self.right.add_(best.eq(labels[:, None]).sum())
+        self.total.add_(len(labels))
 
     def compute(self) -> Tensor:
         return 100 * self.right / self.total

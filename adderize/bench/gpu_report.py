@@ -1,7 +1,8 @@
 """All that is measured on a GPU, in one file: limits, layers, training steps, a CIFAR epoch.
 
-The file is written anew with each result. A part that fails is recorded by name, and the others
-follow; after the time that was given, the rest is named as left out.
+The file is written anew with each result, and names what is not in it yet as left out. A part that
+fails is recorded by name, and the others follow, also where it hangs or ends its process; after the
+time that was given none starts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +24,18 @@ from adderize.bench.gpu_limits import limits
 from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
-from adderize.errors import writing
+from adderize.bench.worker import Worker
+from adderize.errors import AdderizeError, writing
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
 
 PRECISIONS = ("fp32", "bf16")
-# No part takes less: with less time left none starts.
-_LEAST_SECONDS = 5.0
-# A training that hangs must leave something for the networks behind it.
-_EPOCHS_SECONDS = 100.0
+# What a part takes at least and at most: with less time left it does not start, after more it is
+# stopped, or so long after the time is up.
+_SECONDS, _EPOCHS_SECONDS = (5.0, 90.0), (30.0, 100.0)
+_AFTER_THE_END = 30.0
+# Of the time, what compiling may take.
+_COMPILING = 0.4
 
 LAYERS = (
     Layer("3x3 64, 56x56", 64, 64, 56, 64, 3, Geometry.of(padding=1)),
@@ -39,8 +44,11 @@ LAYERS = (
     Layer("3x3 512, 7x7", 64, 512, 7, 512, 3, Geometry.of(padding=1)),
     Layer("1x1 256-64, 56x56", 64, 256, 56, 64, 1),
     Layer("3x3 16, 32x32, b256", 256, 16, 32, 16, 3, Geometry.of(padding=1)),
+    Layer("3x3 32, 16x16, b256", 256, 32, 16, 32, 3, Geometry.of(padding=1)),
     Layer("3x3 64, 8x8, b256", 256, 64, 8, 64, 3, Geometry.of(padding=1)),
     Layer("depthwise 3x3 96, 112x112", 64, 96, 112, 96, 3, Geometry.of(padding=1, groups=96)),
+    Layer("depthwise 5x5 240, 28x28", 64, 240, 28, 240, 5, Geometry.of(padding=2, groups=240)),
+    Layer("depthwise 7x7 96, 56x56", 64, 96, 56, 96, 7, Geometry.of(padding=3, groups=96)),
     Layer("3x3 128 in 32, 56x56", 64, 128, 56, 128, 3, Geometry.of(padding=1, groups=32)),
     Layer("3x3 256 in 32, 28x28", 64, 256, 28, 256, 3, Geometry.of(padding=1, groups=32)),
 )
@@ -69,19 +77,19 @@ ON_GPU = Settings(
     LAYERS,
     (
         Network("resnet18", 128),
-        Network("resnet50", 128),
-        # The epochs' network, launched by the host: what its kernels take, and what an epoch adds.
-        Network("resnet20", 256, (3, 32, 32)),
-        Network("mobilenet_v2", 128),
         Network("efficientnet_b0", 128),
         Network("timm:convnext_tiny", 128),
+        Network("resnet50", 128),
+        Network("mobilenet_v2", 128),
+        # The epochs' network, launched by the host: what its kernels take, and what an epoch adds.
+        Network("resnet20", 256, (3, 32, 32)),
     ),
     (
         Epoch("adder", "adder", _IMAGES, (*_EPOCH, *_FAST)),
         Epoch("cnn", "cnn", _IMAGES, (*_EPOCH, *_FAST)),
         Epoch("adder, data on the host, not compiled", "adder", _IMAGES, _EPOCH),
     ),
-    {"rounds": 3, "seconds": 0.05},
+    {"rounds": 3, "seconds": 0.03},
 )
 # Does it run? The figures mean nothing.
 ON_CPU = Settings(
@@ -97,12 +105,23 @@ ON_CPU = Settings(
 )  # fmt: skip
 
 
+# A call, and the seconds that it may take.
+_Run = Callable[[Callable[[], Any], float], Any]
+
+
 class Part(NamedTuple):
-    """One measurement: where its result goes, its name, and what gives it."""
+    """One measurement: where its result goes, its name, what gives it, and least and most seconds.
+
+    What gives it can be pickled.
+    """
 
     section: str
     name: str
     measure: Callable[[], Any]
+    seconds: tuple[float, float] = _SECONDS
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.name}"
 
 
 def write_report(
@@ -117,16 +136,22 @@ def write_report(
     Args:
         file: JSON; written whole each time, with what there is.
         device: CUDA, or the CPU with a few tiny layers, to see whether everything runs.
-        budget: seconds after which no part starts.
+        budget: seconds after which no part starts. On CUDA all ends half a minute later.
         settings: what to measure.
         clock: seconds.
 
     Raises:
-        AdderizeError: the file cannot be written.
+        AdderizeError: the file cannot be written, or the device is another than the first.
     """
     start = clock()
+    if torch.device(device).index:
+        raise AdderizeError(
+            f"--device is {device}, but the processes of a report take the first one: set "
+            f"CUDA_VISIBLE_DEVICES={torch.device(device).index} and give --device cuda"
+        )
     if settings is None:
         settings = ON_GPU if gpu.is_cuda(device) else ON_CPU
+    parts = list(_parts(settings, device))
     report: dict[str, Any] = {
         "machine": machine_facts(device),
         "limits": None,
@@ -134,32 +159,38 @@ def write_report(
         "steps": [],
         "cifar": [],
         "failed": {},
-        "left_out": [],
+        "left_out": [str(part) for part in parts],
         "took": {},
         "seconds": 0.0,
     }
+    _write(file, report)
 
     def tick(name: str) -> None:
         before, report["seconds"] = report["seconds"], clock() - start
         report["took"][name] = report["seconds"] - before
         _write(file, report)
 
-    benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
+    with ExitStack() as stack:
+        run: _Run = _run_here
         if gpu.is_cuda(device):
-            run_in_processes(_untimed(settings, device))
+            limit = _COMPILING * budget
+            run_in_processes(_untimed(settings, device, limit), limit)
             tick("compiling")
-        for part in _parts(settings, device, lambda: budget - (clock() - start)):
-            name = f"{part.section}: {part.name}"
-            if budget - (clock() - start) < _LEAST_SECONDS:
-                report["left_out"].append(name)
-            else:
-                _add(report, part, name)
-            tick(name)
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
+            worker = Worker()
+            stack.callback(worker.stop)
+            run = worker.run
+        for part in parts:
+            left = budget - (clock() - start)
+            least, most = part.seconds
+            if left >= least:
+                _add(report, part, run, min(most, left + _AFTER_THE_END))
+                tick(str(part))
     return report
+
+
+def _run_here(call: Callable[[], Any], limit: float) -> Any:
+    """Where nothing hangs, as on a CPU."""
+    return call()
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -173,22 +204,21 @@ def machine_facts(device: str) -> dict[str, Any]:
     return facts
 
 
-def _parts(settings: Settings, device: str, left: Callable[[], float]) -> Iterator[Part]:
+def _parts(settings: Settings, device: str) -> Iterator[Part]:
     """The quick and the usual ones first."""
     yield Part("limits", "register loops", partial(_limits, device))
     for layer in settings.layers:
         yield Part("layers", layer.name, partial(_layer, layer, settings, device))
-    usual, others = settings.networks[:2], settings.networks[2:]
-    yield from _steps(usual, settings, device)
-    yield from _epochs(settings.epochs[:1], left)
-    yield from _steps(others, settings, device)
-    yield from _epochs(settings.epochs[1:], left)
+    yield from _steps(settings.networks[:1], settings, device)
+    yield from _epochs(settings.epochs[:2])
+    yield from _steps(settings.networks[1:], settings, device)
+    yield from _epochs(settings.epochs[2:])
 
 
-def _untimed(settings: Settings, device: str) -> Iterator[Callable[[], Any]]:
-    """What the parts would have to compile first; the longest first."""
+def _untimed(settings: Settings, device: str, limit: float) -> Iterator[Callable[[], Any]]:
+    """What the parts would have to compile first, in `limit` seconds; the longest first."""
     for epoch in settings.epochs:
-        yield partial(measure_epoch, epoch.of_few_steps(), _EPOCHS_SECONDS)
+        yield partial(measure_epoch, epoch.of_few_steps(), limit)
     for network in settings.networks:
         for precision in PRECISIONS:
             yield partial(run_step, network, precision, device)
@@ -196,18 +226,16 @@ def _untimed(settings: Settings, device: str) -> Iterator[Callable[[], Any]]:
         yield partial(run_passes, layer, device)
 
 
-def _epochs(epochs: Sequence[Epoch], left: Callable[[], float]) -> Iterator[Part]:
-    def measure(epoch: Epoch) -> dict[str, Any]:
-        return measure_epoch(epoch, min(left(), _EPOCHS_SECONDS))
-
+def _epochs(epochs: Sequence[Epoch]) -> Iterator[Part]:
     for epoch in epochs:
-        yield Part("cifar", epoch.name, partial(measure, epoch))
+        measure = partial(measure_epoch, epoch, _EPOCHS_SECONDS[1])
+        yield Part("cifar", epoch.name, measure, _EPOCHS_SECONDS)
 
 
 def _steps(networks: Sequence[Network], settings: Settings, device: str) -> Iterator[Part]:
     for network in networks:
         for precision in PRECISIONS:
-            measure = partial(measure_step, network, precision, device, **settings.timing)
+            measure = partial(_step, network, precision, settings, device)
             yield Part("steps", f"{network.arch}, {precision}", measure)
 
 
@@ -220,16 +248,34 @@ def _limits(device: str) -> dict[str, float] | None:
 
 
 def _layer(layer: Layer, settings: Settings, device: str) -> dict[str, Any]:
-    (row,) = layers.measure((layer,), device, every_precision=True, **settings.timing)
+    with _timed_algorithms():
+        (row,) = layers.measure((layer,), device, every_precision=True, **settings.timing)
     return row
 
 
-def _add(report: dict[str, Any], part: Part, name: str) -> None:
+def _step(network: Network, precision: str, settings: Settings, device: str) -> dict[str, Any]:
+    with _timed_algorithms():
+        return measure_step(network, precision, device, **settings.timing)
+
+
+@contextmanager
+def _timed_algorithms() -> Iterator[None]:
+    """cuDNN's, as in the recipes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
     try:
-        result = part.measure()
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _add(report: dict[str, Any], part: Part, run: _Run, limit: float) -> None:
+    report["left_out"].remove(str(part))
+    try:
+        result = run(part.measure, limit)
     except Exception as error:
         # One part's failure, such as too little memory, must not cost the others.
-        report["failed"][name] = " ".join(f"{type(error).__name__}: {error}".split())
+        report["failed"][str(part)] = " ".join(f"{type(error).__name__}: {error}".split())
         return
     if isinstance(report[part.section], list):
         report[part.section].append(result)

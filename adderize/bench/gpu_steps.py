@@ -28,7 +28,12 @@ class Network(NamedTuple):
 
 def run_step(network: Network, precision: str, device: str) -> None:
     """One step of the adder network, not timed; arguments as those of :func:`measure_step`."""
-    _step("adder", network, precision, device)()
+    try:
+        _step("adder", network, precision, device)()
+    finally:
+        if gpu.is_cuda(device):
+            # Other processes run networks beside it.
+            torch.cuda.empty_cache()
 
 
 def _step(kind: str, network: Network, precision: str, device: str) -> Callable[[], object]:

@@ -13,28 +13,46 @@ from adderize.errors import AdderizeError
 from recipes.batches.image_data import ImageData
 from recipes.batches.sampling import Batch, EpochShuffle, InOrder, generator_of
 
+# Augmented at once, which bounds what that takes of a device's memory beside the images.
+_AT_ONCE = 4096
+
 
 class _Images(TorchDataset[tuple[Tensor, ...]]):
-    """Whole batches of one tensor; with an augmentation also what it draws, by seed and epoch."""
+    """Whole batches of one tensor; with an augmentation also what it draws, by seed and epoch.
 
-    def __init__(self, images: ImageSet, seed: int, augment: Augmentation | None) -> None:
-        self.images, self.seed, self.augment = images, seed, augment
-        self._drawn: tuple[int, Tensor] | None = None
+    `prepared`: batches are augmented already, all images of an epoch before its first batch. That
+    is for a device whose memory holds them: in each batch it would take some twenty launches.
+    """
+
+    def __init__(
+        self, images: ImageSet, seed: int, augment: Augmentation | None, prepared: bool = False
+    ) -> None:
+        self.images, self.seed, self.augment, self.prepared = images, seed, augment, prepared
+        self._of_epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, batch: Batch) -> tuple[Tensor, ...]:
         epoch, indices = batch
-        picked = self.images.images[indices], self.images.labels[indices]
+        images, labels = self.images
         if self.augment is None:
-            return picked
-        return (*picked, self._drawn_in(epoch, self.augment)[indices])
+            return images[indices], labels[indices]
+        of_epoch = self._in_epoch(epoch, self.augment)[indices]
+        if self.prepared:
+            return of_epoch, labels[indices]
+        return images[indices], labels[indices], of_epoch
 
-    def _drawn_in(self, epoch: int, augment: Augmentation) -> Tensor:
-        if self._drawn is None or self._drawn[0] != epoch:
+    def _in_epoch(self, epoch: int, augment: Augmentation) -> Tensor:
+        """What is drawn for each image; where they are prepared, the augmented images."""
+        if self._of_epoch is None or self._of_epoch[0] != epoch:
+            self._of_epoch = None
             # The last number keeps these draws apart from those of the shuffle.
             generator = generator_of(self.seed, epoch, 1)
-            drawn = augment.draw(len(self.images.labels), generator)
-            self._drawn = epoch, drawn.to(self.images.labels.device)
-        return self._drawn[1]
+            result = augment.draw(len(self.images.labels), generator)
+            result = result.to(self.images.labels.device)
+            if self.prepared:
+                parts = zip(self.images.images.split(_AT_ONCE), result.split(_AT_ONCE), strict=True)
+                result = torch.cat([augment.apply(*part) for part in parts])
+            self._of_epoch = epoch, result
+        return self._of_epoch[1]
 
 
 class InMemoryImages(ImageData):
@@ -50,8 +68,9 @@ class InMemoryImages(ImageData):
         seed: of the training order and the augmentation.
         augment: what happens to training images at random.
         channels_last: the memory format of the batches.
-        on_device: whether the whole data set is copied to the training's device first, so that no
-            step waits for a copy; the batches are the same.
+        on_device: whether the whole data set is copied to the training's device first, and each
+            epoch's images are augmented before its first batch, so that no step waits for a copy or
+            for the host; the batches are the same.
     """
 
     def __init__(
@@ -94,7 +113,8 @@ class InMemoryImages(ImageData):
     def training_loader(self, rank: int = 0, processes: int = 1) -> DataLoader[tuple[Tensor, ...]]:
         device = self.dataset.train.labels.device
         sampler = EpochShuffle(self.train_size, self.batch_size, self.seed, rank, processes, device)
-        return _loader(_Images(self.dataset.train, self.seed, self.augment), sampler)
+        images = _Images(self.dataset.train, self.seed, self.augment, prepared=self.on_device)
+        return _loader(images, sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         device = self.dataset.test.labels.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def test_every_call_runs_in_another_process_whatever_fails_beside_it(tmp_path: P
 
 def test_a_process_that_dies_is_no_error() -> None:
     run_in_processes([partial(os._exit, 3)])
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    before = time.monotonic()
+    run_in_processes([partial(time.sleep, 100)] * 3, limit=2.0)
+    assert time.monotonic() - before < 60

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -90,14 +91,56 @@ def test_a_part_that_fails_is_named_and_the_others_follow(
 
 
 def test_what_no_time_is_left_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves by ten seconds a look, three looks a part."""
+    """A clock that moves by ten seconds a look, two looks a part."""
     _parts(monkeypatch, *(lambda: {"done": True} for _ in range(5)))
     ticks = count(0, 10)
     report = write_report(tmp_path / "r.json", "cpu", 50.0, clock=lambda: float(next(ticks)))
     assert report["layers"] == report["steps"] == [{"done": True}]
     assert report["left_out"] == ["cifar: 2", "layers: 3", "steps: 4"]
-    assert list(report["took"])[:2] == ["layers: 0", "steps: 1"]
-    assert sum(report["took"].values()) == report["seconds"]
+    assert list(report["took"]) == ["layers: 0", "steps: 1"]
+    assert sum(report["took"].values()) == report["seconds"] == 40.0
+
+
+def test_a_part_that_takes_long_does_not_start_where_little_time_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = (
+        gpu_report.Part("layers", name, lambda: {"done": True}, (least, 100.0))
+        for name, least in (("long", 30.0), ("short", 5.0))
+    )
+    monkeypatch.setattr(gpu_report, "_parts", lambda *arguments: iter([long, short]))
+    report = write_report(tmp_path / "r.json", "cpu", 20.0, clock=lambda: 0.0)
+    assert report["left_out"] == ["layers: long"] and report["layers"] == [{"done": True}]
+
+
+class _Worker:
+    """In place of a process on a GPU: says how long each call may take."""
+
+    limits: ClassVar[list[float]] = []
+    stopped = 0
+
+    def run(self, call: Callable[[], Any], limit: float) -> Any:
+        self.limits.append(limit)
+        return call()
+
+    def stop(self) -> None:
+        _Worker.stopped += 1
+
+
+def test_parts_on_a_gpu_run_in_a_worker_for_a_limited_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _parts(monkeypatch, lambda: {"done": True}, lambda: 1 // 0)
+    compiled: list[float] = []
+    monkeypatch.setattr(gpu_report, "machine_facts", lambda device: {})
+    monkeypatch.setattr(gpu_report, "run_in_processes", lambda calls, limit: compiled.append(limit))
+    monkeypatch.setattr(gpu_report, "Worker", _Worker)
+    ticks = count(0, 10)
+    report = write_report(tmp_path / "r.json", "cuda", 60.0, clock=lambda: float(next(ticks)))
+    assert compiled == [24.0] and _Worker.stopped == 1
+    assert _Worker.limits == [70.0, 50.0]
+    assert report["layers"] == [{"done": True}] and list(report["failed"]) == ["steps: 1"]
+    assert list(report["took"]) == ["compiling", "layers: 0", "steps: 1"]
 
 
 def test_results_are_in_the_file_before_the_last_one_is_there(
@@ -107,11 +150,10 @@ def test_results_are_in_the_file_before_the_last_one_is_there(
         raise KeyboardInterrupt
 
     _parts(monkeypatch, lambda: {"first": True}, interrupted)
-    benchmark = torch.backends.cudnn.benchmark
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path / "report.json", "cpu")
-    assert json.loads((tmp_path / "report.json").read_text())["layers"] == [{"first": True}]
-    assert torch.backends.cudnn.benchmark == benchmark
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["layers"] == [{"first": True}] and report["left_out"] == ["steps: 1"]
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +162,20 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         write_report(Path("/nowhere/report.json"), "cpu")
 
 
+def test_another_device_than_the_first_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdderizeError, match="set CUDA_VISIBLE_DEVICES=1 and give --device cuda"):
+        write_report(tmp_path / "report.json", "cuda:1")
+
+
 def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
-    parts = [part.section for part in gpu_report._parts(ON_GPU, "cuda", lambda: 100.0)]
-    assert parts == [
-        "limits", *["layers"] * 10, *["steps"] * 4, "cifar", *["steps"] * 8, "cifar", "cifar"
+    parts = list(gpu_report._parts(ON_GPU, "cuda"))
+    assert [part.section for part in parts] == [
+        "limits", *["layers"] * 13, *["steps"] * 2, "cifar", "cifar", *["steps"] * 10, "cifar"
     ]  # fmt: skip
+    assert len({str(part) for part in parts}) == len(parts)
     assert {network.batch for network in ON_GPU.networks if not network.size} == {128}
+    for part in parts:
+        assert pickle.loads(pickle.dumps(part.measure)).func is part.measure.func
 
 
 def test_what_is_compiled_first_runs_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +184,7 @@ def test_what_is_compiled_first_runs_each_part_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gpu_report, "measure_epoch", lambda epoch, limit: ran.append(epoch))
     monkeypatch.setattr(gpu_report, "run_step", lambda *what: ran.append(what))
     monkeypatch.setattr(gpu_report, "run_passes", lambda *what: ran.append(what))
-    for call in gpu_report._untimed(ON_CPU, "cpu"):
+    for call in gpu_report._untimed(ON_CPU, "cpu", 9.0):
         call()
     assert ran[0].options[-4:] == ("--epochs", "1", "--max-steps", "3")
     (network,) = ON_CPU.networks

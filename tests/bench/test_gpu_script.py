@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 PYTHON = """#!/bin/sh
 case "$*" in
-    *pytest\\ -m\\ gpu*) echo "a test failed"; exit 1 ;;
+    *pytest\\ -m\\ gpu*) echo "$PYTHONPATH $*"; exit 1 ;;
     *doctor*) echo "tuned in $ADDERIZE_CACHE" ;;
     *gpu-report*) echo "asked: $*" ;;
 esac
@@ -35,7 +35,7 @@ def _run(
     python = tmp_path / "python"
     python.write_text(python_text)
     python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python)}
+    environment = {**os.environ, "PYTHON": str(python), "PYTHONPATH": "/carried"}
     command = [str(SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -45,26 +45,32 @@ def test_every_step_runs_and_failures_are_told(tmp_path: Path) -> None:
     done = _run(tmp_path, str(folder))
     lines = (folder / "summary.txt").read_text().splitlines()
     assert [line.rsplit(",", 1)[0] for line in lines] == [
-        "tests: exit status 1", "tune: exit status 0", "report: exit status 0"
+        "kernels: exit status 1", "report: exit status 0",
+        "tests: exit status 1", "tune: exit status 0",
     ]  # fmt: skip
     assert done.returncode == 1 and done.stdout.splitlines() == lines
-    assert (folder / "tests.log").read_text() == "a test failed\n"
+    for name, tests in (
+        ("kernels", "tests/ops/test_triton_gpu"),
+        ("tests", "tests/bench/test_on_gpu"),
+    ):
+        path, *asked = (folder / f"{name}.log").read_text().split()
+        assert path == f"{SCRIPT.parents[1]}:/carried" and asked[-1] == f"{tests}.py"
     assert (folder / "tune.log").read_text() == f"tuned in {folder}/cache\n"
     asked = (folder / "report.log").read_text()
     found = re.search(rf"bench gpu-report -o {folder}/report\.json --budget (\d+)", asked)
-    assert found and 500 < int(found[1]) <= 530
+    assert found and 440 < int(found[1]) <= 470
 
 
 def test_a_step_that_runs_out_of_time_says_what_it_has(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = _run(tmp_path, str(folder), "2", python_text=PATIENT)
-    assert done.stdout.startswith("tests: exit status 124, ")
-    assert (folder / "tests.log").read_text() == "half of it\n"
+    assert done.stdout.startswith("kernels: exit status 124, ")
+    assert (folder / "kernels.log").read_text() == "half of it\n"
 
 
 def test_no_step_starts_when_the_time_is_up(tmp_path: Path) -> None:
     done = _run(tmp_path, str(tmp_path / "out"), "0")
-    assert done.returncode == 1 and done.stdout.count("left out for want of time") == 3
+    assert done.returncode == 1 and done.stdout.count("left out for want of time") == 4
 
 
 def test_the_folder_is_asked_for(tmp_path: Path) -> None:

@@ -147,6 +147,18 @@ def test_a_report_of_a_gpu_becomes_its_file_and_tables() -> None:
     ]  # fmt: skip
 
 
+def test_a_report_of_a_gpu_that_ran_out_of_time_becomes_tables_too() -> None:
+    report = _report("", [], gpu="Brass", cuda="13.0") | {
+        "limits": None, "layers": [], "cifar": [],
+        "steps": [_step_on_a_gpu("resnet18", 128, 224, precision="bf16")],
+    }  # fmt: skip
+    del report["what"]
+    machine = collect.collected("Brass", [], [report])
+    machines.check(machine, "brass")
+    assert tables.gpu_step(machine).rows == [["ResNet-18", "", "", "5.0", "12.5"]]
+    assert tables.overview({"brass": machine}, "resnet18").rows[0][1] == "2.5 in bf16"
+
+
 def test_reports_of_two_machines_are_refused() -> None:
     reports = [_report("step", []), _report("step", [], processor="Sundial")]
     with pytest.raises(AdderizeError, match="differ in processor: Abacus and Sundial"):

@@ -205,6 +205,24 @@ def test_where_the_file_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert len({tuned.file_of(machine) for machine in (MACHINE, *others)}) == 4
 
 
+def test_a_user_without_a_home_has_a_folder_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in containers that run under a number: each layer looks for the file."""
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ADDERIZE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setattr(tuned.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert tuned.known(MACHINE) == {}
+    tuned.keep(MACHINE, TIMED)
+    assert tuned.cache_folder() == tmp_path / "adderize"
+    assert tuned.file_of(MACHINE).is_file()
+
+
 def test_choices_add_up() -> None:
     other = {"input gradient float32 1x1x1x1": Tile(64, 64, 8, 8)}
     tuned.keep(MACHINE, TIMED)
@@ -246,6 +264,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert tuned.keep(MACHINE, TIMED) is None
     with pytest.warns(UserWarning, match="is ignored"):
         assert tuned.known(MACHINE) == {}
+
+
+def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(path: Path) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(tuned, "FileLock", lock)
+    with pytest.warns(UserWarning, match="cannot be written: FileSystem .*ADDERIZE_CACHE"):
+        assert tuned.keep(MACHINE, TIMED) is None
 
 
 def _keep_one(number: int) -> None:

@@ -63,6 +63,7 @@ def test_interpreted_kernels_against_the_formulas(name: str, interpreted: dict[s
         ("parts", 10),
         ("not a number", 8),
         ("memory formats", 8),
+        ("views", 9),
     ],
 )
 def test_interpreted_kernels(what: str, least: int, interpreted: dict[str, Any]) -> None:

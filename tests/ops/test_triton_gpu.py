@@ -75,6 +75,11 @@ def test_layers_of_networks_and_small_groups(name: str) -> None:
     assert max(triton_cases.errors(LAYERS[name], "cuda")) < 1e-5
 
 
+def test_operands_are_views_of_any_memory() -> None:
+    found = triton_cases.views_of_any_memory("cuda")
+    assert found and [name for name, right in found.items() if not right] == []
+
+
 @pytest.mark.parametrize("where", ["input", "weight"])
 def test_not_a_number_stays_visible(where: str) -> None:
     input, weight = torch.randn(2, 8, 6, 6, device="cuda"), torch.randn(8, 8, 3, 3, device="cuda")

@@ -348,6 +348,48 @@ def filter_gradients_in_every_memory_format(device: str) -> dict[str, bool]:
     return found
 
 
+def _beside_an_aligned_address(tensor: Tensor) -> Tensor:
+    """The same in N,H,W,C order, four or two bytes beyond an address that 16 divides."""
+    channels_last = tensor.permute(0, 2, 3, 1)
+    memory = tensor.new_empty(tensor.numel() + 1)
+    return memory[1:].view(channels_last.shape).copy_(channels_last).permute(0, 3, 1, 2)
+
+
+VIEWS = {
+    "beside an aligned address": _beside_an_aligned_address,
+    "every second column": lambda tensor: tensor.repeat_interleave(2, 3)[..., ::2],
+    "expanded": lambda tensor: tensor[:1, :1].expand_as(tensor),
+}
+
+
+def views_of_any_memory(device: str) -> dict[str, bool]:
+    """Operands that are views: no load takes them for aligned or dense."""
+    from adderize.ops import triton as kernels
+
+    found = {}
+    for groups, dtype in ((1, torch.float32), (8, torch.float32), (2, torch.bfloat16)):
+        weights = 8, 8 // groups, 1, 3
+        case = Case((2, 8, 2, 3), weights, padding=(0, 1), groups=groups, dtype=dtype)
+        dense = torch.randn(2, 8, 2, 3, device=device), *operands(case, device)
+        for name, view in VIEWS.items():
+            grad, input, weight = map(view, dense)
+            results = (
+                kernels.adder_conv2d(input, weight, case.geometry),
+                kernels.adder_conv2d_input_gradient(grad, input, weight, case.geometry, "full"),
+                kernels.adder_conv2d_weight_gradient(grad, input, weight, case.geometry, "full"),
+            )
+            expected = oracle.adder_conv2d(
+                *(each.cpu().float() for each in (input, weight, grad)),
+                padding=case.padding,
+                groups=groups,
+            )
+            found[f"{groups} groups, {dtype}, {name}"] = all(
+                oracle.relative_error(one.cpu(), other) < limit
+                for one, other, limit in zip(results, expected, tolerances(case), strict=True)
+            )
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # Fills what torch.empty returns with NaN, so that nothing unwritten goes unnoticed.
@@ -364,6 +406,7 @@ def main() -> None:
     report["parts"] = parts_are_added()
     report["not a number"] = not_a_number()
     report["memory formats"] = filter_gradients_in_every_memory_format("cpu")
+    report["views"] = views_of_any_memory("cpu")
     print(json.dumps(report))
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from adderize import AdderizeError
-from adderize.data import load_mnist, read_parquet
-from recipes.batches import InMemoryImages
+from adderize.data import load_cifar, load_mnist, read_parquet
+from adderize.data.augmentation import CROP_AND_FLIP
+from recipes.batches import InMemoryImages, in_memory
 from recipes.batches.sampling import EpochShuffle, InOrder
 
 
@@ -191,3 +192,29 @@ def test_all_processes_test_as_many_batches(processes: int, batch_size: int) -> 
 def test_fewer_test_images_than_processes_are_refused() -> None:
     with pytest.raises(AdderizeError, match="1 test images cannot be shared by 2 processes"):
         InOrder(1, 16, 1, 2)
+
+
+def test_images_augmented_before_an_epoch_are_those_of_its_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts of 100 of the 256 images, and anew for the next epoch."""
+    monkeypatch.setattr(in_memory, "_AT_ONCE", 100)
+    dataset = load_cifar("cifar10", "fake")
+    plain, prepared = (
+        InMemoryImages(dataset, 60, seed=3, augment=CROP_AND_FLIP, on_device=on_device)
+        for on_device in (False, True)
+    )
+    epochs = []
+    loaders = plain.training_loader(), prepared.training_loader()
+    for epoch in range(2):
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        batches = [
+            [data.on_after_batch_transfer(batch, 0) for batch in loader]
+            for data, loader in zip((plain, prepared), loaders, strict=True)
+        ]
+        assert len(batches[0]) == 5
+        for (images, labels), (others, same) in zip(*batches, strict=True):
+            assert torch.equal(images, others) and torch.equal(labels, same)
+        epochs.append(batches[1][0][0])
+    assert not torch.equal(*epochs)

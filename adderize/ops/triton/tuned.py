@@ -2,8 +2,9 @@
 
 One file for each device's name, version of Triton and state of the kernels' sources, in
 ``tiles/`` of the folder that ADDERIZE_CACHE names: by default ``$XDG_CACHE_HOME/adderize``, or
-``~/.cache/adderize``. `adderize doctor --tune` writes it, and a process reads it once. What is
-wrong with it is said in a warning, and the rule chooses.
+``~/.cache/adderize``, or where there is no home one for temporary files. `adderize doctor --tune`
+writes it, and a process reads it once. What is wrong with it is said in a warning, and the rule
+chooses.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ class Machine(NamedTuple):
 
 def cache_folder() -> Path:
     """Where this package keeps what it can make again."""
-    if named := os.environ.get("ADDERIZE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adderize"
+    named = os.environ.get("ADDERIZE_CACHE")
+    folder = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "adderize"))
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        # A container's user may have no home, and no name either.
+        return Path(tempfile.gettempdir(), "adderize")
 
 
 def file_of(machine: Machine) -> Path:
@@ -80,7 +85,7 @@ def keep(machine: Machine, tiles: Mapping[str, Tile]) -> Path | None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             _replace(file, machine, {**_usable(file, machine), **tiles})
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         _warn(f"{file} cannot be written: {error}; name another folder in ADDERIZE_CACHE")
         return None
     return file
