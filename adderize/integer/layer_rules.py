@@ -121,7 +121,7 @@ def _base_for(real: float) -> float:
     """A power of two of which fraction bits give 32 bits to results up to a magnitude."""
     if not real or not math.isfinite(real):  # fitting the layer says what is wrong with it
         return 1.0
-    spare = (LIMIT // 2).bit_length() - MOST_FRACTION_BITS
+    spare = LIMIT.bit_length() - MOST_FRACTION_BITS
     return float(2.0 ** (math.floor(math.log2(real)) - spare))
 
 
