@@ -61,7 +61,7 @@ def _with_filters(step: Instruction) -> Instruction:
     shape = step.tensors["shifts"].shape[1:]
     weight = (128 + 32 * torch.randn(shape)).round().clamp(0, 255).byte()
     one = torch.ones(1, shape[0], dtype=torch.int8)
-    settings = {name: value for name, value in step.settings.items() if name != "drop"}
+    settings = {name: value for name, value in step.settings.items() if name != "least"}
     settings |= {"fraction": 0, "low": -(2**24), "high": 2**24, "levels": 255}
     if step.kind == "shift_conv":
         settings["zero"] = 0

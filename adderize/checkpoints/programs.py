@@ -12,7 +12,7 @@ from adderize.checkpoints.tensors import storable
 from adderize.errors import AdderizeError, listed
 from adderize.integer import Instruction, Program, ShiftReport, Slot
 
-_VERSION = 1
+_VERSION = 2
 _KEYS = ("mean", "std", "logit_scale", "logit_zero")
 
 

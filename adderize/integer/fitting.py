@@ -14,16 +14,17 @@ from adderize.integer.fixed_point import (
     LIMIT,
     MOST_FRACTION_BITS,
     Bounds,
+    ProductSums,
     factors_of,
     shifts_of,
+    without_small_terms,
 )
 from adderize.integer.program import Setting
+from adderize.layers.shift_add import powers_of_two
 
-# The bits of the input of a kept layer, at most: its weights need the others.
-INPUT_BITS = 16
-# How far below its bounds, which hold for every image, an input usually is: behind adders of
-# thousands of taps.
-_HEADROOM = 1024
+# What a kept layer's weights may lose beside the rounding to a few powers of two, relative, as a
+# root mean square.
+_NEGLIGIBLE = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def fit_product(
 ) -> Fitted:
     """A kept convolution or linear layer whose every product is a few shifts.
 
-    ``t = sum_k sum +-(x_k << shift) + bias`` per output, in units of ``base 2^-fraction``. Input
-    and weights share 32 bits: the input loses more than it has to where that halves the error at
-    least, as of classifiers of thousands of inputs.
+    ``t = sum_k sum +-(x_k << shift) + bias`` per output, in units of ``base 2^-fraction``. Terms
+    below the unit shift to the right: the sums need 32 bits, but inputs and weights do not share
+    them.
 
     Args:
         weight: (Cout, Cin/groups, kh, kw) or (out_features, in_features).
@@ -145,7 +146,7 @@ def fit_product(
         terms: T, powers of two for each weight.
 
     Returns:
-        the tensors of a ``shift_conv`` or ``shift_linear``, and its `drop` and `fraction`; the
+        the tensors of a ``shift_conv`` or ``shift_linear``, and its `least` and `fraction`; the
         bounds are half the range of 32 bits at most.
 
     Raises:
@@ -153,93 +154,54 @@ def fit_product(
     """
     weight = weight.detach().double()
     real_bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
-    largest = int(bounds.largest.max())
+    low, high = int(bounds.low.min()), int(bounds.high.max())
+    pad = zero.round()
     if pads_zeros:
-        largest = max(largest, math.ceil(zero.abs().max()))
-    least = max(largest.bit_length() - INPUT_BITS, 0)
-    first = best = None
-    for drop in range(least, least + INPUT_BITS // 2 + 1):
-        form = _Product.of(weight, real_bias, scale, zero, largest, drop, base, groups, terms)
-        first, best = first or form, min(best or form, form, key=lambda product: product.error)
-        if form.error > best.error:
+        low, high = min(low, int(pad.min())), max(high, int(pad.max()))
+    largest, by_input = max(-low, high), _Spread(weight, groups)
+    real, zeros = weight * by_input(scale) / base, by_input(zero)
+    exponents, signs = powers_of_two(real, terms)
+    finest = _finest(exponents, signs)
+    for fraction in range(_most_fraction_bits(real, largest), -1, -1):
+        least = min(max(finest + fraction, -largest.bit_length(), -31), 0)
+        shifts, kept = without_small_terms(exponents.int() + fraction, signs, least)
+        factors = torch.ldexp(kept.double(), shifts.int()).sum(0)
+        # A shift to the right rounds down, by half a unit as a rule.
+        halves = (kept * (shifts < 0)).sum(0, dtype=torch.float64) / 2
+        offset = real_bias / base * 2.0**fraction + (halves - factors * zeros).flatten(1).sum(1)
+        sums = ProductSums.of(shifts, kept, offset.round(), low, high)
+        result = Bounds(sums.low.min().floor().long(), sums.high.max().ceil().long())
+        held = float(sums.partial.max()) <= LIMIT and int(result.largest) <= LIMIT // 2
+        if held and int(shifts.max()) < 32:
             break
-    assert first is not None and best is not None
-    form = best if first.error > 2 * best.error else first
-    if math.isinf(form.error):
+    else:
         raise AdderizeError(
             f"weights of up to {float(weight.abs().max()):.3g} of {weight[0].numel()} inputs up to "
             f"{largest} make sums which 32 bits do not hold"
         )
-    return form.fitted(weight, zero, groups)
+    errors = (factors * 2.0**-fraction / real - 1).abs()[real.abs() >= 2.0 ** (least - fraction)]
+    worst = float(errors.max()) if errors.numel() else 0.0
+    tensors = {"shifts": shifts, "signs": kept, "bias": offset.round().to(torch.int32)}
+    if weight.dim() == 4:
+        tensors["pad"] = pad.to(torch.int32).expand(weight.shape[1] * groups).clone()
+    return Fitted({"least": least, "fraction": fraction}, tensors, worst, result)
 
 
-@dataclass(frozen=True)
-class _Product:
-    """Weights as shifts, for inputs that lose some bits.
+def _finest(exponents: Tensor, signs: Tensor) -> int:
+    """The largest exponent with which all smaller terms together hardly change the weights."""
+    terms = torch.ldexp(signs.double(), exponents.int())
+    allowed = float(terms.sum(0).square().sum()) * _NEGLIGIBLE**2
+    finest = int(exponents.max())
+    while float((terms * (exponents < finest)).sum(0).square().sum()) > allowed:
+        finest -= 1
+    return finest
 
-    Attributes:
-        drop, fraction, shifts, signs: as :mod:`adderize.integer.program` describes them.
-        bias: float64, to be rounded.
-        worst_error: of a weight that is not below the unit.
-        error: relative, of a usual result: what rounds the inputs, and what rounds the weights, as
-            root mean squares; infinite where 32 bits do not hold the sums.
-        most: what no sum exceeds.
-    """
 
-    drop: int
-    fraction: int
-    shifts: Tensor
-    signs: Tensor
-    bias: Tensor
-    worst_error: float
-    error: float
-    most: int
-
-    @classmethod
-    def of(
-        cls,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        largest: int,
-        drop: int,
-        base: float,
-        groups: int,
-        terms: int,
-    ) -> _Product:
-        unit = 2.0**drop
-        by_input = _Spread(weight, groups)
-        real = weight * by_input(scale * unit) / base
-        zeros = by_input(zero / unit)
-        for fraction in range(MOST_FRACTION_BITS, -1, -1):
-            shifts, signs = shifts_of(real, terms, fraction)
-            factors = factors_of(shifts, signs)
-            sizes = factors_of(shifts, signs.abs())
-            offset = bias / base * 2.0**fraction - (factors * zeros).flatten(1).sum(1)
-            total = (largest / unit + 1) * sizes.flatten(1).sum(1) + offset.abs() + 1
-            if int(shifts.max()) < 32 and float(total.max()) <= LIMIT // 2:
-                break
-        else:
-            return cls(drop, 0, shifts, signs, offset, 0.0, math.inf, 0)
-        held = factors / 2.0**fraction
-        errors = (held / real - 1).abs()[real.abs() >= 2.0**-fraction]
-        worst = float(errors.max()) if errors.numel() else 0.0
-        of_weights = float(((held - real).square().sum() / real.square().sum()).nan_to_num(0))
-        of_inputs = (_HEADROOM * unit / max(largest, 1)) ** 2 / 12 if drop else 0.0
-        error = math.sqrt(of_weights + of_inputs)
-        return cls(
-            drop, fraction, shifts, signs, offset, worst, error, math.ceil(float(total.max()))
-        )
-
-    def fitted(self, weight: Tensor, zero: Tensor, groups: int) -> Fitted:
-        bias = self.bias.round().to(torch.int32)
-        tensors = {"shifts": self.shifts, "signs": self.signs, "bias": bias}
-        if weight.dim() == 4:
-            pad = (zero / 2.0**self.drop).round().to(torch.int32)
-            tensors["pad"] = pad.expand(weight.shape[1] * groups).clone()
-        settings: dict[str, Setting] = {"drop": self.drop, "fraction": self.fraction}
-        return Fitted(settings, tensors, self.worst_error, Bounds.of(-self.most, self.most))
+def _most_fraction_bits(real: Tensor, largest: int) -> int:
+    """With which the sums might still have 32 bits: two more than by their largest terms."""
+    total = float(real.abs().flatten(1).sum(1).max()) * largest
+    spare = math.log2(LIMIT / total) if total else math.inf
+    return math.floor(min(spare + 2, MOST_FRACTION_BITS))
 
 
 class _Spread:

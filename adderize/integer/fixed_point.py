@@ -39,14 +39,59 @@ def shifts_of(scale: Tensor, terms: int, fraction: int) -> tuple[Tensor, Tensor]
     Terms below the unit are left out.
     """
     exponents, signs = powers_of_two(scale, terms)
-    shifts = exponents.int() + fraction
-    signs = torch.where(shifts >= 0, signs, 0).to(torch.int8)
+    return without_small_terms(exponents.int() + fraction, signs, 0)
+
+
+def without_small_terms(shifts: Tensor, signs: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Shifts and signs, int8, without the terms whose shifts are below the least."""
+    signs = torch.where(shifts >= least, signs, 0).to(torch.int8)
     return torch.where(signs != 0, shifts, 0).to(torch.int8), signs
 
 
 def factors_of(shifts: Tensor, signs: Tensor) -> Tensor:
     """The integers that shifts multiply by, int64 (...)."""
     return (torch.ones_like(shifts, dtype=torch.int64) << shifts.long()).mul_(signs).sum(0)
+
+
+class ProductSums(NamedTuple):
+    """What sums over filters' terms reach, whatever the inputs, float64 (Cout,).
+
+    Attributes:
+        partial: the largest magnitude of a sum of some terms and the bias, in any order.
+        low, high: of the whole sum.
+    """
+
+    partial: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(
+        cls, shifts: Tensor, signs: Tensor, bias: Tensor, low: float, high: float
+    ) -> ProductSums:
+        """
+        Args:
+            shifts, signs: (T, Cout, ...). Shifts below 0 are to the right and round down.
+            bias: (Cout,).
+            low, high: of the inputs.
+        """
+        bias = bias.double()
+        plus, minus, below, above = torch.zeros(4, len(bias), dtype=torch.float64, device="cpu")
+        for shift, sign in zip(shifts.flatten(2), signs.flatten(2), strict=True):
+            factors = torch.ldexp(sign.double(), shift.int())
+            plus += factors.clamp(min=0).sum(1)
+            minus -= factors.clamp(max=0).sum(1)
+            rounded = sign * (shift < 0)
+            below += (rounded > 0).sum(1)
+            above += (rounded < 0).sum(1)
+        least, most = min(low, 0), max(high, 0)
+        upper = most * plus - least * minus + above + bias.clamp(min=0)
+        lower = least * plus - most * minus - below + bias.clamp(max=0)
+        return cls(
+            torch.maximum(upper, -lower),
+            low * plus - high * minus - below + bias,
+            high * plus - low * minus + above + bias,
+        )
 
 
 @contextlib.contextmanager

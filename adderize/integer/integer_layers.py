@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,17 +21,26 @@ class _Product(IntegerLayer):
     shifts: Tensor
     signs: Tensor
     bias: Tensor
-    drop: int
+    least: int
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._padded(dropped(x, self.drop).to(torch.int64 if is_checking() else torch.int32))
-        bias = self.bias.double().view(-1, *(1,) * (self.shifts.dim() - 3))
+        x = self._padded(x.to(torch.int64 if is_checking() else torch.int32))
         # float64 holds every sum exactly: none leaves 32 bits.
-        if not is_checking():
-            return (self._product(x, factors_of(self.shifts, self.signs)) + bias).to(torch.int32)
-        terms = zip(self.shifts, self.signs, strict=True)
-        parts = (self._product(x, factors_of(shift[None], sign[None])) for shift, sign in terms)
-        return checked(sum(parts, bias).long()).to(torch.int32)
+        total = self.bias.double().view(-1, *(1,) * (self.shifts.dim() - 3))
+        for inputs, factors in self._parts(x):
+            total = checked(self._product(inputs, factors) + total)
+        return total.to(torch.int32)
+
+    def _parts(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and the integers that they have as factors: left shifts, then right ones."""
+        left = self.signs * (self.shifts >= 0)
+        if is_checking():
+            terms = zip(self.shifts.clamp(min=0), left, strict=True)
+            yield from ((x, factors_of(shift[None], sign[None])) for shift, sign in terms)
+        else:
+            yield x, factors_of(self.shifts.clamp(min=0), left)
+        for right in range(1, 1 - self.least):
+            yield x >> right, (self.signs * (self.shifts == -right)).sum(0)
 
     def _padded(self, x: Tensor) -> Tensor:
         return x

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from adderize.integer.fitting import centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
-from adderize.integer.lowered_values import LoweredValues, unit_for
+from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, unit_for
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer, number
@@ -44,7 +44,7 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         low, high = int(layer.low), int(layer.high)
     else:
         real = min(float(largest), max(abs(layer.low), abs(layer.high)))
-        unit = unit_for(real, float(scale.abs().max()))
+        unit = unit_for(real, float(scale.abs().max()), ADDER_BITS)
         low, high = (nearest_integer(end / unit) for end in (layer.low, layer.high))
         most = math.ceil(real / unit) + 1
         low, high = max(low, -most), min(high, most)
@@ -101,7 +101,9 @@ def lower_product(values: LoweredValues, node: Node) -> None:
         kind, settings = "shift_conv", _conv_geometry(layer, source.meta["shape"][-2:])
         groups = layer.groups
         pads_zeros = settings["padding_mode"] == "constant" and settings["padding"] != (0, 0, 0, 0)
-    base = values.wanted(node) or _base_for(_largest_result(layer, value.real))
+    base = values.wanted(node)
+    if base is None:
+        base = _base_for(_largest_result(layer, value.real), values.grid(node))
     fitted = fit_product(
         layer.weight.cpu(), None if layer.bias is None else layer.bias.cpu(),
         value.scale, value.zero, value.bounds,
@@ -117,12 +119,13 @@ def _largest_result(layer: nn.Conv2d | nn.Linear, largest: float) -> float:
     return float((sizes if layer.bias is None else sizes + layer.bias.double().abs()).max())
 
 
-def _base_for(real: float) -> float:
-    """A power of two of which fraction bits give 32 bits to results up to a magnitude."""
+def _base_for(real: float, grid: float) -> float:
+    """A grid's unit by a power of two, of which fraction bits give 32 bits to results up to a
+    magnitude."""
     if not real or not math.isfinite(real):  # fitting the layer says what is wrong with it
         return 1.0
-    spare = (LIMIT // 2).bit_length() - MOST_FRACTION_BITS
-    return float(2.0 ** (math.floor(math.log2(real)) - spare))
+    spare = LIMIT.bit_length() - MOST_FRACTION_BITS
+    return float(grid * 2.0 ** (math.floor(math.log2(real / grid)) - spare))
 
 
 def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]:

@@ -7,24 +7,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from adderize.integer.affine import affine_of
 from adderize.integer.fitting import Fitted, centre, fit_epilogue
-from adderize.integer.fixed_point import Bounds
+from adderize.integer.fixed_point import MOST_FRACTION_BITS, Bounds
 from adderize.integer.moves import indices, is_move, moved, strided_copy
 from adderize.integer.program import Setting
 from adderize.integer.program_builder import ProgramBuilder, slot_of
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, number
-from adderize.quantize.calls import clamp_bounds, name_of
+from adderize.quantize.calls import clamp_bounds, name_of, operation
 from adderize.quantize.qparams import quantize_bytes
 
-# The bits of the largest magnitude of a value that no bytes follow.
-VALUE_BITS = 22
-# The bits of what a scale is applied to: the shifts need the others.
-OPERAND_BITS = 18
+# The bits of the largest magnitude of a value that no bytes follow. Those of an adder leave more to
+# its sums, which may reach beyond the range that it is clamped to.
+VALUE_BITS = 28
+ADDER_BITS = 22
+# The bits of a scale that is no power of two.
+SCALE_BITS = 12
+# The bits of the sums of an epilogue, without the bias' rounding.
+_SUM_BITS = 30
 
 
 @dataclass(frozen=True)
@@ -166,16 +171,28 @@ class LoweredValues:
             if user.target is quantize_bytes:
                 return cast(float, user.args[1])
             affine = affine_of(user)
-            if affine is not None or clamp_bounds(user) is not None or is_move(user):
+            passes = clamp_bounds(user) is not None or is_move(user) or operation(user) == "add"
+            if affine is not None or passes:
                 wanted = self.wanted(user)
                 if wanted is not None:
                     return wanted / abs(affine.gain) if affine else wanted
         return None
 
+    def grid(self, node: Node) -> float:
+        """The unit of what a node's value is added to, if that is known: in units that are powers
+        of two apart the sum needs no scales."""
+        for user in node.users:
+            if operation(user) == "add":
+                others = [other for other in user.all_input_nodes if other is not node]
+                known = [self.values[other].scale for other in others if other in self.values]
+                if known and not known[0].dim():
+                    return float(known[0])
+        return 1.0
+
     def free(self, node: Node, real: float, scale: float | None = None) -> Value:
         """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
         them, where any do, else those of a scale are."""
-        unit = unit_for(real, self.wanted(node) or scale)
+        unit = unit_for(real, self.wanted(node) or scale, VALUE_BITS)
         most = math.ceil(real / unit) + 1
         return Value(number(unit), number(0.0), Bounds.of(-most, most))
 
@@ -192,13 +209,18 @@ class LoweredValues:
 
         It is named after `node`, and has the shape of `source`.
         """
-        inputs = [self.slot(source)]
-        drop, value = self.values[source].narrowed(OPERAND_BITS)
+        inputs = [self.slot(node) for node in (source, added) if node is not None]
+        values = [self.values[node] for node in (source, added) if node is not None]
+        scales = [
+            gain * values[0].scale / result.scale,
+            *(v.scale / result.scale for v in values[1:]),
+        ]
+        drops = _drops(values, scales, float(result.bounds.largest))
         other, other_drop = None, 0
         if added is not None:
-            inputs.append(self.slot(added))
-            other_drop, second = self.values[added].narrowed(OPERAND_BITS)
+            other_drop, second = drops[1], values[1].narrowed(drops[1])
             other = (float(second.scale / result.scale), float(second.zero), second.bounds)
+        drop, value = drops[0], values[0].narrowed(drops[0])
         scale = (gain * value.scale / result.scale).reshape(-1)
         fitted = fit_epilogue(
             scale, (offset / result.scale - scale * value.zero).reshape(-1), value.bounds,
@@ -212,10 +234,32 @@ class LoweredValues:
         return number
 
 
-def unit_for(real: float, scale: float | None) -> float:
-    """What one of 32 bits stands for where values reach a magnitude.
+def _drops(values: Sequence[Value], scales: Sequence[Tensor], most: float) -> list[int]:
+    """The low bits that the operands of an epilogue lose: so many that the sums leave their scales
+    the bits that these need.
+
+    Args:
+        scales: of the operands, in units of the result.
+        most: the largest result.
+    """
+    reaches = (
+        float((scale.abs() * (value.bounds.largest + value.zero.abs())).max())
+        for value, scale in zip(values, scales, strict=True)
+    )
+    fraction = _SUM_BITS - math.log2(max(sum(reaches) + min(most, 256), 1))
+    fraction = min(math.floor(fraction), MOST_FRACTION_BITS)
+    drops = []
+    for scale in scales:
+        mantissas, exponents = torch.frexp(scale.abs())
+        bits = 1 if bool((mantissas == 0.5).all()) else SCALE_BITS
+        drops.append(max(bits - fraction - int(exponents.max()), 0))
+    return drops
+
+
+def unit_for(real: float, scale: float | None, bits: int) -> float:
+    """What one stands for where values up to a magnitude have so many bits.
 
     A change between it and the scale is a single shift, which is exact.
     """
-    unit = real / 2**VALUE_BITS or 1.0
+    unit = real / 2**bits or 1.0
     return scale * 2.0 ** math.ceil(math.log2(unit / scale)) if scale else unit

@@ -40,11 +40,11 @@ def sum_pool_settings(
     bounds: Bounds, kernel: tuple[int, int], pad: int
 ) -> tuple[dict[str, int], Bounds]:
     """`pad` and `drop` of sums over windows, and the bounds of the sums."""
-    count, largest = math.prod(kernel), max(int(bounds.largest.max()), abs(pad))
-    drop = max((largest * count).bit_length() - 30, 0)
-    largest = ((largest >> drop) + 1) * count
-    pad = int(dropped(torch.tensor(pad, device="cpu"), drop))
-    return {"pad": pad, "drop": drop}, Bounds.of(-largest, largest)
+    low, high = min(int(bounds.low.min()), pad), max(int(bounds.high.max()), pad)
+    count = math.prod(kernel)
+    drop = max((max(-low, high) * count).bit_length() - 30, 0)
+    low, high, pad = (dropped(torch.tensor([low, high, pad], device="cpu"), drop)).tolist()
+    return {"pad": pad, "drop": drop}, Bounds.of(low * count, high * count)
 
 
 def lower_max_pool(values: LoweredValues, node: Node) -> None:

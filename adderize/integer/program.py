@@ -37,14 +37,15 @@ adder_linear
     tensors   weight uint8 (C, K), and those of the epilogue
 shift_conv
     x uint8 or int32 (Cin, H, W) -> int32 (C, OH, OW).
-    ``y = bias[c] + sum over taps k, i of signs[i, c, k] * (round(x[k], drop) << shifts[i, c, k])``.
-    For padding_mode "constant" a channel is surrounded by its `pad`, which replaces ``round(...)``.
-    settings  stride, padding, dilation, groups, padding_mode, drop; fraction: y is in units of
-              2^-fraction, which nothing here depends on
+    ``y = bias[c] + sum over taps k, i of signs[i, c, k] * (x[k] << shifts[i, c, k])``, where a
+    negative shift is one to the right: ``x[k] >> -shifts[i, c, k]``.
+    For padding_mode "constant" a channel is surrounded by its `pad`.
+    settings  stride, padding, dilation, groups, padding_mode; least: no shift is below it, 0 or
+              less; fraction: y is in units of 2^-fraction, which nothing here depends on
     tensors   shifts, signs int8 (T, C, Cin/groups, kh, kw); bias int32 (C,); pad int32 (Cin,)
 shift_linear
     x uint8 or int32 (..., K) -> int32 (..., C), likewise.
-    settings  drop, fraction
+    settings  least, fraction
     tensors   shifts, signs int8 (T, C, K); bias int32 (C,)
 sum_pool
     x uint8 or int32 (C, H, W) -> int32 (C, OH, OW). ``y = sum of round(x, drop)`` over each window;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adderize.errors import AdderizeError
-from adderize.integer.fixed_point import LIMIT, factors_of
+from adderize.integer.fixed_point import LIMIT, ProductSums, factors_of
 from adderize.integer.program import Instruction, Program
 
 
@@ -94,12 +94,13 @@ def _rescale(step: Instruction, inputs: Sequence[Interval]) -> Interval:
 
 
 def _product(step: Instruction, inputs: Sequence[Interval]) -> Interval:
-    largest = _rounded(inputs[0], step.settings["drop"]).largest
-    if "pad" in step.tensors:
-        largest = max(largest, int(step.tensors["pad"].long().abs().max()))
-    sizes = _sizes(step).flatten(1).sum(1)
-    most = _held(float((largest * sizes + step.tensors["bias"].double().abs()).max()))
-    return Interval(-most, most)
+    values, tensors = inputs[0], step.tensors
+    if "pad" in tensors:
+        for pad in (int(end) for end in tensors["pad"].aminmax()):
+            values = values.with_value(pad)
+    sums = ProductSums.of(tensors["shifts"], tensors["signs"], tensors["bias"], *values)
+    _held(float(sums.partial.max()))
+    return Interval(math.floor(float(sums.low.min())), math.ceil(float(sums.high.max())))
 
 
 def _sum_pool(step: Instruction, inputs: Sequence[Interval]) -> Interval:

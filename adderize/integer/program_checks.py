@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def _many(test: Test, *counts: int) -> Test:
 
 
 _SIZE, _COUNT, _ANY = _between(1, 2**30), _between(0, 2**30), _between(-LIMIT, LIMIT)
-_BYTE, _SHIFT = _between(0, 255), _between(0, 31)
+_BYTE, _SHIFT, _RIGHT = _between(0, 255), _between(0, 31), _between(-31, 0)
 _EPILOGUE = {"fraction": _SHIFT, "low": _ANY, "high": _ANY}
 _FILTERS = {
     "stride": _many(_SIZE, 2),
@@ -56,9 +56,9 @@ _KINDS = {
     "adder_conv": _Kind(2, {**_FILTERS, **_EPILOGUE, "zero": _BYTE, "levels": _BYTE}, _ADDER),
     "adder_linear": _Kind(2, {**_EPILOGUE, "levels": _BYTE}, _ADDER),
     "shift_conv": _Kind(
-        1, {**_FILTERS, "drop": _SHIFT, "fraction": _SHIFT}, {**_SHIFTS, "pad": torch.int32}
+        1, {**_FILTERS, "least": _RIGHT, "fraction": _SHIFT}, {**_SHIFTS, "pad": torch.int32}
     ),
-    "shift_linear": _Kind(1, {"drop": _SHIFT, "fraction": _SHIFT}, _SHIFTS),
+    "shift_linear": _Kind(1, {"least": _RIGHT, "fraction": _SHIFT}, _SHIFTS),
     "sum_pool": _Kind(1, {**_WINDOW, "pad": _ANY, "drop": _SHIFT}),
     "max_pool": _Kind(
         1, {**_WINDOW, "dilation": _many(_SIZE, 2), "ceil_mode": _between(0, 1)}
@@ -123,7 +123,8 @@ def _check_step(program: Program, step: Instruction, written: set[int]) -> None:
         raise AdderizeError(f"it has {len(step.inputs)} inputs; expected 1 to {kind.inputs}")
     _check_settings(step.settings, kind.settings)
     with_other = len(step.inputs) == 2 and "bias" in kind.tensors
-    _check_tensors(step.tensors, {**kind.tensors, **(_OTHER if with_other else {})})
+    dtypes = {**kind.tensors, **(_OTHER if with_other else {})}
+    _check_tensors(step.tensors, dtypes, cast(int, step.settings.get("least", 0)))
     inputs, output = [program.slots[slot] for slot in step.inputs], program.slots[step.output]
     shape = SHAPES[step.kind](step, [*inputs, output])
     if shape != output.shape:
@@ -142,7 +143,9 @@ def _check_settings(settings: Mapping[str, Any], tests: Mapping[str, Test]) -> N
         raise AdderizeError(f"low is {settings['low']}, above high, {settings['high']}")
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+def _check_tensors(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], least: int
+) -> None:
     if tensors.keys() != dtypes.keys():
         different = ", ".join(sorted(tensors.keys() ^ dtypes.keys()))
         raise AdderizeError(f"tensors are missing or unknown: {different}")
@@ -155,8 +158,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dty
             continue
         if shifts.shape != signs.shape or not len(shifts):
             raise AdderizeError(f"{prefix}shifts is {tuple(shifts.shape)}, and signs are otherwise")
-        if int(shifts.min()) < 0 or int(shifts.max()) > 31 or int(signs.long().abs().max()) > 1:
-            raise AdderizeError(f"{prefix}shifts lie outside 0..31, or signs outside -1..1")
+        if int(shifts.min()) < least or int(shifts.max()) > 31 or int(signs.long().abs().max()) > 1:
+            raise AdderizeError(f"{prefix}shifts lie outside {least}..31, or signs outside -1..1")
 
 
 def _check_dtypes(step: Instruction, inputs: Sequence[Slot], output: Slot) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adderize.integer.fixed_point import LIMIT, Bounds
+from adderize.integer.fixed_point import LIMIT, Bounds, dropped
 from adderize.quantize.qparams import QParams
 
 
@@ -38,14 +38,12 @@ class Value:
         ends = torch.stack([self.bounds.low - self.zero, self.bounds.high - self.zero])
         return float((ends.abs() * self.scale).max())
 
-    def narrowed(self, bits: int) -> tuple[int, Value]:
-        """How many low bits to drop, rounded, so that magnitudes have no more, and what is left."""
-        drop = max(int(self.bounds.largest.max()).bit_length() - bits, 0)
+    def narrowed(self, drop: int) -> Value:
+        """Without so many low bits, rounded."""
         if not drop:
-            return 0, self
-        largest = (self.bounds.largest >> drop) + 1
-        unit = 2.0**drop
-        return drop, Value(self.scale * unit, self.zero / unit, Bounds(-largest, largest))
+            return self
+        unit, bounds = 2.0**drop, Bounds(*(dropped(end, drop).long() for end in self.bounds))
+        return Value(self.scale * unit, self.zero / unit, bounds)
 
 
 def number(value: float) -> Tensor:

@@ -77,7 +77,7 @@ def steps(content: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), r"of version 2; this version of adderize reads 1"),
+        (lambda c: c.update(version=1), r"of version 1; this version of adderize reads 2"),
         (lambda c: c.pop("slots"), "damaged: KeyError"),
         (lambda c: c.update(mean="x"), "damaged: ValueError"),
         (lambda c: c.update(mean=[0.1, 0.2]), "expected channels"),
@@ -98,7 +98,8 @@ def steps(content: dict[str, Any]) -> Any:
         (lambda c: steps(c)["conv2"]["settings"].update(stride=[2, 2]), "its settings and inputs"),
         (lambda c: steps(c)["conv2"]["settings"].update(groups=5), "divided into 5 groups"),
         (lambda c: steps(c)["flatten"]["settings"].update(offset=1), "beyond the 400 values"),
-        (lambda c: steps(c)["fc3"]["settings"].update(drop=0), "which 32 bits do not hold"),
+        (lambda c: steps(c)["fc2"]["settings"].update(high=2**31 - 1), "which 32 bits do not hold"),
+        (lambda c: steps(c)["fc3"]["settings"].update(least=1), "least is 1, which it cannot be"),
         (lambda c: c["slots"][4].update(dtype="float32"), "expected sizes, and uint8 or int32"),
         (lambda c: c["slots"][4].update(shape=[16, -1, 10]), "expected sizes, and uint8 or int32"),
         (lambda c: c["slots"].append({"shape": [1], "dtype": "uint8"}), r"writes the slots \[10\]"),

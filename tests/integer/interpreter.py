@@ -109,18 +109,25 @@ def _adder_linear(step: Instruction, x: Array, other: Array | None = None) -> Ar
 
 
 def _shift_conv(step: Instruction, x: Array) -> Array:
-    x = _surround(step, _round(x, step.settings["drop"]), _tensor(step, "pad"))  # type: ignore[arg-type]
-    weights = _tensor(step, "signs") << _tensor(step, "shifts")
-    views, size = _windows(step, x, weights.shape[3:])
-    sums = [_conv(step, views, size, weight, np.multiply) for weight in weights]
+    x = _surround(step, x, _tensor(step, "pad"))
+    views, size = _windows(step, x, step.tensors["shifts"].shape[3:])
+    terms = zip(_tensor(step, "shifts"), _tensor(step, "signs"), strict=True)
+    sums = [_conv(step, views, size, np.stack(term, -1), _shifted) for term in terms]
     bias = np.broadcast_to(_tensor(step, "bias")[:, None, None], sums[0].shape)
     return _sum32(bias, *sums)
 
 
+def _shifted(x: Array, term: Array) -> Array:
+    """Values shifted to the left or, by negative shifts, to the right, with signs."""
+    shift, sign = term[..., 0], term[..., 1]
+    assert np.abs(np.where(sign == 0, 0, x << shift.clip(0))).max(initial=0) < 2**31
+    return np.where(shift < 0, x >> (-shift).clip(0), x << shift.clip(0)) * sign
+
+
 def _shift_linear(step: Instruction, x: Array) -> Array:
-    x = _round(x, step.settings["drop"])  # type: ignore[arg-type]
-    weights = _tensor(step, "signs") << _tensor(step, "shifts")
-    return _sum32(_tensor(step, "bias") + 0 * (x @ weights[0].T), *(x @ w.T for w in weights))
+    terms = zip(_tensor(step, "shifts"), _tensor(step, "signs"), strict=True)
+    sums = [_shifted(x[..., None, :], np.stack(term, -1)).sum(-1) for term in terms]
+    return _sum32(_tensor(step, "bias") + 0 * sums[0], *sums)
 
 
 def _sum_pool(step: Instruction, x: Array) -> Array:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from adderize.errors import AdderizeError
 from adderize.export.c.buffers import Integers, View, channels_last, plain
-from adderize.export.c.packing import grid_of, pack_filters, pack_terms
+from adderize.export.c.packing import grid_of, lift_of, pack_filters, pack_terms
 from adderize.export.c.placing import Placing, size
 from adderize.export.c.steps import Epilogue, Fields, Step
 from adderize.integer.program import Instruction
@@ -168,14 +168,15 @@ class FilterRules(Placing):
     ) -> Fields:
         tensors = instruction.tensors
         shifts, signs = (arranged(tensors[name].numpy()) for name in ("shifts", "signs"))
-        count = len(shifts)
+        count, lift = len(shifts), lift_of(instruction)
+        right = (lift - shifts).clip(max=31)
         return {
             "groups": groups,
-            "terms": pack_terms(shifts.reshape(count, -1), signs.reshape(count, -1)),
+            "terms": pack_terms(right.reshape(count, -1), signs.reshape(count, -1)),
             "bias": tensors["bias"].numpy(),
             "pad": tensors["pad"].numpy() if padded else None,
             "input_bytes": int(view.dtype == "uint8"),
-            "drop": instruction.settings["drop"],
+            "lift": lift,
         }
 
     def _padded(

@@ -6,9 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adderize.integer.program import Instruction
+
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 NEGATIVE, LAST = 32, 64
 LEVELS = 16
+
+
+def lift_of(product: Instruction) -> int:
+    """How far a kept layer's inputs are shifted to the left, so that its terms are shifts to the
+    right. They fit 32 bits, as the term with that shift does."""
+    return max(int(product.tensors["shifts"].max()), 0)
 
 
 def pack_terms(shifts: Any, signs: Any) -> Bytes:

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple, cast
 
 from adderize.export.c.network import Network
+from adderize.export.c.packing import lift_of
 from adderize.export.c.text import arrays
 from adderize.integer.program import Instruction, Program
 
@@ -51,7 +52,7 @@ def _of_instruction(program: Program, instruction: Instruction) -> Work:
         windows = count // signs.shape[1]
         terms = int((signs != 0).sum()) * windows
         seen = signs[0, 0].numel() * settings.get("groups", 1) * windows
-        return _sum(Work(terms, terms, 0), _rounding(settings, seen))
+        return Work(terms, terms + (lift_of(instruction) > 0) * seen, 0)
     if kind == "rescale":
         return _sum(_rounding(settings, count), _epilogue(instruction, count))
     if kind == "sum_pool":

@@ -162,10 +162,10 @@ def test_most_images_find_a_place(tmp_path: Path) -> None:
     assert found >= 4
 
 
-@pytest.mark.parametrize("drop", [0, 3])
+@pytest.mark.parametrize("lift", [0, 3])
 @pytest.mark.parametrize("kind", ["shift_conv", "shift_linear"])
-def test_the_bits_that_kept_layers_drop_are_counted(kind: str, drop: int) -> None:
-    """By hand: a shift and an addition for each term, and for each value of each window."""
+def test_what_lifts_the_inputs_of_kept_layers_is_counted(kind: str, lift: int) -> None:
+    """By hand: a shift and an addition for each term, a shift for each value of each window."""
     programs = (random_network(seed)[0].program for seed in range(20))
     program, step = next(
         (program, step)
@@ -176,6 +176,8 @@ def test_the_bits_that_kept_layers_drop_are_counted(kind: str, drop: int) -> Non
     outputs, filters = program.slots[step.output].numel, step.tensors["signs"].shape[1]
     seen = step.tensors["signs"][0, 0].numel() * cast(int, step.settings.get("groups", 1))
     terms = sum(map(abs, step.tensors["signs"].flatten().tolist()))
-    expected = outputs // filters * (terms + (seen if drop else 0))
-    changed = replace(step, settings={**step.settings, "drop": drop})
-    assert work_of(replace(program, instructions=(changed,))) == (expected, expected, 0)
+    additions = outputs // filters * terms
+    shifts = additions + (outputs // filters * seen if lift else 0)
+    shifted = {"shifts": torch.full_like(step.tensors["shifts"], lift)}
+    changed = replace(step, tensors={**step.tensors, **shifted})
+    assert work_of(replace(program, instructions=(changed,))) == (additions, shifts, 0)

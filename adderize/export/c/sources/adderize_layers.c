@@ -31,6 +31,24 @@ static uint32_t scaled(int32_t value, const uint8_t **terms) {
   return sum;
 }
 
+/* The same with shifts to the right, rounding down. */
+static uint32_t scaled_down(int32_t value, const uint8_t **terms) {
+  const uint8_t *term = *terms;
+  uint32_t sum = 0;
+  uint8_t code;
+  do {
+    uint32_t shifted;
+    code = *term++;
+    shifted = (uint32_t)(value >> (code & ADDERIZE_SHIFT));
+    if (code & ADDERIZE_NEGATIVE)
+      sum -= shifted;
+    else
+      sum += shifted;
+  } while (!(code & ADDERIZE_LAST));
+  *terms = term;
+  return sum;
+}
+
 /* Values of an image, read or written one behind the other. */
 typedef struct reader {
   const void *next;
@@ -276,9 +294,12 @@ void adderize_adder_linear_4bit(int32_t rows, const adderize_adder *layer, const
   adder_linear(rows, layer, distances_in_4_bits, input, other, output);
 }
 
-/* A value of an image, with the bits that it loses. */
-static int32_t value_at(const void *image, int32_t at, uint8_t bytes, uint8_t drop) {
-  return rounded(bytes ? ((const uint8_t *)image)[at] : ((const int32_t *)image)[at], drop);
+static int32_t value_at(const void *image, int32_t at, uint8_t bytes) {
+  return bytes ? ((const uint8_t *)image)[at] : ((const int32_t *)image)[at];
+}
+
+static int32_t lifted(int32_t value, uint8_t bits) {
+  return (int32_t)((uint32_t)value << bits);
 }
 
 static void gather_words(const adderize_windows *windows, const adderize_product *layer,
@@ -293,9 +314,9 @@ static void gather_words(const adderize_windows *windows, const adderize_product
       int32_t from = tap;
       for (channels = windows->channels; channels != 0; --channels) {
         if (inside)
-          *patch++ = value_at(image, from++, layer->input_bytes, layer->drop);
+          *patch++ = lifted(value_at(image, from++, layer->input_bytes), layer->lift);
         else
-          *patch++ = *pad++;
+          *patch++ = lifted(*pad++, layer->lift);
       }
       tap_column += windows->dilation_columns;
       tap += windows->tap_column_step;
@@ -318,7 +339,7 @@ static void add_up(const adderize_product *layer, const int32_t *patch, writer *
       int32_t runs = layer->groups.runs;
       for (;;) {
         const int32_t *end = value + layer->groups.run;
-        while (value != end) sum += scaled(*value++, &terms);
+        while (value != end) sum += scaled_down(*value++, &terms);
         if (--runs == 0) break;
         value += layer->groups.skip;
       }
@@ -354,7 +375,7 @@ void adderize_shift_linear(int32_t rows, const adderize_product *layer, const vo
   for (; rows != 0; --rows) {
     int32_t *value = patch;
     for (left = layer->groups.run; left != 0; --left)
-      *value++ = value_at(input, at++, layer->input_bytes, layer->drop);
+      *value++ = lifted(value_at(input, at++, layer->input_bytes), layer->lift);
     add_up(layer, patch, &to);
   }
 }
@@ -367,7 +388,7 @@ static int32_t window_sum(const adderize_windows *windows, const adderize_sum *l
     int32_t tap_column = column, tap = at;
     for (columns = windows->kernel_columns; columns != 0; --columns) {
       if (is_inside(windows, row, tap_column))
-        sum += value_at(input, tap, layer->input_bytes, layer->drop);
+        sum += rounded(value_at(input, tap, layer->input_bytes), layer->drop);
       else
         sum += layer->pad;
       ++tap_column;
@@ -406,7 +427,7 @@ static int32_t window_maximum(const adderize_windows *windows, const void *input
     int32_t tap_column = column, tap = at;
     for (columns = windows->kernel_columns; columns != 0; --columns) {
       if (is_inside(windows, row, tap_column)) {
-        int32_t value = value_at(input, tap, bytes, 0);
+        int32_t value = value_at(input, tap, bytes);
         if (value > lowest) lowest = value;
       }
       tap_column += windows->dilation_columns;

@@ -64,11 +64,11 @@ typedef struct adderize_adder {
 /* Sums of values that have constant factors. */
 typedef struct adderize_product {
   adderize_groups groups;
-  const uint8_t *terms; /* of the filters' factors, one behind the other */
+  const uint8_t *terms; /* of the filters' factors, one behind the other: shifts to the right */
   const int32_t *bias;
   const int32_t *pad;  /* what surrounds the image, for each channel */
   uint8_t input_bytes; /* 1: the input is bytes, 0: int32_t */
-  uint8_t drop;        /* bits that the input loses first, rounded */
+  uint8_t lift;        /* how far the input is shifted to the left first */
   adderize_epilogue epilogue;
 } adderize_product;
 
