@@ -31,10 +31,14 @@ def full_filter_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: 
     wanted = memory_format(weight)
     if input.shape[0] == 0:
         return torch.zeros_like(weight, memory_format=wanted)
+    whole = input.shape[1:] == weight.shape[1:] and not any(geometry.padding)
+    if whole and input.shape[0] == 1:  # nothing is summed, so nothing cancels
+        difference = (input - weight).mul_(grad.view(-1, 1, 1, 1))
+        return difference.contiguous(memory_format=wanted)
     total, centre = _totals(grad), _far_centre(input)
     geometry = geometry.within(input.shape[2:])  # oneDNN takes no stride beyond the padded image
     products = convolution.weight_gradient
-    if geometry.groups == 1 and input.shape[1:] == weight.shape[1:] and not any(geometry.padding):
+    if whole:
         products = _matrix_product
     elif input.shape[1] == weight.shape[0] == geometry.groups:
         products = products if _suits_onednn(weight, geometry) else _depthwise_products
