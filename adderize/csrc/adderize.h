@@ -25,7 +25,7 @@ extern "C" {
 #define ADDERIZE_API __attribute__((visibility("default")))
 
 /* Raised with every change of the declarations below or of their meaning: a library of another number is refused. */
-#define ADDERIZE_ABI_VERSION 8
+#define ADDERIZE_ABI_VERSION 9
 ADDERIZE_API int adderize_abi_version(void);
 
 enum adderize_status {
@@ -105,10 +105,12 @@ typedef struct adderize_u8_epilogue {
 /* `packed` holds the filters in an order that no instruction set changes; R(n, m) is n rounded up to a multiple of m, cg = c /
  * groups:
  *
- *   cg = 1 < groups   [kh][kw][R(cout, 64)]
- *   otherwise         [groups][R(cout / groups, 8) / 8][K / 8][8 filters][8 taps]
+ *   narrow      [R(groups, G) / G][kh][kw][cg][64 lanes]
+ *   otherwise   [groups][R(og, 8) / 8][K / 8][8 filters][8 taps]
  *
- * where a filter's K taps are [kh][R(kw * cg, 8)] if 4 R(kw * cg, 8) <= 3 kw R(cg, 8), else [kh][kw][R(cg, 8)]; zeros fill up.
+ * Narrow are several groups of cg <= 8 with og = cout / groups <= 16 filters each, if cg og < 64; lanes are the filters of
+ * G = 64 / og groups, rounded down. Elsewhere a filter's K taps are [kh][R(kw * cg, 8)] if 4 R(kw * cg, 8) <= 3 kw R(cg, 8), else
+ * [kh][kw][R(cg, 8)]. Zeros fill up.
  * c >= 1, and cg * kh * kw * 255 fits an int32. */
 ADDERIZE_API int adderize_forward_u8(const adderize_shape *shape, const uint8_t *input, const uint8_t *packed, int zero_point,
                                      const adderize_u8_epilogue *epilogue, int threads);

@@ -1,8 +1,8 @@
 // The kernels on bytes against a naive loop, to the bit, without Python: meant for AddressSanitizer and UBSan. Everything is
 // allocated to the byte.
 #include <algorithm>
-#include <cstdint>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -55,9 +55,10 @@ struct Problem {
 Problem random_problem() {
   Problem p = {};
   adderize_shape &s = p.s;
-  const int64_t kinds[] = {1, 1, 1, 2, 3, 70};
-  s.groups = kinds[pick(0, 5)];
-  const int64_t cg = s.groups == 70 ? 1 : pick(1, 40), og = s.groups == 70 ? pick(1, 2) : pick(1, 40);
+  const int64_t kinds[] = {1, 1, 1, 2, 3, 21, 70};
+  s.groups = kinds[pick(0, 6)];
+  const bool narrow = s.groups > 20 || pick(0, 2) == 0;
+  const int64_t cg = narrow ? pick(1, 9) : pick(1, 40), og = narrow ? pick(1, 9) : pick(1, 40);
   s.n = pick(1, 3), s.c = cg * s.groups, s.cout = og * s.groups;
   s.kh = pick(1, 5), s.kw = pick(1, 5), s.stride_h = pick(1, 3), s.stride_w = pick(1, 3);
   s.padding_h = pick(0, 2), s.padding_w = pick(0, 2), s.dilation_h = pick(1, 2), s.dilation_w = pick(1, 2);
@@ -87,9 +88,12 @@ std::vector<uint8_t> pack(const Problem &p) {
   const adderize_shape &s = p.s;
   const int64_t cg = s.c / s.groups, og = s.cout / s.groups;
   std::vector<uint8_t> out;
-  if (cg == 1 && s.groups > 1) {
-    for (int64_t t = 0; t < s.kh * s.kw; ++t)
-      for (int64_t c = 0; c < round_up(s.cout, 64); ++c) out.push_back(c < s.cout ? p.w[p.w_index(c, 0, t / s.kw, t % s.kw)] : 0);
+  if (s.groups > 1 && cg <= 8 && og <= 16 && cg * og < 64) {
+    const int64_t lanes = 64 / og * og;
+    for (int64_t first = 0; first < s.cout; first += lanes)
+      for (int64_t t = 0; t < s.kh * s.kw * cg; ++t)
+        for (int64_t c = first; c < first + 64; ++c)
+          out.push_back(c < std::min(first + lanes, s.cout) ? p.w[p.w_index(c, t % cg, t / cg / s.kw, t / cg % s.kw)] : 0);
     return out;
   }
   const bool unfolded = 4 * round_up(s.kw * cg, 8) <= 3 * s.kw * round_up(cg, 8);

@@ -238,6 +238,7 @@ def test_full_filter_gradient_of_depthwise_layers(
 def test_linear_and_whole_image_kernels(n: int) -> None:
     _check(Case(torch.randn(n, 400, 1, 1), torch.randn(84, 400, 1, 1)))
     _check(Case(torch.randn(n, 6, 5, 5), torch.randn(20, 6, 5, 5)))
+    _check(Case(torch.randn(n, 400, 1, 1) + 1000, torch.randn(84, 400, 1, 1) + 1000))
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,15 @@ GRID = {
     "wide depthwise": ((2, 130, 5, 11), (130, 1, 3, 3), {"groups": 130, "padding": (1, 1)}),
     "depthwise multiplier": ((1, 5, 8, 9), (15, 1, 5, 3), {"groups": 5, "dilation": (1, 2)}),
     "depthwise of 289 taps": ((1, 3, 17, 18), (3, 1, 17, 17), {"groups": 3}),
+    "narrow groups": ((2, 52, 7, 9), (52, 4, 3, 3), {"groups": 13, "padding": (1, 1)}),
+    "narrow groups, unequal": (
+        *((2, 63, 9, 11), (90, 7, 3, 2)),
+        {"groups": 9, "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2), "zero_point": 200},
+    ),
+    "narrow groups of many filters": ((1, 15, 5, 6), (75, 3, 1, 3), {"groups": 5}),
+    "narrow groups of one filter": ((2, 40, 6, 9), (5, 8, 3, 3), {"groups": 5}),
+    "narrow groups of 288 terms": ((1, 16, 7, 7), (10, 8, 6, 6), {"groups": 2}),
+    "groups of a full block": ((1, 24, 6, 9), (24, 8, 3, 3), {"groups": 3}),
     "padding beyond the image": ((1, 2, 2, 2), (3, 2, 3, 3), {"padding": (3, 3)}),
     "depthwise": ((2, 7, 8, 9), (7, 1, 3, 3), {"groups": 7, "padding": (1, 1), "zero_point": 3}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {}),
@@ -133,7 +142,9 @@ def test_extreme_values(x_value: int, w_value: int, cpu: str) -> None:
     assert torch.equal(adder_conv2d_u8(x, w, **arguments), _expected(x, w, arguments))
 
 
-@pytest.mark.parametrize("case", ["many channels", "whole image", "wide depthwise", "groups"])
+@pytest.mark.parametrize(
+    "case", ["many channels", "whole image", "wide depthwise", "narrow groups"]
+)
 def test_threads_change_nothing(case: str) -> None:
     input_shape, weight_shape, changes = GRID[case]
     x, w = _bytes(*input_shape), _bytes(*weight_shape)

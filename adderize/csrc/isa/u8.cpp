@@ -1,7 +1,7 @@
 // The kernels on bytes of one instruction set: compiled once for each, under its own flags and names, without contraction.
-#include "u8/depthwise.h"
 #include "u8/forward.h"
 #include "u8/max_pool.h"
+#include "u8/narrow_groups.h"
 #include "u8/to_bytes.h"
 
 namespace adderize {
@@ -10,7 +10,7 @@ namespace {
 void forward_u8(const adderize_shape &s, const uint8_t *input, const uint8_t *packed, int zero_point, const ByteEpilogue &epilogue,
                 int threads) {
   const ByteLayer layer = {s, input, packed, uint8_t(zero_point), epilogue};
-  (s.groups > 1 && s.c == s.groups ? forward_u8_depthwise : forward_u8_blocks)(layer, threads);
+  (in_lanes(s) ? forward_u8_narrow : forward_u8_blocks)(layer, threads);
 }
 
 }  // namespace

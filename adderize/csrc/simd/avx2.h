@@ -65,6 +65,12 @@ ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
   high = (ivec)_mm256_cvtepu16_epi32(_mm256_extracti128_si256((__m256i)v, 1));
 }
 
+// out[i] = from[at[i]] for 16 bytes.
+ADDERIZE_INLINE void pick16(const uint8_t *from, const uint8_t *at, uint8_t *out) {
+  const __m128i picked = _mm_shuffle_epi8(read<__m128i>(from), read<__m128i>(at));
+  memcpy(out, &picked, sizeof picked);
+}
+
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {
   int64_t v = 0;
   count == V ? memcpy(&v, p, V) : memcpy(&v, p, size_t(count));

@@ -79,6 +79,12 @@ ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
   high = (ivec)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64((__m512i)v, 1));
 }
 
+// out[i] = from[at[i]] for 16 bytes.
+ADDERIZE_INLINE void pick16(const uint8_t *from, const uint8_t *at, uint8_t *out) {
+  const __m128i picked = _mm_shuffle_epi8(read<__m128i>(from), read<__m128i>(at));
+  memcpy(out, &picked, sizeof picked);
+}
+
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {
   const __m128i v =
       count == V ? _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)) : _mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), p);

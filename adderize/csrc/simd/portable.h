@@ -67,12 +67,21 @@ ADDERIZE_INLINE words load_words(const uint8_t *p) {
   typedef uint8_t bytes8 __attribute__((vector_size(W)));
   return __builtin_convertvector(read<bytes8>(p), words);
 }
-ADDERIZE_INLINE words distance(words a, words b) { return a > b ? a - b : b - a; }
+ADDERIZE_INLINE words distance(words a, words b) {
+  typedef int16_t signed_words __attribute__((vector_size(2 * W)));  // whose maximum SSE2 has
+  const signed_words d = (signed_words)(a - b);
+  return (words)(d > -d ? d : -d);
+}
 ADDERIZE_INLINE void widen(words v, ivec &low, ivec &high) {
   for (int i = 0; i < V; ++i) {
     low[i] = v[i];
     high[i] = v[V + i];
   }
+}
+
+// out[i] = from[at[i]] for 16 bytes, from memory to memory: here a vector of them is slow to fill.
+ADDERIZE_INLINE void pick16(const uint8_t *from, const uint8_t *at, uint8_t *out) {
+  for (int i = 0; i < 16; ++i) out[i] = from[at[i]];
 }
 
 ADDERIZE_INLINE ivec load_bytes(const uint8_t *p, int64_t count) {

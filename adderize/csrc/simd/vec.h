@@ -11,7 +11,7 @@ namespace adderize { namespace {
 typedef float vec __attribute__((vector_size(V * 4)));
 typedef int32_t ivec __attribute__((vector_size(V * 4)));
 typedef uint32_t uvec __attribute__((vector_size(V * 4)));  // whose sums and products wrap around
-// Channels side by side as 16-bit words, for bytes of which each is a group of its own.
+// Channels of groups side by side, as 16-bit words.
 constexpr int W = 2 * V;
 typedef uint16_t words __attribute__((vector_size(2 * W)));
 

@@ -1,4 +1,5 @@
-"""The full-precision filter gradient on oneDNN, for most depthwise layers on a kernel of our own.
+"""The full-precision filter gradient on oneDNN, as a matrix product where filters cover the image,
+for most depthwise layers on a kernel of our own.
 
 The centre is estimated from a sample.
 
@@ -30,14 +31,25 @@ def full_filter_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: 
     wanted = memory_format(weight)
     if input.shape[0] == 0:
         return torch.zeros_like(weight, memory_format=wanted)
+    whole = input.shape[1:] == weight.shape[1:] and not any(geometry.padding)
+    if whole and input.shape[0] == 1:  # nothing is summed, so nothing cancels
+        difference = (input - weight).mul_(grad.view(-1, 1, 1, 1))
+        return difference.contiguous(memory_format=wanted)
     total, centre = _totals(grad), _far_centre(input)
     geometry = geometry.within(input.shape[2:])  # oneDNN takes no stride beyond the padded image
-    depthwise = input.shape[1] == weight.shape[0] == geometry.groups
-    own = depthwise and not _suits_onednn(weight, geometry)
-    products = _depthwise_products if own else convolution.weight_gradient
+    products = convolution.weight_gradient
+    if whole:
+        products = _matrix_product
+    elif input.shape[1] == weight.shape[0] == geometry.groups:
+        products = products if _suits_onednn(weight, geometry) else _depthwise_products
     operands = (grad, input, weight, geometry)
     result = filter_gradient(*operands, products=products, total=total, centre=centre)
     return result.contiguous(memory_format=wanted)
+
+
+def _matrix_product(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """For filters that see the whole image at once, as those of linear layers do."""
+    return (grad.flatten(1).t() @ input.flatten(1)).view_as(weight)
 
 
 def _suits_onednn(weight: Tensor, geometry: Geometry) -> bool:

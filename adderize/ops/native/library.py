@@ -18,7 +18,7 @@ from adderize.errors import AdderizeError
 from adderize.ops.byte_operands import Window
 from adderize.ops.geometry import Geometry
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 CPUS = ("avx512", "avx2", "portable")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
