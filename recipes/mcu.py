@@ -110,8 +110,12 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         run.choose_device(arguments)
         folder = run.prepare_folder(arguments, "mcu")
-    if rank_zero_only.rank:  # of several processes the first one goes on, alone
-        return {}
+    return _micro_network(arguments, folder) or {}
+
+
+@rank_zero_only
+def _micro_network(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Fine-tunes the model of a training in floats and exports it."""
     data = _load(arguments, arguments.tuning_distortion)
     model = load_model(micro_cnn(), Path(arguments.trained or folder) / "model")
     results = _lower(arguments, model, data, folder)
