@@ -53,6 +53,7 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         low, high = max(low, -most), min(high, most)
         precision = _precision_of_adder(layer, scale, added).rounded(unit)
         precision = precision.rectified() if low >= 0 else precision
+        precision = precision.within(unit * (high - low))
         result = Value(number(unit), number(0.0), Bounds.of(low, high), precision)
     if other:
         other = (other[0] / unit, *other[1:])

@@ -55,6 +55,10 @@ class Precision:
         deviation = math.sqrt((1 - 1 / math.pi) / 2)
         return replace(self, usual=deviation * self.usual, error=self.error / math.sqrt(2))
 
+    def within(self, width: float) -> Precision:
+        """Clamped to a range, of which half is the largest deviation."""
+        return self.scaled(width / 2 / self.usual) if 2 * self.usual > width else self
+
     def averaged(self, count: int) -> Precision:
         """A mean of values between alike and independent, with independent errors."""
         return replace(self, usual=self.usual * count**-0.25, error=self.error * count**-0.5)
@@ -81,6 +85,8 @@ class Precision:
 
 
 def usual_of(sizes: Tensor) -> float:
-    """The median of channels that are not dead, and not scaled by what hardly ever varies."""
+    """The root mean square of channels that are not dead. Those that a norm scales up because they
+    hardly ever vary count as a few times the median."""
     sizes = sizes.double().abs()
-    return float(sizes[sizes >= sizes.max() * _DEAD].median())
+    sizes = sizes[sizes >= sizes.max() * _DEAD]
+    return float(sizes.clamp(max=4 * float(sizes.median())).square().mean().sqrt())

@@ -84,6 +84,7 @@ def lower_clamp(values: LoweredValues, node: Node) -> None:
     is_bytes = value.is_bytes and low >= 0 and high <= 255
     cuts = int(value.bounds.low) < zero and (low >= zero or high <= zero)
     precision = value.precision.rectified() if cuts else value.precision
+    precision = precision.within(scale * (high - low))
     result = replace(value, bounds=Bounds.of(low, high), precision=precision, is_bytes=is_bytes)
     values.emit(node, "clamp", [values.slot(source)], result, {"low": low, "high": high})
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.integer import to_integer
+from adderize.integer import IntegerNetwork, to_integer
 from adderize.integer.precision import Precision, usual_of
 from adderize.layers.shift_add import rounded_to_powers
 from adderize.quantize import quantize
@@ -40,12 +40,12 @@ def chain(kept: int, channels: int, *, bytes_after: int = 0) -> tuple[Tensor, nn
         quantized = quantize(network.eval(), images)
         rounded = copy.deepcopy(quantized)
         for layer in rounded.modules():
-            if type(layer) in (nn.Conv2d, nn.Linear):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.weight.copy_(rounded_to_powers(layer.weight, TERMS))
         return raw, quantized, rounded(images)
 
 
-def integers_of(quantized: nn.Module) -> nn.Module:
+def integers_of(quantized: nn.Module) -> IntegerNetwork:
     return to_integer(
         quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=TERMS, filter_terms=TERMS
     )
@@ -84,9 +84,11 @@ def test_behind_relus_and_means_deviations_are_those_of_samples() -> None:
     found = Precision(1.0).rounded(1.0).averaged(16)
     assert found.error == pytest.approx(float(rounded.mean(1).std()), rel=0.05)
     assert found.usual == 1 / 2
+    assert Precision(2.0, 0.1, 3).within(1.0) == Precision(0.5, 0.025, 3)
+    assert Precision(2.0, 0.1).within(0.0) == Precision(0.0)
 
 
 def test_channels_that_say_nothing_do_not_decide_what_is_usual() -> None:
-    assert usual_of(torch.tensor([1.0, -2.0, 3.0, 316.0])) == 2.0
+    assert usual_of(torch.tensor([1.0, -2.0, 3.0, 316.0])) == pytest.approx((78 / 4) ** 0.5)
     assert usual_of(torch.tensor([1e-9, 0.0, 0.0, 2.0])) == 2.0
     assert usual_of(torch.zeros(3)) == 0.0
