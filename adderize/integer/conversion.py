@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from adderize.arguments import checked_statistics
 from adderize.errors import AdderizeError, listed
 from adderize.integer.affine import split_leaky
-from adderize.integer.fixed_point import Bounds
 from adderize.integer.integer_network import IntegerNetwork
 from adderize.integer.layer_shifts import ShiftReport
 from adderize.integer.lowering import Lowering
@@ -50,7 +49,8 @@ def to_integer(
     Raises:
         AdderizeError: a network that is not quantized, or layer by layer; no input size; statistics
             that do not fit the channels; operations without a form in integers, which are named;
-            sums that 32 bits do not hold.
+            sums that 32 bits do not hold; so many kept layers in a row that rounding leaves too
+            little of usual values.
     """
     if not isinstance(quantized, fx.GraphModule) or quantization_of(quantized) is None:
         raise AdderizeError(
@@ -69,7 +69,7 @@ def to_integer(
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64, device="cpu"))
     if len(set(zip(mean, std, strict=True))) == 1:
         zero, scale = zero[0], scale[0]
-    image = Value(scale, zero, Bounds.of(0, 255), True)
+    image = Value.of_bytes(scale, zero, 255)
     lowering = Lowering(body.graph, size, image, terms=terms, filter_terms=filter_terms)
     if lowering.refused:
         raise AdderizeError(

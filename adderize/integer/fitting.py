@@ -124,6 +124,7 @@ def fit_product(
     zero: Tensor,
     bounds: Bounds,
     *,
+    usual: float,
     base: float,
     groups: int,
     pads_zeros: bool,
@@ -141,6 +142,7 @@ def fit_product(
         scale: float64, real value of the input's unit, one or (Cin,).
         zero: float64 (Cin,) or one, the input's integer for zero.
         bounds: of the input.
+        usual: the inputs' usual deviation, in their unit.
         base: real value of 2^fraction output units.
         pads_zeros: zeros may come around the image.
         terms: T, powers of two for each weight.
@@ -155,6 +157,7 @@ def fit_product(
     weight = weight.detach().double()
     real_bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
     low, high = int(bounds.low.min()), int(bounds.high.max())
+    signed = low < 0
     pad = zero.round()
     if pads_zeros:
         low, high = min(low, int(pad.min())), max(high, int(pad.max()))
@@ -166,9 +169,8 @@ def fit_product(
         least = min(max(finest + fraction, -largest.bit_length(), -31), 0)
         shifts, kept = without_small_terms(exponents.int() + fraction, signs, least)
         factors = torch.ldexp(kept.double(), shifts.int()).sum(0)
-        # A shift to the right rounds down, by half a unit as a rule.
-        halves = (kept * (shifts < 0)).sum(0, dtype=torch.float64) / 2
-        offset = real_bias / base * 2.0**fraction + (halves - factors * zeros).flatten(1).sum(1)
+        lost = (kept * _usually_lost(shifts, usual, signed=signed)).sum(0)
+        offset = real_bias / base * 2.0**fraction + (lost - factors * zeros).flatten(1).sum(1)
         sums = ProductSums.of(shifts, kept, offset.round(), low, high)
         result = Bounds(sums.low.min().floor().long(), sums.high.max().ceil().long())
         held = float(sums.partial.max()) <= LIMIT and int(result.largest) <= LIMIT // 2
@@ -185,6 +187,17 @@ def fit_product(
     if weight.dim() == 4:
         tensors["pad"] = pad.to(torch.int32).expand(weight.shape[1] * groups).clone()
     return Fitted({"least": least, "fraction": fraction}, tensors, worst, result)
+
+
+def _usually_lost(shifts: Tensor, usual: float, *, signed: bool) -> Tensor:
+    """The mean of what shifts to the right lose, as they round down, in units of the result.
+
+    Integers of both signs lose half a unit, less half of the last bit that they have. Of others
+    about half are zeros, and none loses more than it is.
+    """
+    factors = torch.ldexp(torch.ones_like(shifts, dtype=torch.float64), shifts.int())
+    lost = (1 - factors).clamp(min=0) / 2
+    return lost if signed else torch.minimum(lost, factors * usual) / 2
 
 
 def _finest(exponents: Tensor, signs: Tensor) -> int:

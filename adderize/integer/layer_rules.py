@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
-from adderize.integer.fitting import centre, fit_epilogue, fit_product
+from adderize.integer.fitting import Fitted, centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
 from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, unit_for
+from adderize.integer.precision import Precision, usual_of
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer, number
@@ -28,7 +30,7 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
     source, value = values.operand(node)
     if not value.is_bytes:
         raise RefusedError("its input is not bytes")
-    inputs, other = [values.slot(source)], None
+    inputs, other, added = [values.slot(source)], None, None
     bounds, output = _distance_bounds(layer), layer.output_qparams
     scale, offset = layer.scale.double().cpu(), layer.shift.double().cpu()
     largest = (scale.abs() * bounds.high + offset.abs()).max()
@@ -40,7 +42,8 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         offset = offset + factor * zero
         largest = largest + abs(factor) * (float(added.bounds.largest.max()) + abs(zero))
     if output:
-        unit, result = 1.0, Value.of_bytes(output)
+        unit, zero_point = 1.0, number(output.zero_point)
+        result = Value.of_bytes(number(output.scale), zero_point, output.levels)
         low, high = int(layer.low), int(layer.high)
     else:
         real = min(float(largest), max(abs(layer.low), abs(layer.high)))
@@ -48,7 +51,10 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         low, high = (nearest_integer(end / unit) for end in (layer.low, layer.high))
         most = math.ceil(real / unit) + 1
         low, high = max(low, -most), min(high, most)
-        result = Value(number(unit), number(0.0), Bounds.of(low, high))
+        precision = _precision_of_adder(layer, scale, added).rounded(unit)
+        precision = precision.rectified() if low >= 0 else precision
+        precision = precision.within(unit * (high - low))
+        result = Value(number(unit), number(0.0), Bounds.of(low, high), precision)
     if other:
         other = (other[0] / unit, *other[1:])
     middle = output.zero_point if output else 0
@@ -63,6 +69,16 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         kind, settings = "adder_conv", {**settings, **_adder_geometry(layer, node)}
     fitted.tensors["weight"] = weight if kind == "adder_conv" else weight.flatten(1)
     values.emit(node, kind, inputs, result, settings, fitted)
+
+
+def _precision_of_adder(
+    layer: QuantAdderConv2d | QuantAdderLinear, scale: Tensor, added: Value | None
+) -> Precision:
+    """Of distances of bytes times a scale, and what is added."""
+    taps = layer.weight[0].numel()
+    distances = Precision.of_range(layer.qparams.levels * math.sqrt(taps))
+    result = distances.scaled(usual_of(scale))
+    return Precision.of_sum([result, added.precision]) if added else result
 
 
 def _distance_bounds(layer: QuantAdderConv2d | QuantAdderLinear) -> Bounds:
@@ -104,14 +120,26 @@ def lower_product(values: LoweredValues, node: Node) -> None:
     base = values.wanted(node)
     if base is None:
         base = _base_for(_largest_result(layer, value.real), values.grid(node))
+    usual = value.precision.usual / float(value.scale.mean())
     fitted = fit_product(
         layer.weight.cpu(), None if layer.bias is None else layer.bias.cpu(),
         value.scale, value.zero, value.bounds,
-        base=base, groups=groups, pads_zeros=pads_zeros, terms=values.filter_terms,
+        usual=usual, base=base, groups=groups, pads_zeros=pads_zeros, terms=values.filter_terms,
     )  # fmt: skip
     unit = number(base * 2.0 ** -cast(int, fitted.settings["fraction"]))
-    result = Value(unit, number(0.0), fitted.bounds)
+    precision = _precision_of_product(layer, fitted, value.precision, float(unit))
+    result = Value(unit, number(0.0), fitted.bounds, precision)
     values.emit(node, kind, [values.slot(source)], result, settings, fitted)
+
+
+def _precision_of_product(
+    layer: nn.Conv2d | nn.Linear, fitted: Fitted, operand: Precision, unit: float
+) -> Precision:
+    """Each shift to the right rounds."""
+    rounds = (fitted.tensors["signs"] != 0) & (fitted.tensors["shifts"] < 0)
+    result = operand.scaled(usual_of(layer.weight.flatten(1).norm(dim=1)))
+    result = result.rounded(unit, float(rounds.sum()) / len(layer.weight))
+    return replace(result, kept=operand.kept + 1)
 
 
 def _largest_result(layer: nn.Conv2d | nn.Linear, largest: float) -> float:
@@ -151,13 +179,13 @@ def lower_norm(values: LoweredValues, node: Node) -> None:
     gain, mean, beta = statistics_of_norm(norm)
     offset = beta - mean * gain
     result = values.free(node, float((gain.abs() * value.real + offset.abs()).max()))
-    values.put_shaped(node, values.rescaled(node, source, result, gain, offset), result)
+    values.put_shaped(node, *values.rescaled(node, source, result, gain, offset))
 
 
 def lower_to_bytes(values: LoweredValues, node: Node) -> None:
     source, value = values.operand(node)
     scale, zero_point, levels = (cast(float, argument) for argument in node.args[1:])
-    result = Value(number(scale), number(zero_point), Bounds.of(0, int(levels)), True)
+    result = Value.of_bytes(number(scale), number(zero_point), int(levels))
     if value.is_bytes and value.scale.equal(result.scale) and value.zero.equal(result.zero):
         return values.pass_on(node)
-    values.put_shaped(node, values.rescaled(node, source, result), result)
+    values.put_shaped(node, *values.rescaled(node, source, result))

@@ -15,6 +15,7 @@ from adderize.integer.affine import affine_of
 from adderize.integer.fitting import Fitted, centre, fit_epilogue
 from adderize.integer.fixed_point import MOST_FRACTION_BITS, Bounds
 from adderize.integer.moves import indices, is_move, moved, strided_copy
+from adderize.integer.precision import Precision, usual_of
 from adderize.integer.program import Setting
 from adderize.integer.program_builder import ProgramBuilder, slot_of
 from adderize.integer.refusal import RefusedError
@@ -91,7 +92,12 @@ class LoweredValues:
         return place.slot
 
     def put(self, node: Node, place: Place, value: Value) -> None:
-        """A node's value lies there, and stands for this."""
+        """A node's value lies there, and stands for this.
+
+        Raises:
+            AdderizeError: rounding leaves too little of usual values.
+        """
+        value.precision.check()
         self.places[node], self.values[node] = place, value
 
     def put_shaped(self, node: Node, slot: int, value: Value) -> None:
@@ -194,7 +200,7 @@ class LoweredValues:
         them, where any do, else those of a scale are."""
         unit = unit_for(real, self.wanted(node) or scale, VALUE_BITS)
         most = math.ceil(real / unit) + 1
-        return Value(number(unit), number(0.0), Bounds.of(-most, most))
+        return Value(number(unit), number(0.0), Bounds.of(-most, most), Precision(real))
 
     def rescaled(
         self,
@@ -204,8 +210,9 @@ class LoweredValues:
         gain: Tensor | float = 1.0,
         offset: Tensor | float = 0.0,
         added: Node | None = None,
-    ) -> int:
-        """A slot with ``gain * source + offset + added`` in the integers of `result`.
+    ) -> tuple[int, Value]:
+        """A slot with ``gain * source + offset + added`` in the integers of `result`, which is
+        returned with its precision.
 
         It is named after `node`, and has the shape of `source`.
         """
@@ -231,7 +238,23 @@ class LoweredValues:
         slot = slot_of(source.meta["shape"], result.is_bytes)
         number = self.builder.emit("rescale", name_of(node), inputs, slot, settings, fitted.tensors)
         self.builder.note(self.terms, fitted.worst_error)
-        return number
+        precision = _precision_of_sum(values, scales, drops, result)
+        if result.is_bytes:  # their range tells what is usual
+            replace(precision, usual=result.precision.usual).check()
+            return number, result
+        return number, replace(result, precision=precision)
+
+
+def _precision_of_sum(
+    values: Sequence[Value], scales: Sequence[Tensor], drops: Sequence[int], result: Value
+) -> Precision:
+    """Of what an epilogue makes of operands that lose bits first."""
+    unit, parts = float(result.scale), list[Precision]()
+    for value, scale, drop in zip(values, scales, drops, strict=True):
+        gain = unit * usual_of(scale / value.scale)
+        lost = float(value.scale.mean()) * 2.0**drop if drop else 0.0
+        parts.append(value.precision.rounded(lost).scaled(gain))
+    return Precision.of_sum(parts).rounded(0.0 if result.is_bytes else unit)
 
 
 def _drops(values: Sequence[Value], scales: Sequence[Tensor], most: float) -> list[int]:

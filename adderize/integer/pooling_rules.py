@@ -29,7 +29,10 @@ def lower_mean(values: LoweredValues, node: Node) -> None:
     pad = nearest_integer(float(value.zero)) if any(window["padding"]) else 0
     settings, bounds = sum_pool_settings(value.bounds, window["kernel"], pad)
     count, unit = math.prod(window["kernel"]), 2.0 ** settings["drop"]
-    result = Value(value.scale * unit / count, value.zero / unit * count, bounds)
+    precision = value.precision.rounded(float(value.scale) * unit if unit > 1 else 0.0)
+    result = Value(
+        value.scale * unit / count, value.zero / unit * count, bounds, precision.averaged(count)
+    )
     shape = node.meta["shape"]
     given: dict[str, Setting] = {**window, **settings}
     image = shape if len(shape) == 4 else (*shape, 1, 1)

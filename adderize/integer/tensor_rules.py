@@ -13,6 +13,7 @@ from torch.fx import Node
 from adderize.integer.affine import affine_of
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
+from adderize.integer.precision import Precision
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer
 from adderize.quantize.calls import clamp_bounds, is_repetition, module_of
@@ -25,7 +26,7 @@ def lower_add(values: LoweredValues, node: Node) -> None:
     if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
         raise RefusedError("it adds tensors of two shapes, or to the image")
     result = values.free(node, a.real + b.real, float(a.scale))
-    values.put_shaped(node, values.rescaled(node, first, result, added=second), result)
+    values.put_shaped(node, *values.rescaled(node, first, result, added=second))
 
 
 def lower_affine(values: LoweredValues, node: Node) -> None:
@@ -41,13 +42,14 @@ def lower_affine(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it changes the sign of an image whose channels have several scales")
     ends = value.bounds.low.min() + value.bounds.high.max()
     mirrored = replace(value, zero=ends - value.zero)
-    slot = values.rescaled(node, source, mirrored, gain=-1.0)
+    slot, mirrored = values.rescaled(node, source, mirrored, gain=-1.0)
     values.put_shaped(node, slot, _affine(mirrored, size, affine.offset))
 
 
 def _affine(value: Value, gain: float, offset: float) -> Value:
     scale = gain * value.scale
-    return replace(value, scale=scale, zero=value.zero - offset / scale)
+    precision = value.precision.scaled(gain)
+    return replace(value, scale=scale, zero=value.zero - offset / scale, precision=precision)
 
 
 def lower_move(values: LoweredValues, node: Node) -> None:
@@ -80,7 +82,10 @@ def lower_clamp(values: LoweredValues, node: Node) -> None:
     # As torch has it, all values are the upper end where that lies below the lower one.
     low, high = (min(max(int(end), low), high) for end in (value.bounds.low, value.bounds.high))
     is_bytes = value.is_bytes and low >= 0 and high <= 255
-    result = replace(value, bounds=Bounds.of(low, high), is_bytes=is_bytes)
+    cuts = int(value.bounds.low) < zero and (low >= zero or high <= zero)
+    precision = value.precision.rectified() if cuts else value.precision
+    precision = precision.within(scale * (high - low))
+    result = replace(value, bounds=Bounds.of(low, high), precision=precision, is_bytes=is_bytes)
     values.emit(node, "clamp", [values.slot(source)], result, {"low": low, "high": high})
 
 
@@ -125,7 +130,8 @@ def lower_join(values: LoweredValues, node: Node) -> None:
     first = parts[0]
     if any((value.scale, value.zero) != (first.scale, first.zero) for value in parts):
         first = values.free(node, max(value.real for value in parts), float(first.scale))
-        slots, parts = [values.rescaled(node, tensor, first) for tensor in tensors], [first]
+        joined = [values.rescaled(node, tensor, first) for tensor in tensors]
+        slots, parts = [slot for slot, _ in joined], [part for _, part in joined]
     else:
         slots = [values.slot(tensor) for tensor in tensors]
         if any(value.is_bytes != first.is_bytes for value in parts):
@@ -135,5 +141,6 @@ def lower_join(values: LoweredValues, node: Node) -> None:
         torch.stack([value.bounds.high for value in parts]).max(),
     )
     is_bytes = all(value.is_bytes for value in parts)
-    result = replace(first, bounds=bounds, is_bytes=is_bytes)
+    precision = Precision.of_sum([part.precision for part in parts]).scaled(len(parts) ** -0.5)
+    result = replace(first, bounds=bounds, precision=precision, is_bytes=is_bytes)
     values.emit(node, "concat", slots, result, {"dim": dim - 1})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from adderize.integer.fixed_point import LIMIT, Bounds, dropped
-from adderize.quantize.qparams import QParams
+from adderize.integer.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,20 @@ class Value:
     Attributes:
         scale, zero: float64, one value, or (C,) for the image.
         bounds: of q.
+        precision: how much of its usual values they keep.
         is_bytes: uint8, else int32.
     """
 
     scale: Tensor
     zero: Tensor
     bounds: Bounds
+    precision: Precision
     is_bytes: bool = False
 
     @classmethod
-    def of_bytes(cls, qparams: QParams) -> Value:
-        return cls(
-            number(qparams.scale), number(qparams.zero_point), Bounds.of(0, qparams.levels), True
-        )
+    def of_bytes(cls, scale: Tensor, zero: Tensor, levels: int) -> Value:
+        precision = Precision.of_range(float(scale.mean()) * levels)
+        return cls(scale, zero, Bounds.of(0, levels), precision, True)
 
     @property
     def real(self) -> float:
@@ -43,7 +44,7 @@ class Value:
         if not drop:
             return self
         unit, bounds = 2.0**drop, Bounds(*(dropped(end, drop).long() for end in self.bounds))
-        return Value(self.scale * unit, self.zero / unit, bounds)
+        return replace(self, scale=self.scale * unit, zero=self.zero / unit, bounds=bounds)
 
 
 def number(value: float) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor
 
 from adderize import AdderizeError
 from adderize.integer.fitting import Fitted, fit_epilogue, fit_product
@@ -172,7 +174,7 @@ def test_inputs_and_weights_share_no_bits(inputs: int) -> None:
     unit = torch.tensor(0.7 / 3000, dtype=torch.float64)
     fitted = fit_product(
         weight, None, unit, torch.zeros(1, dtype=torch.float64), Bounds.of(-(2**22), 2**22),
-        base=1.0, groups=1, pads_zeros=False, terms=3,
+        usual=1000.0, base=1.0, groups=1, pads_zeros=False, terms=3,
     )  # fmt: skip
     found = fitted.tensors["bias"].double() + torch.zeros(50, 10).double()
     for shift, sign in zip(fitted.tensors["shifts"], fitted.tensors["signs"], strict=True):
@@ -185,6 +187,42 @@ def test_inputs_and_weights_share_no_bits(inputs: int) -> None:
     assert float((found - expected).square().mean().sqrt() / expected.std()) < 0.03
 
 
+def _signed(x: Tensor) -> Tensor:
+    return x
+
+
+def _sparse(x: Tensor) -> Tensor:
+    return (x - 0.5).relu()
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.abs()
+
+
+@pytest.mark.parametrize("size", [3, 30, 300, 100000])
+@pytest.mark.parametrize("form", [_signed, torch.relu, _sparse, _positive])
+def test_the_bias_never_makes_rounding_worse(form: Callable[[Tensor], Tensor], size: int) -> None:
+    """Filters of one sign, whose shifts to the right lose most: the mean error with and without."""
+    generator = torch.Generator().manual_seed(size)
+    weight = torch.rand(4, 100, generator=generator).double()
+    x = (form(torch.randn(500, 100, generator=generator)) * size).round().long()
+    zero = torch.zeros(1, dtype=torch.float64)
+    fitted = fit_product(
+        weight, None, torch.tensor(1.0).double(), zero,
+        Bounds.of(-(2**28) if form is _signed else 0, 2**28),
+        usual=float(x.double().std()), base=2.0**24, groups=1, pads_zeros=False, terms=3,
+    )  # fmt: skip
+    shifts, signs = (fitted.tensors[name].long() for name in ("shifts", "signs"))
+    assert bool((shifts < 0).any())
+    sums = torch.zeros(500, 4, dtype=torch.float64)
+    for shift, sign in zip(shifts, signs, strict=True):
+        sums += ((x[:, None] << 24 >> 24 - shift) * sign).sum(2)
+    exact = x.double() @ (signs * 2.0 ** shifts.double()).sum(0).T
+    without = (sums - exact).mean(0).abs()
+    error = (sums + fitted.tensors["bias"] - exact).mean(0).abs()
+    assert bool((error <= without + 1).all())
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_no_input_takes_a_product_beyond_its_bounds(seed: int) -> None:
     """The inputs at the ends that lead each output, and each partial sum, the furthest."""
@@ -194,7 +232,7 @@ def test_no_input_takes_a_product_beyond_its_bounds(seed: int) -> None:
     zero = torch.tensor([float(low)], dtype=torch.float64)
     fitted = fit_product(
         weight, torch.randn(5, generator=generator), torch.tensor(1.0).double() / high, zero,
-        Bounds.of(low, high), base=2.0**-10, groups=1, pads_zeros=False, terms=3,
+        Bounds.of(low, high), usual=high / 1000, base=2.0**-10, groups=1, pads_zeros=False, terms=3,
     )  # fmt: skip
     terms = list(zip(*(fitted.tensors[n].long() for n in ("shifts", "signs")), strict=True))
     ends = torch.tensor([low, high])[:, None, None]

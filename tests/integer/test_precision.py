@@ -1,0 +1,94 @@
+"""Estimates of what rounding takes of usual values, against the networks' results."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adderize import AdderConv2d, AdderizeError
+from adderize.integer import IntegerNetwork, to_integer
+from adderize.integer.precision import Precision, usual_of
+from adderize.layers.shift_add import rounded_to_powers
+from adderize.quantize import quantize
+
+MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
+TERMS = 4
+
+
+def chain(kept: int, channels: int, *, bytes_after: int = 0) -> tuple[Tensor, nn.Module, Tensor]:
+    """Raw images, a quantized network with so many kept convolutions behind an adder, and a kept
+    classifier, and its logits; an adder may come between."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
+    for index in range(kept + 1):
+        adds = index in (0, bytes_after)
+        kind = AdderConv2d if adds else nn.Conv2d
+        layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+        layers.append(kind(channels, channels, 3, padding=1, bias=False))
+    layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(channels, 10))
+    raw = torch.randint(0, 256, (16, 3, 4, 4), dtype=torch.uint8)
+    raw = raw.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    with torch.no_grad():
+        for _ in range(40):
+            network(images)
+        quantized = quantize(network.eval(), images)
+        rounded = copy.deepcopy(quantized)
+        for layer in rounded.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight.copy_(rounded_to_powers(layer.weight, TERMS))
+        return raw, quantized, rounded(images)
+
+
+def integers_of(quantized: nn.Module) -> IntegerNetwork:
+    return to_integer(
+        quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=TERMS, filter_terms=TERMS
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "channels", "bytes_after"), [(1, 16, 0), (2, 16, 0), (4, 8, 0), (6, 8, 3)]
+)
+def test_few_kept_layers_in_a_row_keep_their_digits(
+    kept: int, channels: int, bytes_after: int
+) -> None:
+    raw, quantized, expected = chain(kept, channels, bytes_after=bytes_after)
+    logits = integers_of(quantized).logits(raw)
+    deviation = (expected - expected.mean(0)).std()
+    assert float((logits - expected).std() / deviation) < 0.15
+
+
+@pytest.mark.parametrize(("kept", "channels", "most"), [(4, 16, 5), (5, 8, 6), (9, 8, 6)])
+def test_kept_layers_in_a_row_that_leave_too_little_are_named(
+    kept: int, channels: int, most: int
+) -> None:
+    """The classifier is one of them; their numbers in the network begin at 6."""
+    _, quantized, _ = chain(kept, channels)
+    found = rf"\d+: behind {most} kept .* in a row usual values are about 0\.\d+ units"
+    with pytest.raises(AdderizeError, match=found):
+        integers_of(quantized)
+
+
+def test_behind_relus_and_means_deviations_are_those_of_samples() -> None:
+    samples, noise = torch.randn(2, 2**16, generator=torch.Generator().manual_seed(0)).double()
+    errors = torch.where(samples > 0, noise, 0.0)
+    found = Precision(3.0, 0.1).rectified()
+    assert found.usual == pytest.approx(3 * float(samples.relu().std()), rel=0.02)
+    assert found.error == pytest.approx(0.1 * float(errors.square().mean().sqrt()), rel=0.02)
+    rounded = (samples * 20 - (samples * 20).round()).view(-1, 16)
+    found = Precision(1.0).rounded(1.0).averaged(16)
+    assert found.error == pytest.approx(float(rounded.mean(1).std()), rel=0.05)
+    assert found.usual == 1 / 2
+    assert Precision(2.0, 0.1, 3).within(1.0) == Precision(0.5, 0.025, 3)
+    assert Precision(2.0, 0.1).within(0.0) == Precision(0.0)
+
+
+def test_channels_that_say_nothing_do_not_decide_what_is_usual() -> None:
+    assert usual_of(torch.tensor([1.0, -2.0, 3.0, 316.0])) == pytest.approx((78 / 4) ** 0.5)
+    assert usual_of(torch.tensor([1e-9, 0.0, 0.0, 2.0])) == 2.0
+    assert usual_of(torch.zeros(3)) == 0.0
