@@ -209,6 +209,30 @@ def test_depthwise_and_small_groups(channels: int, per_group: int) -> None:
             _check(Case(input, weight, stride, padding, dilation, groups), gradient)
 
 
+@pytest.mark.parametrize(
+    ("groups", "channels", "filters"),
+    [
+        (42, 3, 3),
+        (30, 5, 5),
+        (13, 6, 4),
+        (21, 7, 5),
+        (40, 2, 3),
+        (30, 1, 4),
+        (30, 4, 1),
+        (3, 70, 2),
+    ],
+)
+@pytest.mark.parametrize("gradient", ["full", "sign"])
+def test_groups_of_a_few_channels(groups: int, channels: int, filters: int, gradient: str) -> None:
+    """More than a task's, whose vectors begin and end inside of groups."""
+    torch.manual_seed(groups)
+    input, weight = (
+        torch.randn(2, groups * channels, 6, 7),
+        torch.randn(groups * filters, channels, 2, 3),
+    )
+    _check(Case(input, weight, (1, 2), (0, 1), (2, 1), groups), gradient)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [2, 16, 40])
 def test_full_filter_gradient_of_depthwise_layers(

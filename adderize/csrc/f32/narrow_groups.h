@@ -12,6 +12,7 @@ namespace adderize { namespace {
 constexpr int64_t chunk_lanes = 4 * V;           // of a task
 constexpr int widest_strip = few_tiles ? 2 : 8;  // positions
 constexpr int64_t flush_strip_every = 192;
+constexpr int64_t band_floats = 2 * window_floats;  // rows that two bands see are copied twice
 
 struct NarrowPlan {
   LaneLayer layer;
@@ -82,6 +83,34 @@ constexpr auto distance_strips =
 template <Clip kind>
 constexpr auto clip_strips = table<ClipStrip, widest_strip>([](auto q) -> ClipStrip { return clip_strip<kind, q.value + 1>; });
 
+// What a vector of lanes sees of a position: lane i its partner k at from + at[i] + k.
+struct Sources {
+  int64_t from, span;  // span: floats of all partners
+  ivec at;
+};
+
+Sources sources_of(const LaneLayer &p, const Span &lanes) {
+  const auto first_partner = [&](int64_t lane) { return lane / p.per * p.partners; };
+  Sources s = {};
+  s.from = first_partner(lanes.first);
+  for (int64_t i = 0; i < lanes.count(); ++i) s.at[i] = int32_t(first_partner(lanes.first + i) - s.from);
+  s.span = first_partner(lanes.last - 1) - s.from + p.partners;
+  return s;
+}
+
+// out[partner][lane], reading no float past the last lane's.
+ADDERIZE_INLINE void copy_sources(const Sources &s, const float *position, int64_t partners, int64_t width, float *out) {
+  const float *from = position + s.from;
+  if (pick_is_quick && s.span <= 2 * V) {
+    const vec low = load(from, min(s.span, V)), high = s.span > V ? load(from + V, s.span - V) : low;
+    ivec at = s.at;
+    for (int64_t k = 0; k < partners; ++k, at += 1) store(out + k * width, pick(low, high, at));
+  } else {
+    for (int64_t k = 0; k < partners; ++k)
+      for (int64_t i = 0; i < V; ++i) out[k * width + i] = from[s.at[i] + k];
+  }
+}
+
 // Lanes of an image: out[position][partner][lane].
 void copy_lanes(const LaneLayer &p, const float *image, const Window &window, const Span &lanes, float *out) {
   const int64_t h = p.source_rows, w = p.source_columns, count = lanes.count(), width = round_up(count, V);
@@ -89,16 +118,18 @@ void copy_lanes(const LaneLayer &p, const float *image, const Window &window, co
     copy_window({image + lanes.first, h, w, count, p.channels}, window, out);
     return;
   }
-  int64_t from[chunk_lanes];
-  for (int64_t i = 0; i < count; ++i) from[i] = (lanes.first + i) / p.per * p.partners;
+  Sources sources[chunk_lanes / V];
+  for (int64_t lane = 0; lane < width; lane += V)
+    sources[lane / V] = sources_of(p, {lanes.first + lane, min(lanes.first + lane + V, lanes.last)});
   for (int64_t i = 0; i < window.rows; ++i)
     for (int64_t j = 0; j < window.columns; ++j, out += p.partners * width) {
       const int64_t y = window.row + i, x = window.column + j;
-      memset(out, 0, size_t(p.partners * width) * sizeof(float));
-      if (y < 0 || y >= h || x < 0 || x >= w) continue;
+      if (y < 0 || y >= h || x < 0 || x >= w) {
+        memset(out, 0, size_t(p.partners * width) * sizeof(float));
+        continue;
+      }
       const float *position = image + (y * w + x) * p.channels;
-      for (int64_t k = 0; k < p.partners; ++k)
-        for (int64_t l = 0; l < count; ++l) out[k * width + l] = position[from[l] + k];
+      for (int64_t lane = 0; lane < width; lane += V) copy_sources(sources[lane / V], position, p.partners, width, out + lane);
     }
 }
 
@@ -204,7 +235,7 @@ void run_narrow(const LaneLayer &layer, int threads) {
     return round_up(window.rows * window.columns * layer.partners * min(chunk_lanes, p.padded), 16);
   };
   const int64_t wanted = ceil_div(wanted_tasks, s.n * p.chunks.count);
-  p.bands = bands_of(layer.rows, window_floats / 2, min(wanted, ceil_div(layer.rows, 4)), floats);
+  p.bands = bands_of(layer.rows, band_floats, min(wanted, ceil_div(layer.rows, 4)), floats);
   p.buffer_floats = floats(p.bands.size);
   allocate([&](Arena &arena) {
     arena.take(p.packed, layer.terms() * p.padded);

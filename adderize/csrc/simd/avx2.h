@@ -11,9 +11,13 @@ constexpr int V = 8;
 
 namespace adderize { namespace {
 
-constexpr bool has_spare_multipliers = true, clip_is_one_instruction = false;
+constexpr bool has_spare_multipliers = true, clip_is_one_instruction = false, pick_is_quick = true;
 constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 6, most_blocks = 1, sign_registers = 6;
 
+ADDERIZE_INLINE vec load(const float *p, int64_t count) {
+  if (count == V) return load(p);
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+}
 ADDERIZE_INLINE vec maximum(vec a, vec b) { return _mm256_max_ps(a, b); }
 ADDERIZE_INLINE vec minimum(vec a, vec b) { return _mm256_min_ps(a, b); }
 ADDERIZE_INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }

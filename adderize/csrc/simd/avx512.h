@@ -11,7 +11,7 @@ constexpr int V = 16;
 
 namespace adderize { namespace {
 
-constexpr bool has_spare_multipliers = true, clip_is_one_instruction = true;
+constexpr bool has_spare_multipliers = true, clip_is_one_instruction = true, pick_is_quick = true;
 // Positions of the largest tiles that fit the registers: sums of 1 and of 2 vectors, clips, distances of bytes; filter
 // elements whose signs are summed.
 constexpr int sum_registers[2] = {16, 13}, clip_registers = 14, byte_registers = 12, most_blocks = 2, sign_registers = 8;

@@ -9,9 +9,15 @@ constexpr int V = 4;
 
 namespace adderize { namespace {
 
-constexpr bool has_spare_multipliers = false, clip_is_one_instruction = false;
+constexpr bool has_spare_multipliers = false, clip_is_one_instruction = false, pick_is_quick = false;
 constexpr int sum_registers[2] = {12, 5}, clip_registers = 6, byte_registers = 2, most_blocks = 1, sign_registers = 4;
 
+ADDERIZE_INLINE vec load(const float *p, int64_t count) {
+  if (count == V) return load(p);
+  vec v = {};
+  memcpy(&v, p, size_t(count) * sizeof(float));
+  return v;
+}
 ADDERIZE_INLINE vec maximum(vec a, vec b) { return a > b ? a : b; }
 ADDERIZE_INLINE vec minimum(vec a, vec b) { return a < b ? a : b; }
 ADDERIZE_INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }

@@ -85,22 +85,23 @@ struct Accumulators {
   }
 };
 
+// Lane i takes lane at[i] of a, or lane at[i] - V of b.
+ADDERIZE_INLINE vec pick(vec a, vec b, ivec at) {
 #if defined(__GNUC__) && !defined(__clang__)
-// Lane i takes lane from(i) of a, or lane from(i) - V of b.
-template <class From>
-ADDERIZE_INLINE vec shuffle(vec a, vec b, From from) {
-  ivec lanes;
-  for (int i = 0; i < V; ++i) lanes[i] = from(i);
-  return __builtin_shuffle(a, b, lanes);
-}
+  return __builtin_shuffle(a, b, at);
 #else
+  vec out;
+  for (int i = 0; i < V; ++i) out[i] = at[i] < V ? a[at[i]] : b[at[i] - V];
+  return out;
+#endif
+}
+// The same where at[i] = from(i), which the compiler knows.
 template <class From>
 ADDERIZE_INLINE vec shuffle(vec a, vec b, From from) {
-  vec out;
-  for (int i = 0; i < V; ++i) out[i] = from(i) < V ? a[from(i)] : b[from(i) - V];
-  return out;
+  ivec at;
+  for (int i = 0; i < V; ++i) at[i] = from(i);
+  return pick(a, b, at);
 }
-#endif
 
 template <int S>
 ADDERIZE_INLINE vec fold(vec a, vec b) {

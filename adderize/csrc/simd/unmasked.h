@@ -5,12 +5,6 @@
 
 namespace adderize { namespace {
 
-ADDERIZE_INLINE vec load(const float *p, int64_t count) {
-  if (count == V) return load(p);
-  vec v = {};
-  memcpy(&v, p, size_t(count) * sizeof(float));
-  return v;
-}
 ADDERIZE_INLINE void store(float *p, vec v, int64_t count) {
   if (count == V)
     store(p, v);
