@@ -187,6 +187,7 @@ def test_an_interrupted_export_leaves_no_file_beside_weights_of_another(
 def test_missing_onnxscript_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.delitem(sys.modules, "adderize.export.onnx_translations", raising=False)
+    monkeypatch.delattr("adderize.export.onnx_translations", raising=False)
     with pytest.raises(AdderizeError, match=r"adderize\[onnx\]"):
         translation_table()
 
