@@ -21,9 +21,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason="FSDP2 of torch 2.6 needs a GPU")
 def test_norms_are_rounded_as_in_unsharded_networks(tmp_path: Path) -> None:
     models = [_trained(tmp_path / strategy, strategy) for strategy in ("fsdp", "ddp")]
-    # The two add up gradients in other orders, which makes 2e-4 of some filters on some processors.
     for name, tensor in models[0].state_dict().items():
-        torch.testing.assert_close(tensor, models[1].state_dict()[name], rtol=2e-3, atol=1e-3)
+        torch.testing.assert_close(tensor, models[1].state_dict()[name], rtol=1e-4, atol=1e-5)
     norm = models[0].get_submodule("4")
     scales = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     powers = scales.abs().log2()
@@ -31,7 +30,17 @@ def test_norms_are_rounded_as_in_unsharded_networks(tmp_path: Path) -> None:
 
 
 def _trained(folder: Path, strategy: str) -> torch.nn.Module:
-    more = ("--shift-norm-terms", "1", "--shift-norm-after", "0.5", "--strategy", strategy)
+    # Long steps make much of the last digits, in which the two differ.
+    more = (
+        "--shift-norm-terms",
+        "1",
+        "--shift-norm-after",
+        "0.5",
+        "--strategy",
+        strategy,
+        "--lr",
+        "0.01",
+    )
     machine = ("--devices", "2", "--accelerator", "cpu")
     command = [sys.executable, "-m", "recipes.cifar", *arguments(folder, *more, *machine)]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
