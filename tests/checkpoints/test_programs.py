@@ -130,6 +130,8 @@ def test_wrong_programs_are_refused(
         ("conv1.pad", lambda p: p.repeat(2), r"pad has shape \(2,\)"),
         ("fc2.weight", lambda w: w[:, 1:].contiguous(), r"weight has shape \(84, 119\)"),
         ("fc2.shifts", lambda s: torch.full_like(s, 20), "which 32 bits do not hold"),
+        ("fc3.shifts", lambda s: torch.full_like(s, 31), "which 32 bits do not hold"),
+        ("fc3.shifts", lambda s: s - 60, r"shifts lie outside -?\d+\.\.31"),
     ],
 )  # fmt: skip
 def test_wrong_tensors_are_refused(

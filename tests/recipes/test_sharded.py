@@ -31,17 +31,8 @@ def test_norms_are_rounded_as_in_unsharded_networks(tmp_path: Path) -> None:
 
 def _trained(folder: Path, strategy: str) -> torch.nn.Module:
     # Long steps make much of the last digits, in which the two differ.
-    more = (
-        "--shift-norm-terms",
-        "1",
-        "--shift-norm-after",
-        "0.5",
-        "--strategy",
-        strategy,
-        "--lr",
-        "0.01",
-    )
-    machine = ("--devices", "2", "--accelerator", "cpu")
+    more = ("--shift-norm-terms", "1", "--shift-norm-after", "0.5", "--lr", "0.01")
+    machine = ("--devices", "2", "--accelerator", "cpu", "--strategy", strategy)
     command = [sys.executable, "-m", "recipes.cifar", *arguments(folder, *more, *machine)]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
