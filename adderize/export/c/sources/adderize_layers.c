@@ -12,16 +12,18 @@ static int32_t rounded(int32_t value, uint8_t bits) {
   return (value + ((INT32_C(1) << bits) >> 1)) >> bits;
 }
 
-/* A value times the factor at *terms, which moves on to the next one. Negative numbers are shifted
- * to the left as uint32_t, for C99 does not define it otherwise. */
-static uint32_t scaled(int32_t value, const uint8_t **terms) {
+/* A value times the factor at *terms, which moves on to the next one; `down`, a constant, says that
+ * its shifts are to the right, rounding down. Negative numbers are shifted to the left as uint32_t,
+ * for C99 does not define it otherwise. */
+static inline uint32_t sum_of_terms(int32_t value, const uint8_t **terms, int down) {
   const uint8_t *term = *terms;
   uint32_t sum = 0;
   uint8_t code;
   do {
     uint32_t shifted;
     code = *term++;
-    shifted = (uint32_t)value << (code & ADDERIZE_SHIFT);
+    shifted = down ? (uint32_t)(value >> (code & ADDERIZE_SHIFT))
+                   : (uint32_t)value << (code & ADDERIZE_SHIFT);
     if (code & ADDERIZE_NEGATIVE)
       sum -= shifted;
     else
@@ -31,22 +33,12 @@ static uint32_t scaled(int32_t value, const uint8_t **terms) {
   return sum;
 }
 
-/* The same with shifts to the right, rounding down. */
+static uint32_t scaled(int32_t value, const uint8_t **terms) {
+  return sum_of_terms(value, terms, 0);
+}
+
 static uint32_t scaled_down(int32_t value, const uint8_t **terms) {
-  const uint8_t *term = *terms;
-  uint32_t sum = 0;
-  uint8_t code;
-  do {
-    uint32_t shifted;
-    code = *term++;
-    shifted = (uint32_t)(value >> (code & ADDERIZE_SHIFT));
-    if (code & ADDERIZE_NEGATIVE)
-      sum -= shifted;
-    else
-      sum += shifted;
-  } while (!(code & ADDERIZE_LAST));
-  *terms = term;
-  return sum;
+  return sum_of_terms(value, terms, 1);
 }
 
 /* Values of an image, read or written one behind the other. */
