@@ -229,12 +229,23 @@ def _computes_sizes(node: Any) -> bool:
 
 def _origins(value: Any) -> set[str]:
     """What a single number is computed from, constants aside: sizes, values of tensors."""
-    kind, result = value.node().kind(), value.type()
-    if kind in ("aten::size", "prim::Constant"):
-        return {"size"} if kind == "aten::size" else set()
-    if kind == "prim::Param" or (isinstance(result, torch.TensorType) and result.sizes() != []):
-        return {"tensor"}
-    return set().union(*map(_origins, value.node().inputs()))
+    found: set[str] = set()
+    waiting, seen = [value], set[str]()
+    while waiting:
+        value = waiting.pop()
+        if value.debugName() in seen:
+            continue
+        seen.add(value.debugName())
+        kind, result = value.node().kind(), value.type()
+        if kind == "aten::size":
+            found.add("size")
+        elif kind == "prim::Param" or (
+            isinstance(result, torch.TensorType) and result.sizes() != []
+        ):
+            found.add("tensor")
+        elif kind != "prim::Constant":
+            waiting += value.node().inputs()
+    return found
 
 
 def _numbers(values: Sequence[Any]) -> Numbers:

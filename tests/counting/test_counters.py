@@ -227,3 +227,16 @@ def test_complex_arithmetic_is_listed(counter: Counter) -> None:
 def test_layers_that_give_a_single_number(counter: Counter) -> None:
     (layer,) = count(Function(torch.mean), (4, 5), counter=counter).layers
     assert layer.before == Operations(1, 20)
+
+
+class _Squares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        number = x.sum()
+        for _ in range(60):
+            number = number * number
+        return x + number
+
+
+def test_numbers_that_are_used_twice_are_followed_once() -> None:
+    """60 products of a single number, whose origins double with each one."""
+    assert count(_Squares(), (1, 3), counter="fvcore").before.multiplications == 60
