@@ -1,7 +1,8 @@
-"""Files that belong together, replaced as one."""
+"""Files that are replaced whole or not at all, one by one or several that belong together."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,20 @@ from pathlib import Path
 from adderize.errors import writing
 
 UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """A place beside a file for a new one, which takes its place once it is written.
+
+    Until then the old one stays as it is, whatever ends the process.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A process that is killed while it replaces files leaves no mixture of old and new ones."""
+"""Whatever ends a process while it replaces files, there is no mixture of old and new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adderize import AdderizeError, whole_files
-from adderize.whole_files import replaced_files
+from adderize.whole_files import replaced_file, replaced_files
 
 
 class Killed(BaseException):
@@ -78,3 +78,15 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert files_of(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == len(before)
+
+
+def test_a_single_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for text in ("old", "new"):
+        with replaced_file(file) as unfinished:
+            unfinished.write_text(text)
+            assert not file.exists() or file.read_text() == "old"
+    with pytest.raises(KeyError), replaced_file(file) as unfinished:
+        unfinished.write_text("ne")
+        raise KeyError
+    assert files_of(tmp_path) == {"file": "new"}

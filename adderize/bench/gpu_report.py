@@ -7,7 +7,6 @@ time that was given none starts.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from adderize.bench.worker import Worker
 from adderize.errors import AdderizeError, writing
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
+from adderize.whole_files import replaced_file
 
 PRECISIONS = ("fp32", "bf16")
 # What a part takes at least and at most: with less time left it does not start, after more it is
@@ -284,10 +284,5 @@ def _add(report: dict[str, Any], part: Part, run: _Run, limit: float) -> None:
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with writing(file):
-            unfinished.write_text(json_text(report) + "\n")
-            unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with writing(file), replaced_file(file) as unfinished:
+        unfinished.write_text(json_text(report) + "\n")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adderize.errors import AdderizeError, first_line
+from adderize.whole_files import replaced_file
 
 
 class StateFile:
@@ -58,9 +59,8 @@ class StateFile:
         if self.path is None:
             return
         self.done[name] = entry
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        torch.save({"run": self.run, "done": self.done}, unfinished)
-        unfinished.replace(self.path)
+        with replaced_file(self.path) as unfinished:
+            torch.save({"run": self.run, "done": self.done}, unfinished)
 
 
 def fingerprint(content: Any) -> str:

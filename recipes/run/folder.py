@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from adderize.errors import AdderizeError, first_line, writing
+from adderize.whole_files import replaced_file
 from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
@@ -146,7 +147,5 @@ def _advice(folder: Path) -> str:
 
 
 def write_json(path: Path, values: object) -> None:
-    """Written whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n")
-    unfinished.replace(path)
+    with replaced_file(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from adderize.whole_files import replaced_file
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the checkpoint and then renames.
@@ -18,6 +20,5 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        unfinished = Path(f"{path}.tmp")
-        super().save_checkpoint(checkpoint, unfinished, storage_options)
-        unfinished.replace(path)
+        with replaced_file(Path(path)) as unfinished:
+            super().save_checkpoint(checkpoint, unfinished, storage_options)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from adderize.ops.triton.tiles import Tile
+from adderize.whole_files import replaced_file
 
 
 class Machine(NamedTuple):
@@ -118,17 +119,9 @@ def _tile(layer: str, sizes: Any) -> Tile:
 
 
 def _replace(file: Path, machine: Machine, tiles: Mapping[str, Tile]) -> None:
-    """Written whole or not at all."""
     content = {**machine._asdict(), "tiles": dict(sorted(tiles.items()))}
-    text = json.dumps(content, indent=1) + "\n"
-    descriptor, name = tempfile.mkstemp(".tmp", file.stem, file.parent)
-    unfinished = Path(name)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_file(file) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _warn(text: str) -> None:
