@@ -14,13 +14,13 @@ from adderize.errors import AdderizeError
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import shifts_of_network
 from adderize.layers import BinaryConv2d
-from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.record import quantization_of
 from adderize.surgery.engine import ADDER
 
 # By it an older card of this package is told from one that somebody wrote.
 MARK = "<!-- written by adderize.save_model; remove this line to keep your changes -->"
-_ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
+_ADDERS = (*ADDER.classes, QuantAdder)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
 from adderize.layers import Converted, ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPool2d, ShiftAddMean
 from adderize.layers.shift_add import Shifts
-from adderize.quantize import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.surgery import adderize, plan
 from adderize.surgery.engine import ADDER
 
-ADDERS = (*ADDER.classes, QuantAdderConv2d, QuantAdderLinear)
+ADDERS = (*ADDER.classes, QuantAdder)
 SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)
 _BINARY_OPERATOR = "adderize::binary_conv2d"
 _ADDER_OPERATORS = {

@@ -16,7 +16,7 @@ from adderize.errors import AdderizeError
 from adderize.evaluation import evaluation
 from adderize.integer import IntegerNetwork
 from adderize.layers import Converted
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.fake_layers import check_no_fakes
 from adderize.whole_files import replaced_files
 
@@ -122,7 +122,7 @@ def _check(model: nn.Module) -> None:
         "and export that",
     )
     for name, layer in model.named_modules():
-        if isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)):
+        if isinstance(layer, QuantAdder):
             raise AdderizeError(
                 f"{name or 'the model'} is an 8-bit layer, which has no ONNX form: export the "
                 "float network that it was made of"

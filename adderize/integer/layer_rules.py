@@ -21,7 +21,7 @@ from adderize.integer.value import Value, nearest_integer, number
 from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder, QuantAdderConv2d
 from adderize.quantize.calls import is_foldable, module_of
 
 
@@ -71,9 +71,7 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
     values.emit(node, kind, inputs, result, settings, fitted)
 
 
-def _precision_of_adder(
-    layer: QuantAdderConv2d | QuantAdderLinear, scale: Tensor, added: Value | None
-) -> Precision:
+def _precision_of_adder(layer: QuantAdder, scale: Tensor, added: Value | None) -> Precision:
     """Of distances of bytes times a scale, and what is added."""
     taps = layer.weight[0].numel()
     distances = Precision.of_range(layer.qparams.levels * math.sqrt(taps))
@@ -81,7 +79,7 @@ def _precision_of_adder(
     return Precision.of_sum([result, added.precision]) if added else result
 
 
-def _distance_bounds(layer: QuantAdderConv2d | QuantAdderLinear) -> Bounds:
+def _distance_bounds(layer: QuantAdder) -> Bounds:
     """The smallest and the largest distance of each filter, whatever bytes it meets."""
     weight = layer.weight.cpu().flatten(1).long()
     farthest = torch.maximum(weight, layer.qparams.levels - weight).sum(1)

@@ -26,7 +26,7 @@ from adderize.integer.tensor_rules import (
 )
 from adderize.integer.value import Value
 from adderize.ops.bytes import max_pool2d_bytes
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.calls import clamp_bounds, module_of, name_of, operation
 from adderize.quantize.memory_formats import in_format_of
 from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
@@ -107,7 +107,7 @@ class Lowering(LoweredValues):
 
 def _rule(node: Node) -> Rule | None:
     module = module_of(node)
-    if isinstance(module, (QuantAdderConv2d, QuantAdderLinear)):
+    if isinstance(module, QuantAdder):
         return lower_adder
     if type(module) in (nn.Conv2d, nn.Linear) or type(module).__name__ == "Conv2dSame":
         return lower_product

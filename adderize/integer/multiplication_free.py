@@ -17,7 +17,7 @@ from adderize.integer.refusal import RefusedError
 from adderize.integer.shift_rules import Terms, function_form, module_form
 from adderize.layers.settings import settings_of
 from adderize.layers.shift_add import Shifts
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.calls import carriers, module_of, name_of, operation
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.start import check_float32
@@ -157,7 +157,7 @@ def _check(model: nn.Module) -> None:
             f"{training[0] or 'the model'} is in training mode, where norms use each batch's "
             "statistics: call model.eval() first"
         )
-    if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
+    if any(isinstance(layer, QuantAdder) for layer in model.modules()):
         raise AdderizeError("the model is quantized: pass the float model")
     record = shifts_of_network(model)
     if record is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class Epilogue:
     filter_bits: int | None = None
 
 
-class _QuantAdder(nn.Module):
-    """The filters and the epilogue that both kinds of layer have."""
+class QuantAdder(nn.Module):
+    """An adder layer on bytes: the filters and the epilogue that both kinds have."""
 
     packed: Tensor
     scale: Tensor
@@ -64,11 +65,8 @@ class _QuantAdder(nn.Module):
         self.register_buffer("packed", pack(filters.weight, groups))
         self.register_buffer("scale", (epilogue.gain * (-qparams.scale / output.scale)).float())
         self.register_buffer("shift", shift.float())
-        self.qparams, self.output_qparams, self.residual_qparams = (
-            qparams,
-            epilogue.output,
-            residual,
-        )
+        self.qparams, self.residual_qparams = qparams, residual
+        self.output_qparams = epilogue.output
         self.clamped = float(filters.clamped)
         # Where nothing is padded, a zero point may lie outside the bytes, and nobody reads it.
         self.zero_point = min(max(qparams.zero_point, 0), qparams.levels)
@@ -115,6 +113,22 @@ class _QuantAdder(nn.Module):
     def _bytes(self, input: Tensor) -> Tensor:
         return input if input.dtype == torch.uint8 else self.qparams.to_bytes(input)
 
+    def _computed(
+        self,
+        q: Tensor,
+        residual: Tensor | None,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+    ) -> Tensor:
+        """(N, Cin, H, W), uint8 -> (N, Cout, OH, OW), epilogue included."""
+        output: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
+            q, self.packed, self.weight_shape, self.scale, self.shift, residual,
+            self.residual_scale, self.zero_point, stride, padding, dilation, self.groups,
+            self.low, self.high, self.output_qparams is None,
+        )  # fmt: skip
+        return output
+
     def _qparams(self) -> str:
         texts = [f"zero_point={self.qparams.zero_point}, step={self.qparams.scale:.3g}"]
         if self.residual_qparams:
@@ -123,7 +137,7 @@ class _QuantAdder(nn.Module):
         return ", ".join(texts)
 
 
-class QuantAdderConv2d(_QuantAdder):
+class QuantAdderConv2d(QuantAdder):
     """An :class:`AdderConv2d` in integers, with what follows it.
 
     Input and filters are bytes of one scale and zero point, ``x = s * (q - zero_point)``; their
@@ -161,23 +175,8 @@ class QuantAdderConv2d(_QuantAdder):
         if input.dim() == 3:
             batch = None if residual is None else residual.unsqueeze(0)
             return self.forward(input.unsqueeze(0), batch).squeeze(0)
-        output: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
-            self._padded(self._bytes(input)),
-            self.packed,
-            self.weight_shape,
-            self.scale,
-            self.shift,
-            residual,
-            self.residual_scale,
-            self.zero_point,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.low,
-            self.high,
-            self.output_qparams is None,
-        )
+        q = self._padded(self._bytes(input))
+        output = self._computed(q, residual, self.stride, self.padding, self.dilation)
         # Bytes stay as the kernels give them, floats are laid out as those of the float layer.
         if torch.uint8 in (input.dtype, output.dtype) or self.gives_channels_last:
             return output
@@ -201,7 +200,7 @@ class QuantAdderConv2d(_QuantAdder):
         return f"{text}, groups={self.groups}, {self._qparams()}"
 
 
-class QuantAdderLinear(_QuantAdder):
+class QuantAdderLinear(QuantAdder):
     """An :class:`AdderLinear` in integers, with what follows it; see :class:`QuantAdderConv2d`.
 
     Shape:
@@ -220,32 +219,14 @@ class QuantAdderLinear(_QuantAdder):
         rows = self._bytes(input).reshape(-1, self.in_features, 1, 1)
         if residual is not None:
             residual = residual.reshape(-1, self.out_features, 1, 1)
-        output: Tensor = torch.ops.adderize.adder_conv2d_u8_packed(
-            rows,
-            self.packed,
-            self.weight_shape,
-            self.scale,
-            self.shift,
-            residual,
-            self.residual_scale,
-            self.zero_point,
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            1,
-            self.low,
-            self.high,
-            self.output_qparams is None,
-        )
+        output = self._computed(rows, residual)
         return output.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self._qparams()}"
 
 
-def quantized_layer(
-    layer: Adder, qparams: QParams, epilogue: Epilogue
-) -> QuantAdderConv2d | QuantAdderLinear:
+def quantized_layer(layer: Adder, qparams: QParams, epilogue: Epilogue) -> QuantAdder:
     """An adder layer on bytes; its own norm is the epilogue's business."""
     kind = QuantAdderLinear if isinstance(layer, AdderLinear) else QuantAdderConv2d
     return kind(layer, qparams, epilogue).eval()  # type: ignore[arg-type]

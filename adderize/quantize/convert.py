@@ -14,12 +14,7 @@ from adderize.dataflow.symbolic import is_query
 from adderize.layers import Adder
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.ops.bytes import max_pool2d_bytes
-from adderize.quantize.byte_layers import (
-    Epilogue,
-    QuantAdderConv2d,
-    QuantAdderLinear,
-    quantized_layer,
-)
+from adderize.quantize.byte_layers import Epilogue, QuantAdder, quantized_layer
 from adderize.quantize.byte_tensors import ByteTensors
 from adderize.quantize.calls import clamp_bounds, free_name, is_max_pool, module_of
 from adderize.quantize.fake_layers import FAKE_ADDERS
@@ -36,7 +31,7 @@ def convert_layer(
     input: QParams,
     residual: QParams | None = None,
     output: QParams | None = None,
-) -> QuantAdderConv2d | QuantAdderLinear:
+) -> QuantAdder:
     """A fusion as a layer on bytes, from the parameters of the tensors around it."""
     gain, offset = norm_affine(fusion.layer, fusion.norms, rounding_variance(fusion.layer, input))
     epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output, fusion.filter_bits)

@@ -130,14 +130,19 @@ FAKE_ADDERS = {
 
 
 def fake_quantized(
-    layer: Adder, grid: FakeQuantize, filter_bits: int, *, rounds_input: bool
+    layer: Adder, grid: FakeQuantize, filter_bits: int | None, *, rounds_input: bool
 ) -> Any:
-    """The layer's training form; it holds the layer's very parameters, norm and settings."""
+    """The layer's training form; it holds the layer's very parameters, norm and settings.
+
+    Args:
+        filter_bits: None for those of the grid, which are the most.
+    """
     fake: Any = copy.copy(layer)
     fake.__class__ = FAKE_ADDERS[type(layer)]
     # Each form has a grid of its own; the parameters stay those of the layer.
     fake._modules = {**layer._modules, "grid": grid}
-    fake.filter_bits, fake.rounds_input = filter_bits, rounds_input
+    bits = grid.qparams.bits
+    fake.filter_bits, fake.rounds_input = min(filter_bits or bits, bits), rounds_input
     return fake
 
 

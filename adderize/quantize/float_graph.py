@@ -98,9 +98,15 @@ def settle(traced: fx.GraphModule) -> None:
 def _leave_out_identities(traced: fx.GraphModule, keep: type[nn.Module] | tuple[()] = ()) -> None:
     for node in traced.graph.nodes:
         if _is_identity(node) and not isinstance(module_of(node), keep):
-            node.args[0].meta.update({k: v for k, v in node.meta.items() if k == "qparams"})
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+            _take_out(node, node.args[0])
+
+
+def _take_out(node: Node, source: Node) -> None:
+    """Let what reads a node read what it reads, which is rounded as it was."""
+    if "qparams" in node.meta:
+        source.meta["qparams"] = node.meta["qparams"]
+    node.replace_all_uses_with(source)
+    node.graph.erase_node(node)
 
 
 @contextlib.contextmanager
@@ -245,9 +251,7 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         once = len(source.users) == 1 and calls.count(convolution) == 1
         if type(convolution) is nn.Conv2d and once and is_plain(convolution):
             traced.set_submodule(str(source.target), _folded(convolution, norm))
-            source.meta.update({k: v for k, v in node.meta.items() if k == "qparams"})
-            node.replace_all_uses_with(source)
-            traced.graph.erase_node(node)
+            _take_out(node, source)
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams
 from adderize.tables import Report, Table, bullets, csv_text, layer_text, lines_text
@@ -106,7 +106,7 @@ def layer_report(
     expected: Mapping[Fusion, Tensor],
 ) -> LayerReport:
     """A line on one layer, from what it gives and what the float network gave there, if called."""
-    assert isinstance(layer, (QuantAdderConv2d, QuantAdderLinear))
+    assert isinstance(layer, QuantAdder)
     qparams, output = layer.qparams, layer.output_qparams
     return LayerReport(
         name,

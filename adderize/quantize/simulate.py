@@ -62,8 +62,7 @@ def _replace_adders(
         if key not in forms:
             first = fusion.name not in forms.values()
             forms[key] = fusion.name if first else free_name(fusion.name, taken)
-            bits = min(filter_bits or grid.qparams.bits, grid.qparams.bits)
-            form = fake_quantized(fusion.layer, grid, bits, rounds_input=False)
+            form = fake_quantized(fusion.layer, grid, filter_bits, rounds_input=False)
             traced.add_submodule(forms[key], form)
             taken.add(forms[key])
         fusion.call.target = forms[key]

@@ -17,7 +17,7 @@ from adderize.errors import AdderizeError
 from adderize.layers import Adder
 from adderize.layers.settings import settings_of
 from adderize.progress import steps
-from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
+from adderize.quantize.byte_layers import QuantAdder
 from adderize.quantize.calls import why_float
 from adderize.quantize.fake_layers import check_no_fakes
 from adderize.quantize.float_tracer import hook_owner
@@ -129,7 +129,7 @@ def observed(
 def _check(model: nn.Module, ranges: Ranges) -> None:
     ranges.check()
     check_model(model)
-    if any(isinstance(layer, (QuantAdderConv2d, QuantAdderLinear)) for layer in model.modules()):
+    if any(isinstance(layer, QuantAdder) for layer in model.modules()):
         raise AdderizeError("the model is quantized already: quantize the float model")
     check_no_fakes(model, "prepare the float model, once")
     if not _adders(model):

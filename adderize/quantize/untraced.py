@@ -78,8 +78,7 @@ class UntracedNetwork:
         made: dict[nn.Module, nn.Module] = {}
         for fusion in self.fusions:
             grid = FakeQuantize(qparams[fusion.name])
-            bits = min(filter_bits or 8, grid.qparams.bits)
-            made[fusion.layer] = fake_quantized(fusion.layer, grid, bits, rounds_input=True)
+            made[fusion.layer] = fake_quantized(fusion.layer, grid, filter_bits, rounds_input=True)
         self._replace(made)
         return self.model
 
