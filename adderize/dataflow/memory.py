@@ -100,20 +100,15 @@ class Memory:
 def _different_parts(a: fx.Node, b: fx.Node) -> bool:
     if not a.target is b.target is operator.getitem or a.args[0] is not b.args[0]:
         return False
-    left, right = a.args[1], b.args[1]
-    source = a.args[0]
+    source, left, right = a.args[0], a.args[1], b.args[1]
     if isinstance(source, fx.Node) and function_name(source.target) in _PARTS:
         return isinstance(left, int) and isinstance(right, int) and left != right
     pairs = zip(*(i if isinstance(i, tuple) else (i,) for i in (left, right)), strict=False)
     for i, j in pairs:
         if i is Ellipsis or j is Ellipsis or i is None or j is None:
             return False
-        bounds = _bounds(i), _bounds(j)
-        if (
-            bounds[0]
-            and bounds[1]
-            and (bounds[0][1] <= bounds[1][0] or bounds[1][1] <= bounds[0][0])
-        ):
+        one, other = _bounds(i), _bounds(j)
+        if one and other and (one[1] <= other[0] or other[1] <= one[0]):
             return True
     return False
 

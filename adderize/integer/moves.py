@@ -12,13 +12,10 @@ from torch.fx.node import map_arg
 
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
+from adderize.quantize.byte_tensors import MOVES
 from adderize.quantize.calls import is_repetition, module_of, operation
 
-_MOVES = frozenset({
-    "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
-    "reshape", "split", "squeeze", "transpose", "unsqueeze", "view",
-    "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
-})  # fmt: skip
+_MOVES = MOVES | {"view"}
 
 
 def is_move(node: Node) -> bool:

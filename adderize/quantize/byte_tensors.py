@@ -20,8 +20,8 @@ from adderize.quantize.calls import (
 )
 from adderize.quantize.fuse import Fusion
 
-# They move values without computing any, so they do with bytes what they do with floats.
-_MOVING = frozenset({
+# They move values without computing any, so they do with integers what they do with floats.
+MOVES = frozenset({
     "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
     "reshape", "split", "squeeze", "transpose", "unsqueeze",
     "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
@@ -134,7 +134,7 @@ class ByteTensors:
         if name == "getitem" and not _gives_tensor(node):
             return []
         first = node.args[0] if node.args else None
-        moves = name in _MOVING or is_max_pool(node) or is_repetition(node)
+        moves = name in MOVES or is_max_pool(node) or is_repetition(node)
         return [first] if moves and isinstance(first, Node) and first in self._values else []
 
     def _root(self, node: Node) -> Node:

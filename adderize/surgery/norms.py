@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from adderize.dataflow import NORMS, Flow, Node, is_leaf
-from adderize.layers import AdderLinear, Converted
-from adderize.layers.binary import BinaryConv2d
+from adderize.layers import AdderLinear, BinaryConv2d, Converted
 
 _PASSING_MODULES = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
@@ -54,14 +53,14 @@ def _find_norms(
     flow: Flow, layer: nn.Module, side: str, passes: Callable[[Node], bool]
 ) -> list[nn.Module]:
     found: list[Node] = []
-    seen: set[int] = set()
+    seen: set[Node] = set()
     stack = list(flow.calls(layer))
     while stack:
         neighbours: list[Node] = getattr(stack.pop(), side)
         for node in neighbours:
-            if id(node) in seen:
+            if node in seen:
                 continue
-            seen.add(id(node))
+            seen.add(node)
             if node.module is not None and is_trainable_norm(node.module):
                 found.append(node)
             elif passes(node):

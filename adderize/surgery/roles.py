@@ -56,18 +56,18 @@ def find_roles(model: nn.Module, flows: Sequence[Flow], layers: Sequence[nn.Modu
 
 def _layers_at(side: str, end: str, flow: Flow, layers: Iterable[nn.Module]) -> set[nn.Module]:
     """Layers all of whose paths to one side lead to an end, without another layer between."""
-    open_ended: dict[int, bool] = {}
+    open_ended: dict[Node, bool] = {}
     order = flow.nodes if side == "sources" else reversed(flow.nodes)
     for node in order:
         neighbours: list[Node] = getattr(node, side)
-        open_ended[id(node)] = node.name == end or (
+        open_ended[node] = node.name == end or (
             bool(neighbours)
-            and all(open_ended[id(other)] and not is_layer(other) for other in neighbours)
+            and all(open_ended[other] and not is_layer(other) for other in neighbours)
         )
     return {
         layer
         for layer in layers
-        if flow.calls(layer) and all(open_ended[id(call)] for call in flow.calls(layer))
+        if flow.calls(layer) and all(open_ended[call] for call in flow.calls(layer))
     }
 
 
@@ -81,22 +81,19 @@ def is_layer(node: Node) -> bool:
 
 
 def _gates(flow: Flow) -> set[nn.Module]:
-    pooled: set[int] = set()
-    gating: dict[int, bool] = {}
+    pooled: set[Node] = set()
+    gating: dict[Node, bool] = {}
     for node in flow.nodes:
-        if _is_global_pool(node) or (
-            node.sources and all(id(source) in pooled for source in node.sources)
-        ):
-            pooled.add(id(node))
+        if _is_global_pool(node) or (node.sources and pooled.issuperset(node.sources)):
+            pooled.add(node)
     for node in reversed(flow.nodes):
-        gating[id(node)] = any(
-            gating[id(user)] if id(user) in pooled else user.name in MULTIPLICATIONS
-            for user in node.users
+        gating[node] = any(
+            gating[user] if user in pooled else user.name in MULTIPLICATIONS for user in node.users
         )
     return {
         node.module
         for node in flow.nodes
-        if node.module is not None and id(node) in pooled and gating[id(node)] and is_layer(node)
+        if node.module is not None and node in pooled and gating[node] and is_layer(node)
     }
 
 
