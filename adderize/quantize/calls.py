@@ -14,6 +14,7 @@ from adderize.dataflow.nodes import function_name
 from adderize.dataflow.symbolic import is_query
 from adderize.layers import Adder
 from adderize.quantize.fake_layers import FAKE_ADDERS
+from adderize.surgery.checks import replaced_method
 
 NEAREST = ("nearest", "nearest-exact")
 _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -70,8 +71,8 @@ def is_foldable(norm: nn.Module | None) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of a module does what its class does: no hooks, no methods of its own."""
-    own = any(name in vars(module) for name in ("forward", "_conv_forward"))
-    return not (own or module._forward_hooks or module._forward_pre_hooks)
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not hooked and replaced_method(module) is None
 
 
 def carriers(graph: fx.Graph) -> set[Node]:
