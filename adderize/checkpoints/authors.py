@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from adderize.arguments import check_module
+from adderize.arguments import check_module, own_path
 from adderize.checkpoints.files import read_file
 from adderize.checkpoints.state_dicts import StateDict, load_weights, own_part
 from adderize.errors import AdderizeError, listed
@@ -38,7 +38,7 @@ def load_authors_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
             reverse, keys or shapes that do not fit.
     """
     check_module(model)
-    path = Path(path)
+    path = own_path(path)
     state = authors_part(read_file(path).state, model, path)
     filters = {key.removesuffix(_FILTERS) for key in state if key.endswith(_FILTERS)}
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -46,9 +46,9 @@ def write_files(
         raise AdderizeError(f"cannot write to {folder}: {error}") from error
 
 
-def card_text(model: nn.Module, folder: str | Path, card: ModelCard | None) -> str | None:
+def card_text(model: nn.Module, folder: Path, card: ModelCard | None) -> str | None:
     """The text of the card; None where somebody's own stays."""
-    present = Path(folder) / CARD
+    present = folder / CARD
     try:
         if card is None and present.is_file() and MARK not in present.read_text():
             return None

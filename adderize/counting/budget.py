@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adderize.arguments import own_path
 from adderize.counting.costs import CostTable
 from adderize.counting.plot import plot
 from adderize.counting.quantities import cycles, joule, quantity
@@ -163,7 +164,7 @@ class OpBudget(Report):
             AdderizeError: matplotlib is not installed, or it cannot write such a file.
         """
         total = Layer(self.model, "", "", (), self.before, self.after)
-        plot(total, self.layers, Path(path))
+        plot(total, self.layers, own_path(path))
 
     def _measure(self) -> str:
         return f"input {shape_text(self.input_size)}, operations for one example"

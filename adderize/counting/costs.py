@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adderize.arguments import own_path
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations
 
@@ -123,7 +124,7 @@ def _resolve(
 
 
 def _read(path: str | Path, known: dict[str, CostTable]) -> CostTable:
-    path = Path(path)
+    path = own_path(path)
     if not path.is_file():
         raise AdderizeError(f"no cost table {path}; expected {', '.join(known)} or a JSON file")
     try:

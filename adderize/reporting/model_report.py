@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adderize.arguments import own_path
 from adderize.errors import writing
 from adderize.reporting.contents import Contents
 from adderize.reporting.page import page
@@ -30,4 +31,4 @@ class ModelReport(Contents):
         """
         text = self.to_html()
         with writing(path):
-            Path(path).write_text(text, encoding="utf-8")
+            own_path(path).write_text(text, encoding="utf-8")

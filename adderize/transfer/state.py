@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adderize.arguments import own_path
 from adderize.errors import AdderizeError, first_line
 from adderize.whole_files import replaced_file
 
@@ -27,7 +28,7 @@ class StateFile:
     """
 
     def __init__(self, path: str | Path | None, run: Mapping[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else own_path(path)
         self.run = dict(run)
         self.done: dict[str, dict[str, Any]] = {}
         if self.path is None:
