@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adderize.arguments import own_path
 from adderize.checkpoints.manifest import MANIFEST, WEIGHTS
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, one_line
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
@@ -34,8 +34,7 @@ def local_folder(source: str | Path) -> Path:
     do not say which layers they belong to.
 
     Raises:
-        AdderizeError: no such repository or revision, one without a saved model, no network, no
-            huggingface_hub.
+        AdderizeError: no such repository or revision, one without a saved model, no network.
     """
     if not is_on_hub(source):
         path = own_path(source)
@@ -62,12 +61,8 @@ def _parts(source: str | Path) -> tuple[str, str | None]:
 
 
 def _downloaded(repository: str, revision: str | None, source: str) -> Path:
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError as error:
-        raise AdderizeError(
-            f"{source} needs huggingface_hub: install it with pip install huggingface_hub"
-        ) from error
+    from huggingface_hub import errors, snapshot_download
+
     try:
         files = [MANIFEST, WEIGHTS]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
@@ -92,5 +87,4 @@ def _downloaded(repository: str, revision: str | None, source: str) -> Path:
             "connect this machine, or copy the folder here and name it"
         ) from error
     except Exception as error:
-        words = " ".join((str(error) or type(error).__name__).split())
-        raise AdderizeError(f"{source} cannot be downloaded: {words}") from error
+        raise AdderizeError(f"{source} cannot be downloaded: {one_line(error)}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -148,9 +147,3 @@ def test_no_way_to_the_hub(error: Exception, message: str, monkeypatch: pytest.M
     with pytest.raises(AdderizeError, match=message):
         load_model(model, "hf://me/lenet")
     assert type(model.conv1) is nn.Conv2d
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(AdderizeError, match="needs huggingface_hub: install it with"):
-        load_model(lenet5_bn(), "hf://me/lenet")
