@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from adderize import count, recalibrate, save_model
+from adderize.bench.process_memory import peak_of_process
 from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
 from adderize.errors import listed
@@ -123,10 +123,8 @@ def _callbacks(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
 
 def _peak_memory(device: torch.device) -> float:
     """MB (of 10^6 bytes): the process's resident set, or what was allocated on the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    is_cuda = device.type == "cuda"
+    return (torch.cuda.max_memory_allocated(device) if is_cuda else peak_of_process()) / 1e6
 
 
 def _budget(network: nn.Module, data: ImageData) -> OpBudget:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from adderize.bench import gpu, processor_limits
 from adderize.bench.gpu_limits import limits
 from adderize.bench.layers import TRAINING_PASSES
 from adderize.bench.networks import TASKS, TWINS, noise, twin
+from adderize.bench.process_memory import peak_of_process
 from adderize.bench.timing import side_by_side
 from adderize.evaluation import evaluation
 from adderize.layers import Adder
@@ -129,19 +127,9 @@ def _run_alone(
     # What the architecture and a first step import and load is no memory of the network.
     blank(arch)
     TASKS[task](name, twin(name, _SMALL, device), noise(_SMALL_INPUT, 1, device))()
-    idle = _peak_of_process() if device == "cpu" else 0
+    idle = peak_of_process() if device == "cpu" else 0
     call = TASKS[task](name, twin(name, arch, device), noise(input_size, batch, device))
     for _ in range(2):
         call()
-    peak = _peak_of_process() if device == "cpu" else torch.cuda.max_memory_allocated(device)
+    peak = peak_of_process() if device == "cpu" else torch.cuda.max_memory_allocated(device)
     return (peak - idle) / gpu.MEGABYTE
-
-
-def _peak_of_process() -> int:
-    """Bytes of memory that this process held at most."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
