@@ -23,6 +23,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 
 
+def classed_line(error: BaseException) -> str:
+    """The class of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def listed(names: Sequence[str], separator: str = ", ") -> str:
     """Up to five names, and how many more there are."""
     shown = separator.join(names[:5])

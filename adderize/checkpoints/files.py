@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adderize.checkpoints.state_dicts import is_extra_state
-from adderize.errors import AdderizeError, listed
+from adderize.errors import AdderizeError, classed_line, listed
 
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # the class that torch.load refuses to make
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "net")
@@ -99,8 +99,9 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path} {what}; expected a state dict: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise AdderizeError(f"{path} is not a PyTorch checkpoint ({reason})") from error
+        raise AdderizeError(
+            f"{path} is not a PyTorch checkpoint ({classed_line(error)})"
+        ) from error
     if not isinstance(content, dict):
         raise AdderizeError(f"{path} holds a {type(content).__name__}; expected a state dict")
     return content

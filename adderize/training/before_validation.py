@@ -18,8 +18,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.errors import AdderizeError
-from adderize.training.recalibration import estimate_statistics, first_line, model_of_input
+from adderize.errors import AdderizeError, classed_line
+from adderize.training.recalibration import estimate_statistics, model_of_input
 from adderize.training.rerun import without_a_trace
 from adderize.training.search import modules_of
 
@@ -141,7 +141,7 @@ class RecalibrationBeforeValidation:
         except Exception as error:
             raise MisconfigurationException(
                 f"recalibrate_before_validation cannot run {name} on a batch in eval mode "
-                f"and without gradients: {first_line(error)}. {_ASK}"
+                f"and without gradients: {classed_line(error)}. {_ASK}"
             ) from error
 
     def _estimate(self, pl_module: pl.LightningModule, batches: list[tuple[Any, int]]) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from adderize.arguments import check_module
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, classed_line
 from adderize.evaluation import evaluation
 from adderize.progress import steps
 
@@ -161,13 +161,9 @@ def model_of_input(
         if isinstance(inputs, Tensor) and not isinstance(error, TypeError):
             raise
         raise AdderizeError(
-            f"{name} cannot be called with {_described(inputs)} from a batch: {first_line(error)}. "
-            f"If its input is another, {ask}"
+            f"{name} cannot be called with {_described(inputs)} from a batch: "
+            f"{classed_line(error)}. If its input is another, {ask}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _inputs(model: nn.Module) -> list[str]:
