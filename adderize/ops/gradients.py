@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from adderize.errors import AdderizeError
+from adderize.arguments import check_choice
 
 
 class Signs(NamedTuple):
@@ -29,6 +29,4 @@ GRADIENTS = tuple(SIGNS)
 
 def check_gradient(gradient: object) -> None:
     """Raise AdderizeError for what is not the name of a mode."""
-    if gradient not in GRADIENTS:
-        names = ", ".join(map(repr, GRADIENTS))
-        raise AdderizeError(f"gradient is {gradient!r}; expected one of {names}")
+    check_choice("gradient", gradient, GRADIENTS)

@@ -99,9 +99,13 @@ def _saturation(report: Contents) -> str | None:
     return charts.shares(outside, SATURATED, title, whole=True) if outside else None
 
 
-def _error_chart(report: Contents) -> str | None:
+def _errors(report: Contents) -> dict[str, float]:
     rows = () if report.quantization is None else report.quantization.layers
-    errors = {row.layer: row.error for row in rows if row.error is not None}
+    return {row.layer: row.error for row in rows if row.error is not None}
+
+
+def _error_chart(report: Contents) -> str | None:
+    errors = _errors(report)
     return charts.shares(errors, LARGE_ERROR, "Error in 8 bits") if errors else None
 
 
@@ -151,10 +155,10 @@ def facts(report: Contents) -> list[Fact]:
                 inspection.gradient_advice or "",
             )
         )
-    errors = [] if report.quantization is None else _errors(report)
-    if errors:
-        bits = report.quantization.bits if report.quantization else 8
-        found.append(Fact(f"error in {bits} bits", f"{max(errors):.2%}", _WORST))
+    errors = _errors(report).values()
+    if report.quantization is not None and errors:
+        title = f"error in {report.quantization.bits} bits"
+        found.append(Fact(title, f"{max(errors):.2%}", _WORST))
     return found
 
 
@@ -166,11 +170,6 @@ def _layers(inspection: Inspection) -> Fact:
     others = f"{kinds.total() - adders - binary} kept"
     return Fact("layers", f"{adders} adders, {binary} binary, {others}" if binary else
                 f"{adders} adders, {others}")  # fmt: skip
-
-
-def _errors(report: Contents) -> list[float]:
-    rows = () if report.quantization is None else report.quantization.layers
-    return [row.error for row in rows if row.error is not None]
 
 
 def _change(what: str, before: float, after: float) -> Fact:

@@ -118,13 +118,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser, default: str) -> None:
-    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     parser.add_argument(
         "--config",
         default=default,
         metavar="NAME|FILE",
         help="preset: options from a YAML file, below those of the command line: "
-        f"{names} (in recipes/configs), or a path "
+        f"{_presets()} (in recipes/configs), or a path "
         f"(default: {default})",
     )
 
@@ -145,9 +144,8 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
     try:
         options = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
         raise AdderizeError(
-            f"cannot read --config {config}: {error}; expected {names}, or a YAML file"
+            f"cannot read --config {config}: {error}; expected {_presets()}, or a YAML file"
         ) from error
     known = {action.dest for action in parser._actions} - {"config"}
     if not isinstance(options, dict) or not options.keys() <= known:
@@ -156,6 +154,10 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
             f"{path} has unknown options: {unknown}; see --help for those there are"
         )
     return [*(token for item in options.items() for token in _tokens(*item)), *argv]
+
+
+def _presets() -> str:
+    return ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 
 
 def _tokens(key: str, value: object) -> list[str]:

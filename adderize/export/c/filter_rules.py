@@ -24,12 +24,12 @@ class FilterRules(Placing):
     """Rules for layers with filters, and the windows that they look through."""
 
     def _adder_conv(self, instruction: Instruction) -> None:
-        settings, slot = instruction.settings, instruction.inputs[0]
+        slot = instruction.inputs[0]
         weight = instruction.tensors["weight"].numpy()
-        groups = cast(int, settings["groups"])
+        groups = cast(int, instruction.settings["groups"])
         image, shape, around = self._padded(instruction)
         output = self._output(instruction)
-        windows = self._windows(instruction, shape, weight.shape[2:], settings, around)
+        windows = self._windows(instruction, shape, weight.shape[2:], around)
         taps = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
         in_place = weight.shape[2:] == (1, 1) and not any(around)
         self._adder(
@@ -109,7 +109,7 @@ class FilterRules(Placing):
         return view, rows, plain(features)
 
     def _shift_conv(self, instruction: Instruction) -> None:
-        settings, slot = instruction.settings, instruction.inputs[0]
+        slot = instruction.inputs[0]
         weight = instruction.tensors["shifts"][0].numpy()
         image, shape, around = self._padded(instruction)
         output = self._output(instruction)
@@ -121,13 +121,13 @@ class FilterRules(Placing):
                 f"{size(self._shape(instruction.output))}, {_kernel(weight)}",
                 image,
                 output,
-                windows=self._windows(instruction, shape, weight.shape[2:], settings, around),
+                windows=self._windows(instruction, shape, weight.shape[2:], around),
                 structure="product",
                 channels=len(weight),
                 fields=self._product(
                     instruction,
                     image,
-                    _groups(weight, cast(int, settings["groups"])),
+                    _groups(weight, cast(int, instruction.settings["groups"])),
                     lambda terms: np.moveaxis(terms, 2, -1),
                     any(around),
                 ),
@@ -203,7 +203,6 @@ class FilterRules(Placing):
         instruction: Instruction,
         shape: Sequence[int],
         kernel: Sequence[int],
-        settings: Any,
         around: Sequence[int],
     ) -> Fields:
         output = self._shape(instruction.output)
@@ -213,6 +212,7 @@ class FilterRules(Placing):
                 f"{MOST_PIXELS}"
             )
         channels, rows, columns = shape
+        settings = cast(Any, instruction.settings)
         stride, dilation = settings["stride"], settings.get("dilation", (1, 1))
         line = columns * channels
         return {

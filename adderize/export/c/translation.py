@@ -62,9 +62,7 @@ class Translation(FilterRules, MovementRules):
         shape = self._shape(slot)
         image = self._ordered(slot, channels_last(shape), instruction.layer)
         kernel, (rows, columns) = cast(Any, (settings["kernel"], settings["padding"]))
-        windows = self._windows(
-            instruction, shape, kernel, settings, (columns, columns, rows, rows)
-        )
+        windows = self._windows(instruction, shape, kernel, (columns, columns, rows, rows))
         output = self._output(instruction)
         text = f"{size(shape)} -> {size(self._shape(instruction.output))}"
         return image, output, windows, f"{text}, windows {kernel[0]} x {kernel[1]}"
