@@ -14,6 +14,7 @@ import torch
 from recipes import ablation, mnist
 from recipes.ablation import Cell, Trial
 from recipes.image_classifier import ImageClassifier
+from tests.recipes.runs import exit_code
 
 CELLS = [("full", "alr"), ("full", "ilr"), ("sign", "alr"), ("sign", "ilr")]
 
@@ -158,10 +159,7 @@ def test_wrong_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = arguments(mnist_folder, tmp_path / "ablation", *more)
-    try:
-        assert ablation.main(command) == code
-    except SystemExit as exit:
-        assert exit.code == code
+    assert exit_code(ablation.main, command) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -14,7 +14,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, BinaryConv2d, load_model
 from adderize.data import load_cifar
@@ -22,8 +21,8 @@ from adderize.integer import multiplication_free
 from adderize.models.by_name import build
 from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
-from recipes.run import trainer
 from tests.recipes.networks import BATCH_NORMS, GROUP_NORMS, arguments
+from tests.recipes.runs import exit_code, killed
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds_per_epoch", "images_per_second", "peak_memory_mb")
@@ -65,14 +64,6 @@ def test_the_pattern_of_the_fake_images_is_learned(tmp_path: Path) -> None:
     assert metrics["test.top1"] > 60
 
 
-class _Killed(Callback):
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.current_epoch == 2 and batch_idx == 1:
-            raise KeyError("killed")
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -82,14 +73,12 @@ class _Killed(Callback):
     ],
 )
 def test_resuming_gives_what_the_uninterrupted_run_gives(
-    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...], tmp_path: Path
 ) -> None:
     more = ("--epochs", "4", *more)
     whole = cifar.train(arguments(tmp_path / "whole", *more))
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
-        with pytest.raises(KeyError, match="killed"):
-            cifar.train(arguments(tmp_path / "parts", *more))
+    with killed(2):
+        cifar.train(arguments(tmp_path / "parts", *more))
     parts = cifar.train(["--resume", str(tmp_path / "parts")])
     _same_runs(tmp_path / "whole", whole, tmp_path / "parts", parts)
 
@@ -209,10 +198,7 @@ def test_wrong_presets(
 ) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text(text)
-    try:
-        assert cifar.main(["--config", str(preset)]) == code
-    except SystemExit as exit:
-        assert exit.code == code
+    assert exit_code(cifar.main, ["--config", str(preset)]) == code
     assert message in capsys.readouterr().err
 
 

@@ -27,7 +27,8 @@ from recipes.image_classifier import ImageClassifier, MeanLoss, TopK
 from recipes.run import trainer
 from recipes.run.monitors import StopOnBrokenLoss
 from tests.recipes.networks import BATCH_NORMS, arguments
-from tests.recipes.test_cifar import TIMES, _Killed
+from tests.recipes.runs import killed
+from tests.recipes.test_cifar import TIMES
 
 
 @pytest.fixture
@@ -80,14 +81,12 @@ def test_compiled_trainings_give_what_others_give(
 
 
 def test_a_compiled_training_on_the_device_resumes_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _without_inductor: list[dict[str, Any]]
+    tmp_path: Path, _without_inductor: list[dict[str, Any]]
 ) -> None:
     more = ("--epochs", "3", "--compile", "reduce-overhead", "--data-on-device")
     whole = cifar.train(arguments(tmp_path / "whole", *more))
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
-        with pytest.raises(KeyError, match="killed"):
-            cifar.train(arguments(tmp_path / "parts", *more))
+    with killed(2):
+        cifar.train(arguments(tmp_path / "parts", *more))
     parts = cifar.train(["--resume", str(tmp_path / "parts")])
     assert _history(parts) == _history(whole)
     expected, found = _filters(tmp_path / "whole"), _filters(tmp_path / "parts")

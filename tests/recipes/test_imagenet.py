@@ -11,7 +11,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from lightning.pytorch import Callback
 from PIL import Image
 
 from adderize import AdderizeError, load_model
@@ -20,7 +19,7 @@ from adderize.data.normalisation import IMAGENET
 from adderize.models.by_name import build
 from recipes import imagenet
 from recipes.batches import ImageFiles
-from recipes.run import trainer
+from tests.recipes.runs import killed
 
 ARCH = "tests.recipes.networks:batch_norms"
 
@@ -58,22 +57,10 @@ def test_what_a_run_leaves_scores_what_it_says(tmp_path: Path) -> None:
     assert (saved["nesterov"], saved["weight_decay"]) == (True, 1e-4)
 
 
-class _Killed(Callback):
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.current_epoch == 1 and batch_idx == 1:
-            raise KeyError("killed")
-
-
-def test_resuming_gives_what_the_uninterrupted_run_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_gives_what_the_uninterrupted_run_gives(tmp_path: Path) -> None:
     imagenet.train(arguments(tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
-        with pytest.raises(KeyError, match="killed"):
-            imagenet.train(arguments(tmp_path / "parts"))
+    with killed(1):
+        imagenet.train(arguments(tmp_path / "parts"))
     imagenet.train(["--resume", str(tmp_path / "parts"), "--workers", "1"])
     expected, found = (
         load_model(build(ARCH), tmp_path / name / "model").state_dict()

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from adderize import AdderConv2d, AdderLinear, load_model
 from adderize.errors import AdderizeError
 from adderize.models import lenet5_bn
 from recipes import mnist
 from recipes.image_classifier import ImageClassifier
-from recipes.run import trainer
+from tests.recipes.runs import exit_code, killed
 
 ADDERS = {
     "adder": ["conv1", "conv2", "fc1", "fc2", "fc3"],
@@ -123,28 +122,16 @@ def test_recalibration_uses_training_images(mnist_folder: Path, tmp_path: Path) 
     torch.testing.assert_close(norm.running_var, outputs.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
-class _Killed(Callback):
-    """Stands for a process that dies in the middle of an epoch."""
-
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.current_epoch == 2 and batch_idx == 1:
-            raise KeyError("killed")
-
-
 @pytest.mark.parametrize(
     "more", [(), ("--max-steps", "11"), ("--rate", "ilr"), ("--layers", "cnn")]
 )
 def test_resuming_gives_what_the_uninterrupted_run_gives(
-    more: tuple[str, ...], mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...], mnist_folder: Path, tmp_path: Path
 ) -> None:
     more = ("--epochs", "4", "--num-threads", "1", *more)
     whole = mnist.train(arguments(mnist_folder, tmp_path / "whole", *more))
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
-        with pytest.raises(KeyError, match="killed"):
-            mnist.train(arguments(mnist_folder, tmp_path / "parts", *more))
+    with killed(2):
+        mnist.train(arguments(mnist_folder, tmp_path / "parts", *more))
     parts = mnist.train(["--resume", str(tmp_path / "parts")])
     expected, found = (
         load_model(lenet5_bn(), tmp_path / name / "model").state_dict()
@@ -284,10 +271,7 @@ def test_wrong_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = arguments(mnist_folder, tmp_path / "run", *more)
-    try:
-        assert mnist.main(command) == code
-    except SystemExit as exit:
-        assert exit.code == code
+    assert exit_code(mnist.main, command) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

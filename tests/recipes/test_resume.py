@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from adderize import adderize, load_model, save_model
 from adderize.errors import AdderizeError
 from adderize.models.by_name import build
 from recipes import cifar
 from recipes.image_classifier import ImageClassifier
-from recipes.run import trainer
 from tests.recipes.networks import BATCH_NORMS, arguments
+from tests.recipes.runs import killed
 
 
 @pytest.mark.parametrize(
@@ -43,12 +42,6 @@ def test_a_run_that_lacks_its_end_only_ends_as_it_would_have(
         assert resumed[key] == whole[key]
 
 
-class _Killed(Callback):
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 1:
-            raise KeyError("killed")
-
-
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_best_score_is_known_after_a_resume(
     moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,8 +62,7 @@ def test_the_best_score_is_known_after_a_resume(
 
     monkeypatch.setattr(ImageClassifier, "_measure", without_top1)
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
-        patch.setattr(trainer, "StopOnBrokenLoss", _Killed)
+    with killed(1, step=0):
         cifar.train(arguments(folder, "--epochs", "3"))
     if moved:
         folder = folder.rename(tmp_path / "elsewhere")
