@@ -130,7 +130,7 @@ def _count(number: int) -> str:
     return quantity(number) if number else "0"
 
 
-def _notes(entries: list[Entry]) -> list[str]:
+def _notes() -> list[str]:
     notes = [
         "Left, the paper's convention: filter taps of convolutions and fully connected layers, an "
         "adder tap being two additions. Right, everything that one image costs: but for LeNet-5-BN "
@@ -150,7 +150,7 @@ def text(entries: list[Entry], form: Format = "table") -> str:
         return json_text([asdict(entry) | {"reason": reasons[entry.network]} for entry in entries])
     if form == "csv":
         return _csv(entries)
-    table, notes = _table(entries), _notes(entries)
+    table, notes = _table(entries), _notes()
     if form == "md":
         return f"{table.markdown()}\n\n{bullets(notes)}"
     return "\n".join([table.text(), "", *notes])

@@ -21,7 +21,7 @@ def pack(weight: Tensor, groups: int) -> Tensor:
         chunk = _whole_groups(len(weight), groups)
         chunks = _padded(taps.flatten(1), 0, chunk).reshape(-1, chunk, weight[0].numel())
         return _padded(chunks.transpose(1, 2), -1, _LANES).flatten()
-    taps = taps.flatten(2) if _unfolded(*weight.shape[1:]) else taps
+    taps = taps.flatten(2) if _unfolded(weight.shape[1], weight.shape[3]) else taps
     taps = _padded(taps, -1, _TAPS).flatten(1)
     filters = _padded(taps.reshape(groups, -1, taps.shape[1]), 1, _CHANNELS)
     blocks = filters.reshape(groups, filters.shape[1] // _CHANNELS, _CHANNELS, -1, _TAPS)
@@ -38,7 +38,7 @@ def unpack(packed: Tensor, shape: Sequence[int], groups: int) -> Tensor:
     per_group = filters // groups
     blocks = packed.view(groups, _ceil(per_group, _CHANNELS), -1, _CHANNELS, _TAPS)
     taps = blocks.transpose(2, 3).flatten(3).flatten(1, 2)[:, :per_group].flatten(0, 1)
-    if _unfolded(channels, height, width):
+    if _unfolded(channels, width):
         taps = taps.reshape(filters, height, -1)[..., : width * channels]
         return taps.reshape(filters, height, width, channels).permute(0, 3, 1, 2)
     return taps.reshape(filters, height, width, -1)[..., :channels].permute(0, 3, 1, 2)
@@ -51,7 +51,7 @@ def packed_size(shape: Sequence[int], groups: int) -> int:
         chunks = _ceil(filters, _whole_groups(filters, groups))
         return chunks * height * width * channels * _LANES
     rounded = groups * _ceil(filters // groups, _CHANNELS) * _CHANNELS
-    if _unfolded(channels, height, width):
+    if _unfolded(channels, width):
         return rounded * height * _ceil(width * channels, _TAPS) * _TAPS
     return rounded * height * width * _ceil(channels, _TAPS) * _TAPS
 
@@ -78,7 +78,7 @@ def _whole_groups(filters: int, groups: int) -> int:
     return _LANES // per_group * per_group
 
 
-def _unfolded(channels: int, height: int, width: int) -> bool:
+def _unfolded(channels: int, width: int) -> bool:
     """Whether the channels of a kernel row are padded together, not tap by tap."""
     return 4 * _ceil(width * channels, _TAPS) <= 3 * width * _ceil(channels, _TAPS)
 

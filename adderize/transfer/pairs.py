@@ -100,30 +100,34 @@ def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Ad
                     "(adderize(teacher, inplace=False))"
                 )
             continue  # the teacher has adders too: nothing to learn there
-        weight = getattr(original, "weight", None)
-        if not isinstance(weight, Tensor) or weight.shape != adder.weight.shape:
-            has = "no such layer" if original is None else f"a {type(original).__name__}"
-            if isinstance(weight, Tensor):
-                has += f" with filters of {tuple(weight.shape)}"
-            raise AdderizeError(
-                f"{name} has filters of {tuple(adder.weight.shape)}, but the teacher has {has}: "
-                "pass the network that the model was converted from"
-            )
-        own, others = ((w.device, w.dtype) for w in (adder.weight, weight))
-        if weight.is_meta or adder.weight.is_meta or own != others:
-            raise AdderizeError(
-                "{} is on {} in {} and the teacher's on {} in {}; expected one device and dtype, "
-                "and values there".format(name, *own, *others)
-            )
-        if adder.weight.is_inference():
-            raise AdderizeError(
-                f"{name} was made in inference mode, whose tensors cannot be changed outside of "
-                "it: copy the model first (copy.deepcopy)"
-            )
+        _check_filters(name, adder.weight, original)
         found[name] = (adder, original)  # type: ignore[assignment]
     if not found:
         raise AdderizeError("every adder of the model is an adder in the teacher too")
     return found
+
+
+def _check_filters(name: str, own: Tensor, original: nn.Module | None) -> None:
+    """Whether an adder's filters can become others, fitted to those of its counterpart."""
+    weight = getattr(original, "weight", None)
+    if not isinstance(weight, Tensor) or weight.shape != own.shape:
+        has = "no such layer" if original is None else f"a {type(original).__name__}"
+        if isinstance(weight, Tensor):
+            has += f" with filters of {tuple(weight.shape)}"
+        raise AdderizeError(
+            f"{name} has filters of {tuple(own.shape)}, but the teacher has {has}: pass the "
+            "network that the model was converted from"
+        )
+    if weight.is_meta or own.is_meta or (own.device, own.dtype) != (weight.device, weight.dtype):
+        raise AdderizeError(
+            f"{name} is on {own.device} in {own.dtype} and the teacher's on {weight.device} in "
+            f"{weight.dtype}; expected one device and dtype, and values there"
+        )
+    if own.is_inference():
+        raise AdderizeError(
+            f"{name} was made in inference mode, whose tensors cannot be changed outside of it: "
+            "copy the model first (copy.deepcopy)"
+        )
 
 
 @torch.no_grad()

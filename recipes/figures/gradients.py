@@ -68,9 +68,7 @@ def draw(data: str | None, seed: int = 0) -> tuple[Figure, str]:
     return figure, _summary(norms)
 
 
-def gradient_norms(
-    images: Dataset, adder: bool, adaptive: bool, seed: int, iterations: int = _ITERATIONS
-) -> _Norms:
+def gradient_norms(images: Dataset, adder: bool, adaptive: bool, seed: int) -> _Norms:
     """The norm of each layer's filter gradient as the optimizer sees it, an iteration at a time.
 
     LeNet-5-BN from its initialisation, trained by the paper's protocol meanwhile.
@@ -83,7 +81,7 @@ def gradient_norms(
     kinds = nn.Conv2d | nn.Linear | Adder
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
     norms: dict[str, list[float]] = {name: [] for name in layers}
-    for pixels, labels in islice(_batches(images, seed), iterations):
+    for pixels, labels in islice(_batches(images, seed), _ITERATIONS):
         optimizer.zero_grad()
         F.cross_entropy(model(pixels), labels).backward()
         if adaptive:

@@ -14,6 +14,8 @@ from torch import Tensor
 from adderize.errors import AdderizeError
 from recipes.batches.sampling import seed_of
 
+_STEPS_BETWEEN_LOOKS = 50
+
 
 class Throughput(Callback):
     """Training speed, data loading included and validation not; survives a resume.
@@ -112,12 +114,9 @@ class TrainingDiverged(AdderizeError):
 class StopOnBrokenLoss(Callback):
     """Ends the run when a loss is no longer finite, before any checkpoint is written.
 
-    Looks at the running sum of losses every `every_n_steps` and at the end of an epoch, so that the
+    Looks at the running sum of losses every 50 steps and at the end of an epoch, so that the
     training never waits for the device in between.
     """
-
-    def __init__(self, every_n_steps: int = 50) -> None:
-        self.every_n_steps = every_n_steps
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sum: Tensor | float = 0.0
@@ -126,7 +125,7 @@ class StopOnBrokenLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._sum = self._sum + outputs["loss"].detach()
-        if (batch_idx + 1) % self.every_n_steps == 0:
+        if (batch_idx + 1) % _STEPS_BETWEEN_LOOKS == 0:
             self._check(trainer, "training", float(self._sum))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

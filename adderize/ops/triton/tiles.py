@@ -87,16 +87,16 @@ def chunk(summed: int) -> int:
     return 8 if summed % 8 == 0 else 4
 
 
-def splits(blocks: int, terms: int, most: int = 8) -> int:
+def splits(blocks: int, terms: int) -> int:
     """Into how many parts to cut sums of so many terms: for two blocks a multiprocessor."""
-    return max(1, min(2 * _MULTIPROCESSORS // blocks, terms // (4 * _FEWEST_STEPS), most))
+    return max(1, min(2 * _MULTIPROCESSORS // blocks, terms // (4 * _FEWEST_STEPS), 8))
 
 
 @functools.lru_cache(maxsize=4096)
-def sign_splits(blocks: int, tile: Tile, steps: int, most: int = 256) -> int:
+def sign_splits(blocks: int, tile: Tile, steps: int) -> int:
     """Likewise for the sign filter gradient, whose blocks are few: the last ones end together."""
     at_once = _MULTIPROCESSORS * _WARPS // tile.warps
-    counts = range(1, max(1, min(most, steps // _FEWEST_STEPS)) + 1)
+    counts = range(1, max(1, min(256, steps // _FEWEST_STEPS)) + 1)
 
     def time(count: int) -> float:
         return -(-blocks * count // at_once) / count + _PART * count * blocks / at_once
@@ -112,10 +112,9 @@ def memory_tile(channels: int, nhwc: bool = True) -> dict[str, int]:
     return {"ROWS": _ELEMENTS // columns, "COLUMNS": columns, "VECTOR": vector, "num_warps": 4}
 
 
-def columns_of(channels: int, most: int = 64) -> int:
+def columns_of(channels: int) -> int:
     """How many neighbouring channels such a tile takes: few of them lie idle."""
-    sizes = (2**power for power in range(most.bit_length() - 1, 1, -1))
-    return next((size for size in sizes if 8 * (-channels % size) <= channels), 4)
+    return next((size for size in (64, 32, 16, 8) if 8 * (-channels % size) <= channels), 4)
 
 
 def sign_tile(filters: int) -> Tile:
