@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from adderize import adderize, count, load_authors_checkpoint
+from adderize.data import read_parquet
 from adderize.transfer import match
 
 SIZE = (3, 8, 8)
@@ -31,6 +35,13 @@ def write_weights(place: Path) -> None:
     torch.save({name.replace("1.weight", "1.adder"): w for name, w in state.items()}, place / "f")
 
 
+def write_images(place: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(encoded, "PNG")
+    columns = {"image": [{"bytes": encoded.getvalue(), "path": None}], "label": [1]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), place / "f")
+
+
 def transfer(path: str) -> None:
     teacher = network()
     images = torch.rand(8, *SIZE, generator=torch.Generator().manual_seed(0))
@@ -42,9 +53,10 @@ def transfer(path: str) -> None:
     [
         (write_prices, lambda path: count(network(), SIZE, energy=path)),
         (write_weights, lambda path: load_authors_checkpoint(adderize(network()), path)),
+        (write_images, read_parquet),
         (None, transfer),
     ],
-    ids=["costs", "checkpoint", "state"],
+    ids=["costs", "checkpoint", "parquet", "state"],
 )
 def test_a_tilde_is_the_users_own_folder(
     write: Callable[[Path], None] | None,

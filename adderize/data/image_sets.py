@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adderize.arguments import own_path
 from adderize.data.parquet import read_rows
 from adderize.data.photographs import Photographs, open_row
 from adderize.data.placement import on_cpu
@@ -66,6 +67,7 @@ def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "la
     Raises:
         AdderizeError: as :func:`read_rows`; an image is corrupt or of another size.
     """
+    path = own_path(path)
     rows, labels = (values[:limit] for values in read_rows(path, label))
     names = [f"image {index} of {path}" for index in range(len(rows))]
     return decoded(Photographs(labels, rows, names, open_row), str(path))
