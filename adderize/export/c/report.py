@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adderize.export.c.network import Network
-from adderize.export.c.text import arrays
-from adderize.export.c.work import bytes_moved, work_of
+from adderize.export.c.work import bytes_moved, constant_bytes, work_of
 from adderize.tables import Report, Table, csv_text
 
 
@@ -56,12 +55,7 @@ class CReport(Report):
 
     @classmethod
     def of(cls, network: Network, name: str) -> CReport:
-        constants = sum(
-            values.nbytes
-            for step in network.steps
-            for values in arrays(step.all_fields(), "").values()
-        )
-        work = work_of(network.program)
+        constants, work = constant_bytes(network), work_of(network.program)
         return cls(name, constants, network.arena.size, *work, bytes_moved(network))
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,15 +30,16 @@ def work_of(program: Program) -> Work:
     return Work(*(sum(column) for column in zip(*counts, strict=True)))
 
 
+def constant_bytes(network: Network) -> int:
+    """Bytes of filters, factors and offsets."""
+    constants = (arrays(step.all_fields(), "") for step in network.steps)
+    return sum(values.nbytes for of_step in constants for values in of_step.values())
+
+
 def bytes_moved(network: Network) -> int:
     """Bytes of one inference: each step's operands, results and constants, once."""
-    total = 0
-    for step in network.steps:
-        views = (*step.reads, step.output)
-        constants = arrays(step.all_fields(), "")
-        total += sum(view.nbytes for view in views)
-        total += sum(values.nbytes for values in constants.values())
-    return total
+    views = (view for step in network.steps for view in (*step.reads, step.output))
+    return constant_bytes(network) + sum(view.nbytes for view in views)
 
 
 def _of_instruction(program: Program, instruction: Instruction) -> Work:
