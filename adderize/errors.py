@@ -23,6 +23,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 
 
+def classed(error: BaseException) -> str:
+    """The class of an error and what it says, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 def classed_line(error: BaseException) -> str:
     """The class of an error and the first line of what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

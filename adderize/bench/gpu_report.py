@@ -24,7 +24,7 @@ from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
 from adderize.bench.worker import Worker
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError, classed, writing
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
 from adderize.whole_files import replaced_file
@@ -275,7 +275,7 @@ def _add(report: dict[str, Any], part: Part, run: _Run, limit: float) -> None:
         result = run(part.measure, limit)
     except Exception as error:
         # One part's failure, such as too little memory, must not cost the others.
-        report["failed"][str(part)] = " ".join(f"{type(error).__name__}: {error}".split())
+        report["failed"][str(part)] = classed(error)
         return
     if isinstance(report[part.section], list):
         report[part.section].append(result)

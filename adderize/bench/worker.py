@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, classed
 
 
 class Worker:
@@ -88,5 +88,5 @@ def _serve(pipe: Connection) -> None:
             try:
                 answer = True, call()
             except Exception as error:
-                answer = False, " ".join(f"{type(error).__name__}: {error}".split())
+                answer = False, classed(error)
             pipe.send(answer)

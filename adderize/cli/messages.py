@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, classed
 
 _PROGRAM = "adderize"
 
@@ -25,7 +25,7 @@ def failed(error: BaseException, code: int, *, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         text = "interrupted"
     elif not isinstance(error, AdderizeError):
-        text = f"unexpected {type(error).__name__}: {text}".removesuffix(": ")
+        text = f"unexpected {classed(error)}"
         if not debug:
             text += " (--debug shows the traceback)"
     note(text)

@@ -16,7 +16,7 @@ from adderize.dataflow.nodes import NORMS, ONE_AT_A_TIME, Flow, Node, is_leaf
 from adderize.dataflow.recording import EndlessError, likely_inputs, record
 from adderize.dataflow.symbolic import trace_symbolically
 from adderize.dataflow.undisturbed import undisturbed
-from adderize.errors import AdderizeError, one_line
+from adderize.errors import AdderizeError, classed
 
 __all__ = ["NORMS", "Flow", "Node", "is_leaf", "trace", "undisturbed"]
 
@@ -54,8 +54,8 @@ def trace(model: nn.Module, example_input: Any = None) -> list[Flow]:
     if not flows and example_input is not None:
         error = failures[-1]
         raise AdderizeError(
-            f"the model fails on the given example_input ({type(error).__name__}: "
-            f"{one_line(error)}); expected a tensor, or a tuple of the arguments of its forward"
+            f"the model fails on the given example_input ({classed(error)}); expected a tensor, or "
+            "a tuple of the arguments of its forward"
         ) from error
     return flows
 

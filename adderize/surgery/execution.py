@@ -13,7 +13,7 @@ from torch import nn
 
 from adderize.arguments import check_switch
 from adderize.dataflow import trace
-from adderize.errors import AdderizeError, listed, one_line
+from adderize.errors import AdderizeError, classed, listed
 from adderize.layers import Adder, Converted
 from adderize.surgery.advice import warn_made_before, warn_unchanged, warn_untraced
 from adderize.surgery.calls import check_same_calls
@@ -77,8 +77,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a model holds may refuse
         raise AdderizeError(
-            f"the model cannot be copied ({type(error).__name__}: {one_line(error)}): convert it "
-            "in place, or take away what it keeps, such as the results of a forward pass"
+            f"the model cannot be copied ({classed(error)}): convert it in place, or "
+            "take away what it keeps, such as the results of a forward pass"
         ) from error
 
 
