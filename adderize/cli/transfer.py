@@ -162,7 +162,7 @@ def _card(arguments: argparse.Namespace, stage: Stage) -> ModelCard:
 
 
 def _check_counts(arguments: argparse.Namespace) -> None:
-    minimum = {"images": 2, "epochs": 0, "batch_size": 2}
+    minimum = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
     for name, count in minimum.items():
         if getattr(arguments, name) < count:
             flag = "--" + name.replace("_", "-")

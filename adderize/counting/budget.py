@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from adderize.arguments import own_path
 from adderize.counting.costs import CostTable
 from adderize.counting.plot import plot
-from adderize.counting.quantities import cost_text, quantity
+from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations
@@ -35,6 +35,7 @@ _COLUMNS = {
 }
 # Only where there are any.
 _RARE_COLUMNS = {"shift after": ("after", "shifts"), "xnor after": ("after", "xnors")}
+_SHOWN_AS: dict[str, Callable[[float], str]] = {"energy_joule": joule, "latency_cycles": cycles}
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,9 @@ class OpBudget(Report):
         for key in before:
             if not before[key] and not after[key]:
                 continue
-            shown = [cost_text(key, costs[key]) for costs in (before, after)]
+            show = _SHOWN_AS.get(key, quantity)
             ratio = f"{after[key] / before[key]:.4g}" if before[key] else "-"
-            rows.append([key.split("_")[0], *shown, ratio])
+            rows.append([key.split("_")[0], show(before[key]), show(after[key]), ratio])
         return Table(["", "before", "after", "after / before"], rows, texts=1)
 
     def notes(self) -> list[str]:

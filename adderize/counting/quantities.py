@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 
 def quantity(value: float) -> str:
     """Four significant digits with a prefix: 1.814G, 416.5K, 84."""
@@ -22,11 +20,3 @@ def joule(value: float) -> str:
 
 def cycles(value: float) -> str:
     return f"{quantity(value)} cycles"
-
-
-_SHOWN_AS: dict[str, Callable[[float], str]] = {"energy_joule": joule, "latency_cycles": cycles}
-
-
-def cost_text(key: str, value: float) -> str:
-    """Operations, an energy or a latency, by the name that `OpBudget.costs` has for it."""
-    return _SHOWN_AS.get(key, quantity)(value)

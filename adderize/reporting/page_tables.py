@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adderize.counting import OpBudget
-from adderize.counting.quantities import cost_text, joule, quantity
+from adderize.counting.quantities import cycles, joule, quantity
 from adderize.counting.rows import Layer as Counted
 from adderize.inspection import Inspection, Layer, Range
 from adderize.inspection.findings import SATURATED
@@ -51,10 +51,12 @@ def _texts(*titles: str) -> list[Column]:
 def totals(budget: OpBudget) -> PageTable:
     """Sums over the network, of all that occurs."""
     before, after = budget.costs(budget.before), budget.costs(budget.after)
+    shown = {"energy_joule": joule, "latency_cycles": cycles}
     rows = [
         [
             Cell(key.split("_")[0]),
-            *(Cell(cost_text(key, costs[key]), costs[key]) for costs in (before, after)),
+            Cell(shown.get(key, quantity)(before[key]), before[key]),
+            Cell(shown.get(key, quantity)(after[key]), after[key]),
             _ratio(before[key], after[key]),
         ]
         for key in before
