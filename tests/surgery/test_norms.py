@@ -78,23 +78,13 @@ def branch_on_data(tail):
 
 
 @pytest.mark.parametrize("method", ["fx", "hooks"])
-@pytest.mark.parametrize("case", FOUND)
-def test_found(case, method):
-    tail, norms = FOUND[case]
+@pytest.mark.parametrize("case", [*FOUND, *MISSING])
+def test_norms_are_found_where_only_they_follow(case, method):
+    tail, norms = (FOUND | MISSING)[case]
     model = After(tail if method == "fx" else branch_on_data(tail), *norms)
     flow = trace(model, torch.empty(2, 3, 8, 8))[0]
     assert flow.method == method
-    assert find_norms(flow, model.conv) == norms
-
-
-@pytest.mark.parametrize("method", ["fx", "hooks"])
-@pytest.mark.parametrize("case", MISSING)
-def test_missing(case, method):
-    tail, norms = MISSING[case]
-    model = After(tail if method == "fx" else branch_on_data(tail), *norms)
-    flow = trace(model, torch.empty(2, 3, 8, 8))[0]
-    assert flow.method == method
-    assert find_norms(flow, model.conv) == []
+    assert find_norms(flow, model.conv) == (norms if case in FOUND else [])
 
 
 TOGETHER = {
