@@ -34,7 +34,8 @@ def export_onnx(
     Args:
         model: with float32 filters.
         example: an input, or a tuple of the arguments of the model's forward.
-        path: the file to write.
+        path: the file to write. The weights lie beside it in ``<path>.data``, without which it does
+            not load, or inside with ``external_data=False``.
         options: of ``torch.onnx.export``: ``dynamic_shapes`` for other batches and image sizes,
             ``input_names``, ``output_names``, ``opset_version``, translations of other ops ...
 
