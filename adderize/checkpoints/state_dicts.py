@@ -141,7 +141,8 @@ def _check_fit(model: nn.Module, state: Mapping[str, Any], source: Path) -> None
         problems.append(f"the model lacks {listed(unexpected)}")
     if problems:
         raise AdderizeError(
-            f"the weights of {source} do not belong to this model: {listed(problems, '; ')}"
+            f"the weights of {source} do not belong to this model: {listed(problems, '; ')}. Build "
+            "it as theirs was, with the same arguments (of commands: --arch, --arch-options)"
         )
 
 

@@ -32,11 +32,11 @@ EXAMPLES = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    single = what.add_parser("layers", help="forward and gradients of single layers")
+    single = _task(what, "layers", "forward and gradients of single layers")
     single.add_argument("--only", metavar="TEXT", help="layers whose name contains TEXT")
     single.set_defaults(measure=_layers)
     for task, text in (("step", "a whole training step"), ("inference", "a forward pass")):
-        network = what.add_parser(task, help=f"{text} of a CNN and of its adder twin")
+        network = _task(what, task, f"{text} of a CNN and of its adder twin")
         network.add_argument(
             "--arch", nargs="+", default=["resnet18"], metavar="ARCH", help=f"{FORMS} (resnet18)"
         )
@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             _configure_int8(network)
     for command in what.choices.values():
         command.add_argument("--device", default="cpu", help="such as cpu or cuda (cpu)")
-    bounds = what.add_parser(
-        "limits", help="what the processor's arithmetic allows, with each instruction set"
+    bounds = _task(
+        what, "limits", "what the processor's arithmetic allows, with each instruction set"
     )
     bounds.set_defaults(measure=_limits, device="cpu")
     for command in what.choices.values():
@@ -64,9 +64,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     bounds.set_defaults(rounds=100, seconds=0.002)
-    whole = what.add_parser("gpu-report", help=gpu_report.HELP, description=gpu_report.HELP)
+    whole = _task(what, "gpu-report", gpu_report.HELP)
     gpu_report.configure(whole)
     whole.set_defaults(measure=None)
+
+
+def _task(what: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = what.add_parser(name, help=text, description=text)
+    return parser
 
 
 def _configure_int8(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "model", nargs="?", metavar="ARCH",
-        help=f"{FORMS}; or the folder of a saved model (with --arch)",
+        help=f"{FORMS}; or the folder of a saved model (with --arch, but for an integer network)",
     )  # fmt: skip
     what.add_argument(
         "--paper", action="store_true", help="the AdderNet paper's table, beside our counts"

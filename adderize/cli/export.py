@@ -22,6 +22,7 @@ from adderize.export.c.riscv import missing_tools
 from adderize.export.c.writing import write_report
 from adderize.integer import IntegerNetwork
 from adderize.models.by_name import FORMS, input_size
+from adderize.tables import shape_text
 
 HELP = "write a network as C for processors that cannot multiply, as hex files, or as ONNX"
 EXAMPLES = (
@@ -61,7 +62,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--arch", metavar="ARCH", help=f"of onnx, of the weights: {FORMS}")
     add_arch_options(parser)
-    parser.add_argument("--input", type=size, metavar="C,H,W", help="of onnx (the model's own)")
+    parser.add_argument(
+        "--input", type=size, metavar="C,H,W",
+        help="of onnx, which takes one image of this size at a time (the model's own)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,7 +118,7 @@ def _to_onnx(arguments: argparse.Namespace, loaded: named.Loaded, name: str) -> 
     shape = arguments.input or input_size(loaded.arch, loaded.model)
     path = arguments.output / f"{name}.onnx"
     export_onnx(loaded.model, torch.zeros(1, *shape), path)
-    note(f"written to {path}")
+    note(f"written to {path}, for one image of {shape_text(shape)} at a time")
     return 0
 
 

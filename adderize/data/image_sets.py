@@ -24,7 +24,14 @@ class ImageSet(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training and a test set, and the mean and deviation of pixels in [0, 1] per channel."""
+    """A training and a test set.
+
+    Attributes:
+        name: of the data, for people.
+        train, test: the two sets.
+        mean, std: of the training images' pixels in [0, 1], per channel.
+        num_classes: how many classes the labels number from 0.
+    """
 
     name: str
     train: ImageSet
@@ -60,12 +67,13 @@ def read_parquet(path: Path | str, limit: int | None = None, *, label: str = "la
     """Images of one size from a parquet file of the Hugging Face schema.
 
     Args:
-        path: as for :func:`adderize.data.parquet.read_rows`.
+        path: a file with a column ``img`` or ``image`` of {bytes, path}, and a column of labels.
         limit: only the first images.
         label: the name of the label column.
 
     Raises:
-        AdderizeError: as :func:`read_rows`; an image is corrupt or of another size.
+        AdderizeError: the file is missing, is not parquet, or lacks a column; an image is corrupt
+            or of another size.
     """
     path = own_path(path)
     rows, labels = (values[:limit] for values in read_rows(path, label))

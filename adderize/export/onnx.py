@@ -34,9 +34,11 @@ def export_onnx(
     Args:
         model: with float32 filters.
         example: an input, or a tuple of the arguments of the model's forward.
-        path: the file to write.
-        options: of ``torch.onnx.export``: ``dynamic_shapes`` for other batches and image sizes,
-            ``input_names``, ``output_names``, ``opset_version``, translations of other ops ...
+        path: the file to write. The weights lie beside it in ``<path>.data``, without which it does
+            not load, or inside with ``external_data=False``.
+        options: of ``torch.onnx.export``: ``dynamic_shapes`` for other batches and image sizes, as
+            ``({0: torch.export.Dim("batch")},)`` with an example of two images, ``input_names``,
+            ``output_names``, ``opset_version``, translations of other ops ...
 
     Returns:
         the ``torch.onnx.ONNXProgram`` that was written.

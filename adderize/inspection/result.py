@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 class Range(NamedTuple):
+    """The smallest and the largest value."""
+
     min: float
     max: float
 
@@ -156,7 +158,14 @@ _FEW, _MOST = 0.3, 0.7
 
 @dataclass(frozen=True)
 class Inspection(Report):
-    """The layers of a model in registration order, what was found, and on how many images."""
+    """What :func:`inspect` saw; prints as a table.
+
+    Attributes:
+        model: its name.
+        images: how many it was measured on; 0 for none.
+        layers: those with filters, in registration order.
+        findings: what to act on.
+    """
 
     model: str
     images: int

@@ -60,7 +60,11 @@ def to_integer(
     known = own_input_size(quantized) if input_size is None else input_size
     size = tuple(map(int, known)) if isinstance(known, Iterable) else ()
     if len(size) != 3:
-        raise AdderizeError(f"input_size is {known}; expected (C, H, W)")
+        raise AdderizeError(
+            "the model does not tell its input's size: give input_size=(C, H, W)"
+            if known is None
+            else f"input_size is {known}; expected (C, H, W)"
+        )
     mean, std = checked_statistics(mean, std, size[0])
     body = copy.deepcopy(quantized).cpu().eval()
     split_leaky(body.graph)

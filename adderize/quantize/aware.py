@@ -55,10 +55,11 @@ def prepare_qat(
     """A copy of a network that trains with the rounding of :func:`quantize` in its forward.
 
     Every tensor that will be bytes is rounded to the values that these bytes will have, and every
-    adder sees its filters clamped to its input's range and rounded with the same scale and zero
-    point. Scales and zero points are those that ``quantize`` would find for the same arguments, and
+    adder sees its filters rounded with the scale and zero point of its input. Filters beyond the
+    input's range stay as they are: ``quantize`` clamps them, which moves distances by constants
+    only. Scales and zero points are those that ``quantize`` would find for the same arguments, and
     stay fixed. Gradients pass the rounding straight through: to a tensor within its range, and to
-    all filters (the forward differs from that of unclamped filters by constants only).
+    all filters.
 
     Train the result as any network, with :class:`adderize.AdaptiveLearningRate` or
     :func:`adderize.scale_adder_gradients_`; some epochs at a low learning rate will do. Then

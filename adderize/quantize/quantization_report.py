@@ -43,7 +43,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class QuantizationReport(Report):
-    """The layers in order of execution, and remarks on what stayed float; prints as a table."""
+    """What became of each layer of a quantized network; prints as a table.
+
+    Attributes:
+        method, bits: as given to :func:`quantize`.
+        layers: one entry an adder, in order of execution.
+        remarks: what stayed float, and why.
+    """
 
     method: str
     bits: int

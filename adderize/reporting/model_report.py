@@ -13,7 +13,13 @@ from adderize.reporting.page import page
 
 @dataclass(frozen=True)
 class ModelReport(Contents):
-    """What there is to know about a network, and the page that shows it."""
+    """What there is to know about a network, and the page that shows it.
+
+    Attributes:
+        plan, budget, inspection, quantization: what :func:`adderize.plan`, :func:`adderize.count`,
+            ``inspect`` and ``quantize_report`` give; None for what there is not.
+        absent: why a part is None: ``plan``, ``layers`` or ``quantization``, and the reason.
+    """
 
     def to_html(self) -> str:
         """One page that needs nothing else, for screens, phones and paper.

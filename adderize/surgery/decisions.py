@@ -7,7 +7,8 @@ from enum import StrEnum
 
 
 class Decision(StrEnum):
-    """What happens to a layer; compares equal to its word."""
+    """What happens to a layer: ``"convert"``, ``"keep"``, or ``"adder"`` and ``"binary"``, what it
+    is already. Compares equal to its word."""
 
     CONVERT = "convert"
     KEEP = "keep"
@@ -36,7 +37,8 @@ class Reason(StrEnum):
 
 
 class NormFix(StrEnum):
-    """Where the norm that a converted layer needs comes from."""
+    """Where the norm that a converted layer needs comes from: ``"found"``, ``"inserted"`` (will
+    be), ``"none"`` (missing), or ``""``, where it needs none. Compares equal to its word."""
 
     NOT_NEEDED = ""
     FOUND = "found"

@@ -15,6 +15,8 @@ class Plan(Report):
     """The rows in registration order, and the options they came from.
 
     Attributes:
+        rows: one entry a layer.
+        options: the arguments of :func:`adderize.plan`.
         remarks: what else there is to know before the conversion, as sentences.
     """
 

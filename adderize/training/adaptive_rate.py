@@ -75,7 +75,8 @@ def scale_adder_gradients_(
         optimizer: where given, only the filters that it holds are scaled.
 
     Returns:
-        The layers whose filters had a gradient, with its norm and the local learning rate.
+        ``names`` of the layers whose filters had a gradient, ``norms`` of the gradients before the
+        rule, and ``rates``, the factors; ``to_dict()`` gives them to a logger.
 
     Raises:
         AdderizeError: ``eta`` out of range, a model without adder layers, sparse gradients,

@@ -47,11 +47,15 @@ def pages() -> dict[str, str]:
 
 def entries(module: str) -> dict[str, str]:
     """The public names of a module, and the address that documents each."""
-    names = importlib.import_module(module).__all__
-    if module != "adderize":
-        return {name: f"{module}.{name}" for name in names}
-    homes = {**adderize._HOMES, "adderize": "adderize.surgery"}
-    return {name: f"{homes[name]}.{name}" for name in names}
+    found = importlib.import_module(module)
+    homes = {**adderize._HOMES, "adderize": "adderize.surgery"} if module == "adderize" else {}
+    addresses = {}
+    for name in found.__all__:
+        address = f"{homes.get(name, module)}.{name}"
+        # Under the name of a function and of its module mkdocstrings shows the module.
+        shadowed = getattr(getattr(found, name), "__module__", None) == address
+        addresses[name] = f"{address}.{name}" if shadowed else address
+    return addresses
 
 
 def _path(module: str) -> str:

@@ -1,4 +1,5 @@
-"""Docstrings as Markdown: Sphinx's roles and its literal blocks, which `help()` readers know."""
+"""Docstrings as Markdown: Sphinx's roles and literal blocks, which `help()` readers know, and
+entries for several names at once."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import griffe
 
 _ROLE = re.compile(r":(?:func|class|mod|meth|attr|data|exc):`~?([^`]+)`")
 _MATHS = re.compile(r":math:`([^`]+)`")
+_SEVERAL_NAMES = re.compile(r"^( +)(\w+(?:, \w+)+): ", re.MULTILINE)
 
 
 class Roles(griffe.Extension):
@@ -19,7 +21,15 @@ class Roles(griffe.Extension):
             return
         text = _ROLE.sub(r"`\1`", obj.docstring.value)
         text = _MATHS.sub(lambda found: f"`{_plain(found[1])}`", text)
+        before, mark, attributes = text.partition("Attributes:\n")
+        text = before + mark + _SEVERAL_NAMES.sub(_one_name, attributes)
         obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+
+
+def _one_name(found: re.Match[str]) -> str:
+    """``low, high`` without a space, which would begin the type, and with an empty type."""
+    indent, names = found.groups()
+    return indent + names.replace(" ", "\u00a0") + " (): "
 
 
 def _plain(formula: str) -> str:

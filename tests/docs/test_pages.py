@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def test_every_public_name_has_an_entry_and_a_docstring(module: str) -> None:
     pages = "\n".join(generated.pages().values())
     for name, address in generated.entries(module).items():
         assert f"::: {address}\n" in pages, f"{address} has no entry in the reference"
+        assert address not in sys.modules, f"{address} would show the module of that name"
         found = getattr(importlib.import_module(module), name)
         if callable(found):
             assert inspect.getdoc(found), f"{address} has no docstring"

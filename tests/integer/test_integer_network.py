@@ -250,6 +250,9 @@ def test_wrong_models_and_statistics_are_refused() -> None:
         to_integer(quantized, input_size=size, mean=(0.1,), std=(0.0,))
     with pytest.raises(AdderizeError, match=r"input_size is 32; expected \(C, H, W\)"):
         to_integer(quantized, input_size=32, **statistics)
+    quantized.input_size = None
+    with pytest.raises(AdderizeError, match=r"give input_size=\(C, H, W\)"):
+        to_integer(quantized, **statistics)
     with pytest.raises(AdderizeError, match="does not take images"):
         to_integer(quantized, input_size=(1, 5, 5), **statistics)
 
