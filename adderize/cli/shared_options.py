@@ -98,8 +98,10 @@ def conversion_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_cost_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
-    )
+        "--energy", metavar="TABLE",
+        help="float32, float16, int32, int8 or a JSON file, for all operations; default: that of "
+        "each operation's numbers",
+    )  # fmt: skip
     parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
 
 

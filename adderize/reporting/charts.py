@@ -54,9 +54,9 @@ def operations(budget: OpBudget) -> str:
 
 def energy(budget: OpBudget) -> str:
     """Energy of each layer, before and after."""
-    price = budget.energy.cost
     bars = [
-        Bar(row.name, [price(row.before)], [price(row.after)]) for row in charted(budget.layers)
+        Bar(row.name, *([budget.costs(row, view)["energy_joule"]] for view in ("before", "after")))
+        for row in charted(budget.layers)
     ]
     colors = {"energy": COLORS["addition"]}
     return _paired(bars, colors, joule, "Energy for one example, layer by layer")
