@@ -110,7 +110,7 @@ def _labels(letters: str, shape: Shape) -> list[int]:
 
 def tensordot(arguments: Sequence[Any], output: Shape) -> Operations:
     first, _, dimensions, *_ = arguments
-    sizes = [first[dimension] for dimension in dimensions]
+    sizes: list[int] = [first[dimension] for dimension in dimensions]
     if 1 in sizes:
         raise NotImplementedError
     return formulas.CONVOLUTION_PAIR * (prod(sizes) * prod(output))
