@@ -11,7 +11,7 @@ from typing import Any
 from adderize.counting.costs import CostTable
 from adderize.counting.plot import plot
 from adderize.counting.quantities import cycles, joule, quantity
-from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
+from adderize.counting.rows import Layer, Uncounted, Views, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, KINDS, Operations
 from adderize.tables import (
@@ -127,7 +127,7 @@ class OpBudget(Report):
     def _energies(self) -> list[tuple[CostTable, Operations]]:
         """The tables of energy that apply, and the operations that each of them prices."""
         priced: dict[str, tuple[CostTable, Operations]] = {}
-        for dtype, views in self.total.by_dtype.items():
+        for dtype, views in (self.total.by_dtype or {"float32": Views()}).items():
             table = self.energy[dtype]
             _, operations = priced.get(table.name, (table, FREE))
             priced[table.name] = table, operations + views.before + views.after

@@ -22,6 +22,8 @@ _TURNED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anch
 
 def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     """Stacked bars of multiplications, additions, shifts and XNORs per stage, before and after."""
+    if not path.suffix:
+        raise AdderizeError(f"the plot {path} has no suffix; expected one such as .png or .svg")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -48,6 +48,12 @@ def test_json_keys(budget: OpBudget) -> None:
     )
 
 
+def test_a_network_that_computes_nothing() -> None:
+    content = count(nn.Identity(), (3,)).to_dict()
+    assert content["after"]["energy_joule"] == 0 and not content["layers"]
+    assert content["energy"]["table"] == "Horowitz 45 nm float32"
+
+
 def test_csv_lines(budget: OpBudget) -> None:
     rows = list(csv.DictReader(io.StringIO(budget.to_csv())))
     assert rows[-1]["layer"] == "(network)"
@@ -74,6 +80,8 @@ def test_plot(budget: OpBudget, tmp_path: Path) -> None:
     assert drawing.count("clip-path") > 12
     with pytest.raises(AdderizeError, match="cannot write the plot"):
         budget.plot(tmp_path / "plot.docx")
+    with pytest.raises(AdderizeError, match="has no suffix"):
+        budget.plot(tmp_path / "plot")
     with pytest.raises(AdderizeError, match="cannot write the plot"):
         budget.plot(tmp_path / "missing" / "plot.png")
 
