@@ -14,7 +14,7 @@ from adderize.bench import integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
-from adderize.cli.shared_options import images, positive, size, usable_device
+from adderize.cli.shared_options import duration, images, positive, size, usable_device
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError, first_line, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
@@ -61,8 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help="turns of each rival (%(default)s)",
         )  # fmt: skip
         command.add_argument(
-            "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (%(default)s)"
-        )
+            "--seconds", type=duration, default=0.2, metavar="S",
+            help="length of a turn (%(default)s)",
+        )  # fmt: skip
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     bounds.set_defaults(rounds=100, seconds=0.002)
     whole = what.add_parser("gpu-report", help=gpu_report.HELP, description=gpu_report.HELP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import time
@@ -230,8 +231,13 @@ def test_the_device_that_is_measured_is_the_one_that_timers_wait_for(
     assert current == [torch.device("cuda:1")]
 
 
-@pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
-@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *itertools.product(["--batch", "--threads", "--rounds"], ["0", "-1", "1.5"]),
+        *itertools.product(["--seconds"], ["0", "-1", "nan", "inf", "1,2", "long"]),
+    ],
+)
 def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["bench", "step", option, value])
