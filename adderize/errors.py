@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def classed(error: BaseException) -> str:

@@ -66,18 +66,22 @@ def load(
             adders: for architectures and plain state dicts.
 
     Raises:
-        AdderizeError: nothing there, damaged files, an unknown architecture, or weights that do not
-            belong to it.
+        AdderizeError: nothing there, damaged files, an unknown architecture, weights that do not
+            belong to it, or options beside what says which layers are adders.
     """
     path, more = local_folder(target), dict(arch_options or {})
     if holds_integers(saved_in(path)):
+        _check_unsaid(path, options)
         return Loaded(load_model(saved_in(path)), INTEGERS)
     if path.is_dir():
         arch = _named(arch, path)
+        _check_unsaid(path, options)
         return Loaded(load_model(by_name.build(arch, **more), saved_in(path)), arch)
     if path.is_file():
         stored = _believed(read_file(path), arch, path, trusted)
         arch = _named(stored.said.get("arch") or arch, path)
+        if "conversion" in stored.said or holds_authors_filters(stored.state):
+            _check_unsaid(path, options)
         model, note = _with_weights(_build(stored.said, arch, more), stored, path, arch, options)
         return Loaded(model, arch, note)
     if arch is not None:
@@ -85,6 +89,13 @@ def load(
     if path.suffix in _SUFFIXES:
         raise AdderizeError(f"{target} does not exist")
     return Loaded(_converted(by_name.build(target, **more), options), target)
+
+
+def _check_unsaid(path: Path, options: Mapping[str, Any]) -> None:
+    if options:
+        raise AdderizeError(
+            f"{path} says itself which layers are adders: leave out {', '.join(options)}"
+        )
 
 
 def has_weights(target: str, arch: str | None = None) -> bool:

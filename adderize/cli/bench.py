@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from adderize.bench import integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
-from adderize.cli.shared_options import images, positive, size, usable_device
+from adderize.cli.shared_options import duration, images, positive, size, usable_device
 from adderize.data.image_sources import SOURCES
-from adderize.errors import AdderizeError, writing
-from adderize.models.by_name import FORMS, build, input_size
+from adderize.errors import AdderizeError, first_line, writing
+from adderize.models.by_name import FORMS, blank, build, input_size
 from adderize.ops.native.register_loops import LOOPS
-from adderize.tables import Table, json_text
+from adderize.tables import Table, json_text, shape_text
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
@@ -60,8 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help="turns of each rival (%(default)s)",
         )  # fmt: skip
         command.add_argument(
-            "--seconds", type=float, default=0.2, metavar="S", help="length of a turn (%(default)s)"
-        )
+            "--seconds", type=duration, default=0.2, metavar="S",
+            help="length of a turn (%(default)s)",
+        )  # fmt: skip
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     bounds.set_defaults(rounds=100, seconds=0.002)
     whole = _task(what, "gpu-report", gpu_report.HELP)
@@ -97,17 +99,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     facts = machine(_device(arguments.device))
-    report: dict[str, Any] = {"what": arguments.what, "machine": facts}
+    report: dict[str, Any] = {"what": arguments.what, "machine": facts, "rows": []}
     if arguments.json:
-        _write(arguments.json, report)
+        _check_writable(arguments.json)
     shown = {name: value for name, value in facts.items() if isinstance(value, (str, int))}
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items()))
     beside = arguments.what != "limits" and "gpu" not in facts
     if beside and (reason := processor_limits.missing()):
         print(f"the processor's limits are left out ({reason})")
-    report["rows"] = list(arguments.measure(arguments))
-    if arguments.json:
-        _write(arguments.json, report)
+    try:
+        for row in arguments.measure(arguments):
+            report["rows"].append(row)
+    finally:
+        # What was measured before an error, or Ctrl-C, is kept; an older file is, if nothing was.
+        if arguments.json and report["rows"]:
+            _write(arguments.json, report)
     return 0
 
 
@@ -121,6 +127,15 @@ def _device(name: str) -> torch.device:
         # Timers wait for the current device only.
         torch.cuda.set_device(device)
     return device
+
+
+def _check_writable(file: Path) -> None:
+    """Said before the work and not after it; what the file holds stays."""
+    is_new = not file.exists()
+    with writing(file):
+        file.open("a").close()
+        if is_new:
+            file.unlink()
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
@@ -190,12 +205,13 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         return
     if getattr(arguments, "data", None):
         raise AdderizeError("--data is of --int8: leave it out, or give both")
+    shapes = _shapes(arguments)
     print(f"{'network':24}{'batch':>6}{'cnn':>22}{'adder':>22}{'time':>8}{'memory':>8}")
     timing = _timing(arguments)
-    for arch in arguments.arch:
-        size = arguments.input or input_size(arch, build(arch))
+    for arch, shape in shapes:
         for batch in arguments.batch:
-            row = twins.measure(arguments.task, arch, size, batch, arguments.device, **timing)
+            with _told(arch, shape):
+                row = twins.measure(arguments.task, arch, shape, batch, arguments.device, **timing)
             cells = "".join(
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
                 for name in ("cnn", "adder")
@@ -209,6 +225,24 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             if "pairs_per_second" in row:
                 print(_gpu_networks_line(row), flush=True)
             yield row
+
+
+def _shapes(arguments: argparse.Namespace) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and inputs, all of them before the first is measured: one of them may be wrong."""
+    built = [(arch, blank(arch)) for arch in arguments.arch]
+    return [(arch, arguments.input or input_size(arch, model)) for arch, model in built]
+
+
+@contextmanager
+def _told(arch: str, shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, AdderizeError):
+            raise
+        raise AdderizeError(
+            f"{arch} fails on images of {shape_text(shape)}: {first_line(error)}"
+        ) from error
 
 
 def _gpu_networks_line(row: dict[str, Any]) -> str:
@@ -228,24 +262,23 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     if missing:
         print(f"onnxruntime is left out ({missing})")
     timing = _timing(arguments)
-    for arch in arguments.arch:
-        model = build(arch)
+    for arch, shape in _shapes(arguments):
         if arguments.data:
-            batch = images(arguments, arch, model)
+            batch = images(arguments, arch, build(arch))
         else:
-            size = arguments.input or input_size(arch, model)
             batch = torch.randn(
-                *(32, *size), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+                *(32, *shape), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
             )
-        for row in integers.measure(arch, batch, arguments.batch, **timing):
-            print(f"{arch}, batch {row['batch']}, threads: {row['threads']}", end="")
-            print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
-            print(f"(lowest of an image {row['cosine_min']:.4f})")
-            for name in integers.ORDER:
-                if name in row["ms"]:
-                    ratio = row["ms"][integers.CNN] / row["ms"][name]
-                    line = f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x as fast"
-                    if name in row["percent_of_limit"]:
-                        line += f", {row['percent_of_limit'][name]:.0f} % of the limit"
-                    print(line, flush=True)
-            yield row
+        with _told(arch, shape):
+            for row in integers.measure(arch, batch, arguments.batch, **timing):
+                print(f"{arch}, batch {row['batch']}, threads: {row['threads']}", end="")
+                print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")
+                print(f"(lowest of an image {row['cosine_min']:.4f})")
+                for name in integers.ORDER:
+                    if name in row["ms"]:
+                        ratio = row["ms"][integers.CNN] / row["ms"][name]
+                        line = f"  {name:24}{row['ms'][name]:>10.2f} ms{ratio:>8.2f}x as fast"
+                        if name in row["percent_of_limit"]:
+                            line += f", {row['percent_of_limit'][name]:.0f} % of the limit"
+                        print(line, flush=True)
+                yield row

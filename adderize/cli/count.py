@@ -79,6 +79,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.paper:
         _check_alone(arguments)
+    paths = {path.resolve() for path in (arguments.plot, arguments.output) if path}
+    if len(paths) == 1 and arguments.plot and arguments.output:
+        raise AdderizeError(f"--plot and --output are both {arguments.plot}: give two files")
     text = _paper(arguments) if arguments.paper else _budget(arguments)
     if arguments.output is None:
         print(text)
@@ -146,7 +149,7 @@ def _without_products(arguments: argparse.Namespace, options: dict[str, Any]) ->
         raise AdderizeError("binary layers scale by products: leave out --multiplication-free")
     more = arch_options(arguments)
     if Path(arguments.model).is_dir():
-        loaded = named.load(arguments.model, arguments.arch, arch_options=more).model
+        loaded = named.load(arguments.model, arguments.arch, arch_options=more, **options).model
     else:
         loaded = adderize(by_name.build(arguments.model, **more), **options)
     return multiplication_free(loaded.eval())

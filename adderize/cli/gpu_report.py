@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from adderize.bench.gpu_report import write_report
-from adderize.cli.shared_options import output_file
+from adderize.cli.shared_options import duration, output_file
 from adderize.tables import Table
 
 HELP = "limits, layers, training steps and a CIFAR epoch of a GPU, in one file"
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a CUDA device (cuda), or cpu: a few tiny layers, to see whether everything runs",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=float, default=240.0, metavar="SECONDS",
+        "--budget", type=duration, default=240.0, metavar="SECONDS",
         help="after which no part starts; what is left out is named (240)",
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,10 @@ def conversion_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_cost_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--energy", metavar="TABLE", help="float32 (default), float16, int32, int8 or a JSON file"
-    )
+        "--energy", metavar="TABLE",
+        help="float32, float16, int32, int8 or a JSON file, for all operations; default: that of "
+        "each operation's numbers",
+    )  # fmt: skip
     parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
 
 
@@ -259,6 +262,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def duration(text: str) -> float:
+    (seconds, *more) = numbers(text)
+    if more or not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def usable_device(name: str) -> torch.device:

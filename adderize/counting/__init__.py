@@ -14,14 +14,13 @@ from torch.nn.modules.conv import _ConvNd
 from adderize.arguments import check_choice, check_module
 from adderize.counting import fvcore
 from adderize.counting.budget import OpBudget
-from adderize.counting.costs import CostTable, energy_table, latency_table
+from adderize.counting.costs import CostTable, energy_tables, latency_table
 from adderize.counting.fvcore import FlopCountAnalysis
 from adderize.counting.programs import count_integers
-from adderize.counting.rows import Layer, Uncounted, sum_of
+from adderize.counting.rows import Layer, Uncounted, Views, merged, sum_of
 from adderize.counting.trace import Call, trace
 from adderize.counting.views import ADDERS, Reading, adder_twin
 from adderize.errors import AdderizeError
-from adderize.formulas import FREE
 from adderize.integer import IntegerNetwork
 from adderize.layers import (
     BinaryConv2d,
@@ -71,7 +70,9 @@ def count(
         input_size: of one example without the batch, such as (3, 224, 224); by default the model's
             own, from `input_size`, Lightning's `example_input_array` or timm's `default_cfg`.
         energy: a table in joule: a name of ``adderize.counting.costs.ENERGY``, a JSON file or a
-            table; by default float32, of integer networks int32.
+            table, for all operations; by default each operation's is that of its numbers: float32
+            or float16, int8 for the pairs of adders on bytes, int32 for integer networks and for
+            the bit counts of binary layers.
         latency: a table in cycles: a JSON file or a table; the paper's VIA Nano 2000 by default.
         counter: "meta" traces PyTorch's dispatcher on tensors without storage; "fvcore" traces
             TorchScript with zeros, by :class:`FlopCountAnalysis`: slower, and as large as the
@@ -88,9 +89,7 @@ def count(
     """
     check_module(model)
     check_choice("counter", counter, COUNTERS)
-    if isinstance(model, IntegerNetwork) and energy is None:
-        energy = "int32"
-    tables = energy_table(energy), latency_table(latency)
+    tables = energy_tables(energy), latency_table(latency)
     if isinstance(model, IntegerNetwork):
         if options or counter != "meta":
             raise AdderizeError("an integer network is counted as it is: leave out the options")
@@ -101,9 +100,7 @@ def count(
     calls = _TRACERS[counter](twin, size)
     layers = _layers(twin, reading, calls)
     total = sum_of(layers, "")
-    return OpBudget(
-        type(model).__name__, size, total.before, total.after, layers, _uncounted(calls), *tables
-    )
+    return OpBudget(type(model).__name__, size, total, layers, _uncounted(calls), *tables)
 
 
 def _layers(model: nn.Module, reading: Reading, calls: Sequence[Call]) -> tuple[Layer, ...]:
@@ -111,17 +108,21 @@ def _layers(model: nn.Module, reading: Reading, calls: Sequence[Call]) -> tuple[
     modules = dict(model.named_modules())
     # The last call of a layer may be free, such as the view behind a product of matrices.
     outputs = {call.layer: tuple(call.output[1:]) for call in calls if call.output}
-    layers: dict[str, Layer] = {}
+    computed: dict[str, dict[str, Views]] = {}
     for call in calls:
-        module, name = modules[call.layer], call.layer
-        before, after = reading.before(call), reading.after(call)
-        if before == after == FREE:
-            continue
-        if name in layers:
-            before, after = before + layers[name].before, after + layers[name].after
-        kind, output = _kind(module), outputs.get(name, ())
-        layers[name] = Layer(name, kind, type(module).__name__, output, before, after)
-    return tuple(layers.values())
+        parts = [computed.get(call.layer, {}), reading.by_dtype(call)]
+        if by_dtype := merged(parts):
+            computed[call.layer] = by_dtype
+    return tuple(
+        Layer(
+            name,
+            _kind(modules[name]),
+            type(modules[name]).__name__,
+            outputs.get(name, ()),
+            by_dtype,
+        )
+        for name, by_dtype in computed.items()
+    )
 
 
 def _kind(module: nn.Module) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from adderize.arguments import own_path
 from adderize.counting.costs import CostTable
 from adderize.counting.plot import plot
 from adderize.counting.quantities import cycles, joule, quantity
-from adderize.counting.rows import Layer, Uncounted, grouped, of_kind, sum_of
+from adderize.counting.rows import Layer, Uncounted, Views, grouped, of_kind, sum_of
 from adderize.errors import AdderizeError
-from adderize.formulas import KINDS, Operations
+from adderize.formulas import FREE, KINDS, Operations
 from adderize.tables import (
     Report,
     Table,
@@ -48,20 +49,28 @@ class OpBudget(Report):
     Attributes:
         model: class name of the model.
         input_size: of one example, without the batch.
-        before, after: of the whole network, whatever rows are selected.
+        total: of the whole network, whatever rows are selected.
         layers: in order of execution.
         uncounted: what the totals leave out.
-        energy, latency: the tables that costs are computed with.
+        energy: the tables that energies are computed with, by the format of the numbers.
+        latency: the table that latencies are computed with.
     """
 
     model: str
     input_size: tuple[int, ...]
-    before: Operations
-    after: Operations
+    total: Layer
     layers: tuple[Layer, ...]
     uncounted: tuple[Uncounted, ...]
-    energy: CostTable
+    energy: Mapping[str, CostTable]
     latency: CostTable
+
+    @property
+    def before(self) -> Operations:
+        return self.total.before
+
+    @property
+    def after(self) -> Operations:
+        return self.total.after
 
     def select(
         self, *, only: str | None = None, depth: int | None = None, sort: str | None = None
@@ -93,22 +102,44 @@ class OpBudget(Report):
                 f"cannot sort by {key!r}; expected one of {', '.join(SORT_KEYS)}, "
                 "with or without a leading `before.`"
             )
-        return sorted(layers, key=lambda layer: -self.costs(getattr(layer, view or "after"))[what])
+        return sorted(layers, key=lambda layer: -self.costs(layer, view or "after")[what])
 
-    def costs(self, operations: Operations) -> dict[str, float]:
-        """Counts by kind, energy and latency, under the keys of the JSON form."""
+    def costs(self, layer: Layer, view: str) -> dict[str, float]:
+        """Counts by kind, energy and latency, under the keys of the JSON form.
+
+        Args:
+            layer: a row, or the total.
+            view: "before" or "after".
+        """
+        energies = (
+            self.energy[dtype].cost(getattr(views, view)) for dtype, views in layer.by_dtype.items()
+        )
+        operations: Operations = getattr(layer, view)
         return {
             **operations.by_kind(),
-            "energy_joule": self.energy.cost(operations),
+            "energy_joule": math.fsum(energies),
             "latency_cycles": self.latency.cost(operations),
         }
+
+    def energy_name(self) -> str:
+        """Of the tables of energy that apply to this network."""
+        return " and ".join(table.name for table, _ in self._energies())
+
+    def _energies(self) -> list[tuple[CostTable, Operations]]:
+        """The tables of energy that apply, and the operations that each of them prices."""
+        priced: dict[str, tuple[CostTable, Operations]] = {}
+        for dtype, views in (self.total.by_dtype or {"float32": Views()}).items():
+            table = self.energy[dtype]
+            _, operations = priced.get(table.name, (table, FREE))
+            priced[table.name] = table, operations + views.before + views.after
+        return [priced[name] for name in sorted(priced)]
 
     def to_dict(self) -> dict[str, Any]:
         """Exact counts; energy in joule and latency in cycles, for one example."""
         return {
             "model": self.model,
             "input_size": list(self.input_size),
-            **self._both_costs(self),
+            **self._both_costs(self.total),
             "layers": [
                 {
                     "name": layer.name,
@@ -120,25 +151,20 @@ class OpBudget(Report):
                 for layer in self.layers
             ],
             "uncounted": [asdict(item) for item in self.uncounted],
-            "energy": self._described(self.energy),
-            "latency": self._described(self.latency),
+            "energy": _described(self._energies()),
+            "latency": _described([(self.latency, self.before + self.after)]),
         }
 
-    def _described(self, table: CostTable) -> dict[str, str]:
-        others = table.other_sources(self.before + self.after)
-        sources = {f"source_of_{kind}": source for kind, source in others.items()}
-        return {"table": table.name, "source": table.source, **sources}
-
-    def _both_costs(self, counted: OpBudget | Layer) -> dict[str, dict[str, float]]:
-        return {"before": self.costs(counted.before), "after": self.costs(counted.after)}
+    def _both_costs(self, layer: Layer) -> dict[str, dict[str, float]]:
+        return {view: self.costs(layer, view) for view in ("before", "after")}
 
     def to_csv(self) -> str:
         """One line a layer, then the totals; exact counts."""
         views = [f"{view}.{key}" for view in ("before", "after") for key in SORT_KEYS]
-        total = Layer("(network)", "", "", (), self.before, self.after)
+        total = replace(self.total, name="(network)", kind="")
         rows = []
         for layer in (*self.layers, total):
-            costs = [*self.costs(layer.before).values(), *self.costs(layer.after).values()]
+            costs = [cost for view in self._both_costs(layer).values() for cost in view.values()]
             name = layer_text(layer.name)
             rows.append([name, layer.kind, layer.type, shape_text(layer.output), *costs])
         return csv_text(["layer", "kind", "type", "output", *views], rows)
@@ -163,8 +189,7 @@ class OpBudget(Report):
         Raises:
             AdderizeError: matplotlib is not installed, or it cannot write such a file.
         """
-        total = Layer(self.model, "", "", (), self.before, self.after)
-        plot(total, self.layers, own_path(path))
+        plot(replace(self.total, name=self.model), self.layers, own_path(path))
 
     def _measure(self) -> str:
         return f"input {shape_text(self.input_size)}, operations for one example"
@@ -181,7 +206,7 @@ class OpBudget(Report):
         return Table([*_HEADER, *columns], rows, texts=3)
 
     def _summary(self) -> Table:
-        before, after = self.costs(self.before), self.costs(self.after)
+        before, after = self._both_costs(self.total).values()
         rows = []
         for key in before:
             if not before[key] and not after[key]:
@@ -197,14 +222,29 @@ class OpBudget(Report):
         hidden = sum(not layer.arithmetic for layer in self.layers)
         if hidden:
             notes.append(f"not shown: rows without multiplications and additions ({hidden})")
-        occurring = self.before + self.after
-        for what, table in (("energy", self.energy), ("latency", self.latency)):
-            unpriced = table.unpriced(occurring)
+        priced = [("energy", *energy) for energy in self._energies()]
+        for what, table, operations in (
+            *priced,
+            ("latency", self.latency, self.before + self.after),
+        ):
+            unpriced = table.unpriced(operations)
             without = f"; without {', '.join(unpriced)}" if unpriced else ""
             notes.append(f"{what}: {table.name} ({table.source}){without}")
-            for kind, source in table.other_sources(occurring).items():
+            for kind, source in table.other_sources(operations).items():
                 notes.append(f"{what} of {kind}: {source}")
         return notes + [f"not counted: {item}" for item in self.uncounted]
+
+
+def _described(priced: Iterable[tuple[CostTable, Operations]]) -> dict[str, str]:
+    """Names and sources of tables, as the JSON form has them."""
+    described: dict[str, list[str]] = {"table": [], "source": []}
+    for table, operations in priced:
+        others = table.other_sources(operations)
+        sources = {f"source_of_{kind}": source for kind, source in others.items()}
+        for key, text in {"table": table.name, "source": table.source, **sources}.items():
+            if text not in described.setdefault(key, []):
+                described[key].append(text)
+    return {key: "; ".join(texts) for key, texts in described.items()}
 
 
 def _cells(layer: Layer, columns: Iterable[tuple[str, str]]) -> Sequence[str]:

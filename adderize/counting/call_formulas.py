@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from math import isfinite, prod
 from typing import Any
 
 from adderize import formulas
-from adderize.formulas import Operations, Shape
+from adderize.formulas import FREE, Operations, Shape
 
 Formula = Callable[[Sequence[Any], Shape], Operations]
 Pairs = Callable[[Shape, Shape, Shape], Operations]
@@ -71,14 +72,60 @@ def matmul_onto(arguments: Sequence[Any], output: Shape) -> Operations:
 
 
 def einsum(arguments: Sequence[Any], output: Shape) -> Operations:
+    """Of one or two operands, as torch computes it: what one operand alone has is summed first."""
     equation, operands, *_ = arguments
-    inputs, _, result = equation.replace(" ", "").partition("->")
-    if "." in equation or not result or len(operands) != 2:
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    labels = [_labels(one, shape) for one, shape in zip(inputs.split(","), operands, strict=True)]
+    kept = (
+        {*_labels(result, output)}
+        if arrow
+        else {label for label in chain(*labels) if label < 0 or inputs.count(chr(label)) == 1}
+    )
+    if len(operands) > 2 or any(len({*own}) < len(own) for own in labels):
         raise NotImplementedError
-    sizes: dict[str, int] = {}
-    for letters, shape in zip(inputs.split(","), operands, strict=True):
-        sizes.update(zip(letters, shape, strict=True))
-    return formulas.CONVOLUTION_PAIR * prod(sizes.values())
+    operations, sizes = FREE, dict[int, int]()
+    for own, other, shape in zip(labels, [*labels[1:], *labels[:1]], operands, strict=True):
+        needed = kept | {*other} if len(operands) == 2 else kept
+        if not needed.issuperset(own):
+            operations += summation(prod(shape), 0)
+        for label, size in zip(own, shape, strict=True):
+            if label not in kept and sizes.get(label, size) != size:
+                raise NotImplementedError
+            if label in needed:
+                sizes[label] = max(size, sizes.get(label, 1))
+    if len(operands) == 1:
+        return operations
+    products = prod(sizes.values())
+    pair = formulas.MULTIPLICATION if kept.issuperset(sizes) else formulas.CONVOLUTION_PAIR
+    return operations + products * pair
+
+
+def _labels(letters: str, shape: Shape) -> list[int]:
+    """One for each dimension: its letter, or a negative number where an ellipsis covers it."""
+    before, dots, after = letters.partition("...")
+    dimensions = len(shape) - len(before) - len(after)
+    covered = range(-dimensions, 0) if dots else ()
+    return [*map(ord, before), *covered, *map(ord, after)]
+
+
+def tensordot(arguments: Sequence[Any], output: Shape) -> Operations:
+    first, _, dimensions, *_ = arguments
+    sizes: list[int] = [first[dimension] for dimension in dimensions]
+    if 1 in sizes:
+        raise NotImplementedError
+    return formulas.CONVOLUTION_PAIR * (prod(sizes) * prod(output))
+
+
+def other_dropout(arguments: Sequence[Any], output: Shape) -> Operations:
+    """Free in evaluation."""
+    if arguments[2]:
+        raise NotImplementedError
+    return FREE
+
+
+def dropout(arguments: Sequence[Any], output: Shape) -> Operations:
+    """Free in evaluation; a functional one that drops nevertheless scales a mask and applies it."""
+    return bool(arguments[2]) * prod(output) * (formulas.MULTIPLICATION + formulas.OTHER)
 
 
 def attention(arguments: Sequence[Any], output: Shape) -> Operations:

@@ -101,23 +101,24 @@ LATENCY = {
 }
 
 
-def energy_table(table: CostTable | str | Path | None) -> CostTable:
-    """A table in joule: ``None`` is float32; a name of ENERGY, a JSON file, or a table itself."""
-    return _resolve(table, ENERGY, "float32", JOULE)
+def energy_tables(table: CostTable | str | Path | None) -> Mapping[str, CostTable]:
+    """Tables in joule by the format of numbers: ``None`` is ENERGY; a name of ENERGY, a JSON file
+    or a table itself prices every format."""
+    if table is None:
+        return ENERGY
+    return dict.fromkeys(ENERGY, _resolve(table, ENERGY, JOULE))
 
 
 def latency_table(table: CostTable | str | Path | None) -> CostTable:
     """A table in cycles: ``None`` is the paper's VIA Nano 2000; a name of LATENCY, a JSON file, or
     a table itself."""
-    return _resolve(table, LATENCY, "via-nano-2000", CYCLES)
+    return _resolve("via-nano-2000" if table is None else table, LATENCY, CYCLES)
 
 
-def _resolve(
-    table: CostTable | str | Path | None, known: dict[str, CostTable], default: str, unit: str
-) -> CostTable:
+def _resolve(table: CostTable | str | Path, known: dict[str, CostTable], unit: str) -> CostTable:
     if not isinstance(table, CostTable):
-        name = default if table is None else table
-        table = known[name] if isinstance(name, str) and name in known else _read(name, known)
+        known_name = isinstance(table, str) and table in known
+        table = known[str(table)] if known_name else _read(table, known)
     if table.unit != unit:
         raise AdderizeError(f"the cost table {table.name!r} is in {table.unit}; expected {unit}")
     return table

@@ -171,7 +171,8 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):  # type: ignore[misc]
         numbers = "integer" if _computes_sizes(node) else _numbers(inputs + outputs)
         layer = self.canonical_module_name(node.scopeName().split("/")[-1])
         operations = count_call(node.kind(), arguments, output, numbers)
-        self._calls.append(Call(layer, node.kind(), arguments, output, operations))
+        dtype = _dtype(inputs + outputs[:1])
+        self._calls.append(Call(layer, node.kind(), arguments, output, operations, dtype))
         return self._calls[-1]
 
 
@@ -253,6 +254,13 @@ def _numbers(values: Sequence[Any]) -> Numbers:
     if any(kind.startswith("Complex") for kind in kinds):
         return "complex"
     return "real" if any(kind.startswith(_FLOATING) for kind in kinds) else "integer"
+
+
+def _dtype(values: Sequence[Any]) -> str:
+    kinds = set().union(*map(_scalar_kinds, values))
+    wide = not kinds.isdisjoint(("Float", "Double"))
+    narrow = any(kind.startswith(("BFloat16", "Half", "Float8")) for kind in kinds)
+    return "float16" if narrow and not wide else "float32"
 
 
 def _scalar_kinds(value: Any) -> set[str]:

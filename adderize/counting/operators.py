@@ -36,7 +36,9 @@ FORMULAS: dict[str, Formula] = {
     "linear": of.linear,
     "addmm": of.matmul_onto,
     "baddbmm": of.matmul_onto,
+    "dropout": of.dropout,
     "einsum": of.einsum,
+    "tensordot": of.tensordot,
     "scaled_dot_product_attention": of.attention,
     "batch_norm": of.batch_norm,
     "native_batch_norm": of.batch_norm,
@@ -71,6 +73,9 @@ FORMULAS: dict[str, Formula] = {
     "_log_softmax": of.each("log_softmax"),
 }
 FORMULAS |= dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot"), of.matmul)
+FORMULAS |= dict.fromkeys(
+    ("feature_dropout", "alpha_dropout", "feature_alpha_dropout"), of.other_dropout
+)
 FORMULAS |= dict.fromkeys(
     ("softmax", "_softmax", "_safe_softmax"),
     lambda arguments, output: formulas.softmax(output),
@@ -133,7 +138,7 @@ _FREE = (
     "zeros_like",
     # Selection.
     "_unsafe_index embedding gather index index_put index_select masked_fill nonzero scatter "
-    "select_scatter slice_scatter tril triu where dropout feature_dropout",
+    "select_scatter slice_scatter tril triu where",
     # Signs and bits.
     "__and __or abs bitwise_and bitwise_not bitwise_or copysign isfinite isinf isnan logical_and "
     "logical_not logical_or neg sign",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _TURNED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anch
 
 def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     """Stacked bars of multiplications, additions, shifts and XNORs per stage, before and after."""
+    if not path.suffix:
+        raise AdderizeError(f"the plot {path} has no suffix; expected one such as .png or .svg")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -55,7 +58,8 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
         parse_math=False,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=_legend(colors), loc="outside lower center", ncols=3, frameon=False)
+    handles, columns = _legend(colors)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
@@ -63,14 +67,22 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
         raise AdderizeError(f"cannot write the plot {path}: {reason}") from error
 
 
-def _legend(colors: dict[str, str]) -> list[Any]:
+def _legend(colors: dict[str, str]) -> tuple[list[Any], int]:
     from matplotlib.patches import Patch
 
-    return [
-        *(Patch(facecolor=color, label=kind) for kind, color in colors.items()),
-        Patch(facecolor="lightgrey", label="before (left)"),
-        Patch(facecolor="lightgrey", hatch="//", edgecolor="white", label="after (right)"),
-    ]
+    kinds = [Patch(facecolor=color, label=kind) for kind, color in colors.items()]
+    before = Patch(facecolor="lightgrey", label="before (left)")
+    after = Patch(facecolor="lightgrey", hatch="//", edgecolor="white", label="after (right)")
+    return in_rows(kinds, [before, after])
+
+
+def in_rows(kinds: Sequence[Any], views: Sequence[Any]) -> tuple[list[Any], int]:
+    """Entries of a legend column by column, as matplotlib fills it, and the number of columns:
+    where there are more than four, the kinds have a row of their own."""
+    if len(kinds) <= 2:
+        return [*kinds, *views], len(kinds) + len(views)
+    pairs = itertools.zip_longest(kinds, views)
+    return [entry for pair in pairs for entry in pair if entry is not None], len(kinds)
 
 
 def _stages(total: Layer, layers: Sequence[Layer]) -> list[Layer]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from adderize.counting.budget import OpBudget
 from adderize.counting.costs import CostTable
-from adderize.counting.rows import Layer, sum_of
+from adderize.counting.rows import Layer, Views, merged, sum_of
 from adderize.errors import AdderizeError
-from adderize.formulas import FREE
 from adderize.integer import IntegerNetwork
 from adderize.integer.program_operations import operations_of
 
@@ -21,7 +20,10 @@ _KINDS = {
 
 
 def count_integers(
-    network: IntegerNetwork, input_size: Sequence[int] | None, energy: CostTable, latency: CostTable
+    network: IntegerNetwork,
+    input_size: Sequence[int] | None,
+    energy: Mapping[str, CostTable],
+    latency: CostTable,
 ) -> OpBudget:
     """As :func:`adderize.count`; "before" has products in the place of shifts and of adders.
 
@@ -39,12 +41,14 @@ def count_integers(
             _KINDS.get(step.kind, "other"),
             step.kind,
             program.slots[step.output].shape,
-            operations_of(program, step, as_products=True),
-            operations_of(program, step),
+            merged([{"int32": views}]),
         )
         for step in program.instructions
+        for views in [
+            Views(operations_of(program, step, as_products=True), operations_of(program, step))
+        ]
     ]
-    shown = tuple(layer for layer in layers if not layer.before == layer.after == FREE)
+    shown = tuple(layer for layer in layers if layer.by_dtype)
     total = sum_of(layers, "")
     name = type(network).__name__
-    return OpBudget(name, size, total.before, total.after, shown, (), energy, latency)
+    return OpBudget(name, size, total, shown, (), energy, latency)

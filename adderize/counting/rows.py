@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
+
+
+class Views(NamedTuple):
+    """The same computation as a convolutional network, and as the adder or binary network."""
+
+    before: Operations = FREE
+    after: Operations = FREE
 
 
 @dataclass(frozen=True)
@@ -18,16 +27,25 @@ class Layer:
         kind: "adder", "binary", "convolution", "linear", "norm" or "other"; "mixed" for a group.
         type: class name; "" for a group.
         output: shape of the last result for one example; empty for a group.
-        before: operations as a convolutional network.
-        after: operations as an adder network, or as the binary network that it is.
+        by_dtype: operations by the format of their numbers, a name of
+            ``adderize.counting.costs.ENERGY``; `before` and `after` are their sums.
     """
 
     name: str
     kind: str
     type: str
     output: tuple[int, ...]
-    before: Operations
-    after: Operations
+    by_dtype: Mapping[str, Views]
+
+    @cached_property
+    def before(self) -> Operations:
+        """Operations as a convolutional network."""
+        return sum((views.before for views in self.by_dtype.values()), FREE)
+
+    @cached_property
+    def after(self) -> Operations:
+        """Operations as an adder network, or as the binary network that it is."""
+        return sum((views.after for views in self.by_dtype.values()), FREE)
 
     @property
     def arithmetic(self) -> int:
@@ -70,9 +88,19 @@ def sum_of(layers: Iterable[Layer], name: str) -> Layer:
         kinds.pop() if len(kinds) == 1 else "mixed",
         "",
         (),
-        sum((layer.before for layer in layers), FREE),
-        sum((layer.after for layer in layers), FREE),
+        merged(layer.by_dtype for layer in layers),
     )
+
+
+def merged(parts: Iterable[Mapping[str, Views]]) -> dict[str, Views]:
+    """Sums by format, of the formats that compute something."""
+    sums: dict[str, Views] = {}
+    for part in parts:
+        for dtype, views in part.items():
+            if views != Views():
+                former = sums.get(dtype, Views())
+                sums[dtype] = Views(former.before + views.before, former.after + views.after)
+    return sums
 
 
 def grouped(layers: Iterable[Layer], depth: int) -> list[Layer]:

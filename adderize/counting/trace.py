@@ -33,6 +33,8 @@ class Call(NamedTuple):
         arguments: in schema order, tensors as shapes.
         output: shape of the (first) result.
         operations: None where no formula is known.
+        dtype: format of the numbers, the widest that takes part, as
+            :data:`adderize.counting.costs.ENERGY` names it.
     """
 
     layer: str
@@ -40,6 +42,7 @@ class Call(NamedTuple):
     arguments: Sequence[Any]
     output: Shape
     operations: Operations | None
+    dtype: str
 
 
 def blank_copy(model: nn.Module, device: str = "meta") -> nn.Module:
@@ -136,6 +139,11 @@ def _numbers(tensors: Sequence[Tensor]) -> Numbers:
     return "real" if any(tensor.is_floating_point() for tensor in tensors) else "integer"
 
 
+def _dtype(tensors: Sequence[Tensor]) -> str:
+    sizes = [tensor.itemsize for tensor in tensors if tensor.is_floating_point()]
+    return "float16" if max(sizes, default=4) <= 2 else "float32"
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -159,12 +167,18 @@ class _Recorder(TorchDispatchMode):
         result = function(*args, **kwargs)
         results = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
         if results:
-            numbers = _numbers((*tensors, *results))
-            self._record(function, args, kwargs, results[0].shape, numbers)
+            numbers, dtype = _numbers((*tensors, *results)), _dtype((*tensors, results[0]))
+            self._record(function, args, kwargs, results[0].shape, numbers, dtype)
         return result
 
     def _record(
-        self, function: Any, args: Sequence[Any], kwargs: Any, output: Shape, numbers: Numbers
+        self,
+        function: Any,
+        args: Sequence[Any],
+        kwargs: Any,
+        output: Shape,
+        numbers: Numbers,
+        dtype: str,
     ) -> None:
         schema = function._schema
         values = [
@@ -174,4 +188,4 @@ class _Recorder(TorchDispatchMode):
         arguments = tree_map_only(Tensor, lambda tensor: tuple(tensor.shape), values)
         operations = count_call(schema.name, arguments, output, numbers)
         layer = self.layers[-1] if self.layers else ""
-        self.calls.append(Call(layer, schema.name, arguments, tuple(output), operations))
+        self.calls.append(Call(layer, schema.name, arguments, tuple(output), operations, dtype))

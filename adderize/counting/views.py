@@ -10,6 +10,7 @@ from torch import nn
 
 from adderize import formulas
 from adderize.counting import call_formulas as of
+from adderize.counting.rows import Views
 from adderize.counting.trace import Call, blank_copy
 from adderize.dataflow.recording import floating_dtype
 from adderize.errors import AdderizeError
@@ -29,6 +30,7 @@ _ADDER_OPERATORS = {
     "adderize::adder_conv2d_u8": of.adder_of_bytes,
     "adderize::adder_conv2d_u8_packed": of.adder_of_packed_bytes,
 }
+_ON_BYTES = {name: count for name, count in _ADDER_OPERATORS.items() if "_u8" in name}
 _FORMS = {
     "convolution": formulas.convolution,
     "adder": formulas.adder,
@@ -70,6 +72,22 @@ class Reading:
         operations = read_as(call, "adder")
         terms = self._terms.get(call.layer)
         return operations if terms is None else formulas.shift_add(operations, terms)
+
+    def by_dtype(self, call: Call) -> dict[str, Views]:
+        """Both views by the format of the numbers: the pairs of an adder on bytes are bytes, their
+        scales and shifts are not; the bits that a binary layer counts make integers."""
+        views = Views(self.before(call), self.after(call))
+        if call.operator in _ON_BYTES:
+            epilogue = _ON_BYTES[call.operator](call.arguments, call.output, lambda *_: FREE)
+            pairs = Views(*(view + -1 * epilogue for view in views))
+            return {"int8": pairs, call.dtype: Views(epilogue, epilogue)}
+        if call.operator == _BINARY_OPERATOR:
+            input, weight, *_ = call.arguments
+            pairs_of_bits = formulas.convolution_pairs(input, weight, call.output)
+            counted = pairs_of_bits * formulas.XNOR_PAIR
+            scaled = Views(views.before, views.after + -1 * counted)
+            return {call.dtype: scaled, "int32": Views(FREE, counted)}
+        return {call.dtype: views}
 
 
 def own_norms(model: nn.Module) -> set[str]:

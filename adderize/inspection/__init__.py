@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.arguments import check_module
 from adderize.dataflow import trace
@@ -60,7 +60,7 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
         raise AdderizeError("the images hold NaN or infinity; expected finite values")
     flows = trace(model)
     measured: dict[nn.Module, Measured] = {}
-    stale: dict[_BatchNorm, tuple[float, float]] = {}
+    stale: dict[_NormBase, tuple[float, float]] = {}
     if images is not None:
         try:
             measured = measure(model, images)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.dataflow import Flow
 from adderize.inspection.measurement import batches_of
@@ -32,10 +32,10 @@ def find_norm_states(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     flows: Sequence[Flow],
-    stale: Mapping[_BatchNorm, tuple[float, float]],
+    stale: Mapping[_NormBase, tuple[float, float]],
 ) -> NormStates:
     states = {
-        module: _state(name, module, stale.get(module) if isinstance(module, _BatchNorm) else None)
+        module: _state(name, module, stale.get(module) if isinstance(module, _NormBase) else None)
         for name, module in model.named_modules()
         if is_norm(module)
     }
@@ -87,7 +87,7 @@ def _state(name: str, norm: nn.Module, stale: tuple[float, float] | None) -> Nor
 @torch.no_grad()
 def staleness(
     model: nn.Module, images: Tensor, called: Container[nn.Module]
-) -> dict[_BatchNorm, tuple[float, float]]:
+) -> dict[_NormBase, tuple[float, float]]:
     """How far the running statistics are from those of the images.
 
     The images' statistics are what :func:`adderize.recalibrate` would set, so a norm is not blamed
@@ -101,7 +101,7 @@ def staleness(
     norms = {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, _BatchNorm) and m.running_mean is not None and m in called
+        if isinstance(m, _NormBase) and m.running_mean is not None and m in called
     }
     if not norms or len(images) < _LEAST_IMAGES:
         return {}
@@ -110,7 +110,7 @@ def staleness(
     found = {}
     for name, norm in norms.items():
         other = fresh.get_submodule(name)
-        assert isinstance(other, _BatchNorm)
+        assert isinstance(other, _NormBase)
         assert norm.running_mean is not None and other.running_mean is not None
         assert norm.running_var is not None and other.running_var is not None
         variance = norm.running_var + norm.eps

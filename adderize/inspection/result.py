@@ -233,7 +233,8 @@ class Inspection(Report):
         return "\n\n".join([title, self._table().text(), lines_text(findings)])
 
     def _title(self, model: str) -> str:
-        seen = f"measured on {self.images} images" if self.images else "without images"
+        images = "1 image" if self.images == 1 else f"{self.images} images"
+        seen = f"measured on {images}" if self.images else "without images"
         title = f"{model}, {len(self.layers)} layers, {seen}"
         if self.outside is None:
             return title

@@ -48,11 +48,11 @@ def build(name: str, **options: Any) -> nn.Module:
         return _from_torchvision(name, options)
     except AdderizeError:
         raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         if not options:
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise AdderizeError(f"cannot build {name!r} with {given} ({error})") from error
+        raise AdderizeError(f"cannot build {name!r} with {given} ({one_line(error)})") from error
 
 
 def options_from(pairs: Sequence[str]) -> dict[str, Any]:
@@ -147,8 +147,18 @@ def _module_of(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(home if colon else "torchvision")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise AdderizeError(f"cannot find {name!r} ({error}); expected {FORMS}") from error
+    except _OF_THEIR_CODE as error:
+        raise _failed(f"the import of {home}", error) from error
+
+
+# An exit, too: a script without a guard ends with one when it is imported.
+_OF_THEIR_CODE = (Exception, SystemExit)
+
+
+def _failed(what: str, error: BaseException) -> AdderizeError:
+    return AdderizeError(f"{what} fails: {type(error).__name__}: {one_line(error)}")
 
 
 def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
@@ -164,6 +174,10 @@ def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:
             f"cannot call {name!r} ({error}); expected a callable that needs no arguments, or "
             "none but those of --arch-options"
         ) from error
+    except AdderizeError:
+        raise
+    except _OF_THEIR_CODE as error:
+        raise _failed(f"{name!r}", error) from error
     if not isinstance(model, nn.Module):
         raise AdderizeError(f"{name!r} gave a {type(model).__name__}; expected a torch.nn.Module")
     return model

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adderize.counting import OpBudget
+from adderize.counting.plot import in_rows
 from adderize.counting.quantities import joule, quantity
 from adderize.counting.rows import Layer, sum_of
 from adderize.inspection.histograms import Histogram
@@ -54,9 +55,9 @@ def operations(budget: OpBudget) -> str:
 
 def energy(budget: OpBudget) -> str:
     """Energy of each layer, before and after."""
-    price = budget.energy.cost
     bars = [
-        Bar(row.name, [price(row.before)], [price(row.after)]) for row in charted(budget.layers)
+        Bar(row.name, *([budget.costs(row, view)["energy_joule"]] for view in ("before", "after")))
+        for row in charted(budget.layers)
     ]
     colors = {"energy": COLORS["addition"]}
     return _paired(bars, colors, joule, "Energy for one example, layer by layer")
@@ -133,20 +134,23 @@ def _paired(
     axes.xaxis.set_major_formatter(lambda value, position: show(value) if value else "0")
     axes.locator_params(axis="x", nbins=5)
     _name_rows(axes, [bar.name for bar in bars])
-    drawn.legend(handles=list(_legend(colors)), loc="outside upper left", ncols=4, fontsize=8.5,
+    handles, columns = _legend(colors)
+    drawn.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=8.5,
                  handlelength=1, columnspacing=1, borderpad=0)  # fmt: skip
     return _finished(drawn, title)
 
 
-def _legend(colors: Mapping[str, str]) -> Iterator[Any]:
+def _legend(colors: Mapping[str, str]) -> tuple[list[Any], int]:
     from matplotlib.patches import Patch
 
-    if len(colors) > 1:
-        for kind, color in colors.items():
-            yield Patch(facecolor=color, label=kind)
-    color = COLORS["ink"]
-    yield Patch(facecolor=color, alpha=_BEFORE, label="before (upper bar)")
-    yield Patch(facecolor=color, label="after (lower)")
+    several = colors.items() if len(colors) > 1 else ()
+    kinds = [Patch(facecolor=color, label=kind) for kind, color in several]
+    ink = COLORS["ink"]
+    views = [
+        Patch(facecolor=ink, alpha=_BEFORE, label="before (upper bar)"),
+        Patch(facecolor=ink, label="after (lower)"),
+    ]
+    return in_rows(kinds, views)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

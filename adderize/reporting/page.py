@@ -134,15 +134,12 @@ def facts(report: Contents) -> list[Fact]:
     ]
     if after.shifts:
         found.append(Fact("shifts", quantity(after.shifts)))
-    energies = [budget.energy.cost(view) for view in (before, after)]
-    latencies = [budget.latency.cost(view) for view in (before, after)]
+    costs = [budget.costs(budget.total, view) for view in ("before", "after")]
+    energies = [joule(cost["energy_joule"]) for cost in costs]
+    latencies = [quantity(cost["latency_cycles"]) for cost in costs]
     found += [
-        Fact("energy", f"{joule(energies[0])} → {joule(energies[1])}", budget.energy.name),
-        Fact(
-            "latency",
-            f"{quantity(latencies[0])} → {quantity(latencies[1])}",
-            f"cycles, {budget.latency.name}",
-        ),
+        Fact("energy", " → ".join(energies), budget.energy_name()),
+        Fact("latency", " → ".join(latencies), f"cycles, {budget.latency.name}"),
         _size(report.size),
     ]
     if inspection is not None:

@@ -50,7 +50,7 @@ def _texts(*titles: str) -> list[Column]:
 
 def totals(budget: OpBudget) -> PageTable:
     """Sums over the network, of all that occurs."""
-    before, after = budget.costs(budget.before), budget.costs(budget.after)
+    before, after = (budget.costs(budget.total, view) for view in ("before", "after"))
     shown = {"energy_joule": joule, "latency_cycles": cycles}
     rows = [
         [
@@ -108,11 +108,11 @@ def _count(number: int) -> Cell:
 
 
 def _prices(budget: OpBudget, row: Counted) -> list[Cell]:
-    energies = [budget.energy.cost(view) for view in (row.before, row.after)]
-    latencies = [budget.latency.cost(view) for view in (row.before, row.after)]
+    costs = [budget.costs(row, view) for view in ("before", "after")]
     return [
-        *(Cell(joule(value) if value else _NOTHING.text, value) for value in energies),
-        *(Cell(quantity(value) if value else _NOTHING.text, value) for value in latencies),
+        Cell(show(cost[key]) if cost[key] else _NOTHING.text, cost[key])
+        for key, show in (("energy_joule", joule), ("latency_cycles", quantity))
+        for cost in costs
     ]
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.errors import AdderizeError, classed_line
 from adderize.training.recalibration import estimate_statistics, model_of_input
@@ -43,7 +43,7 @@ class RecalibrationBeforeValidation:
         self.count = count
         self.forward = forward
         self._batches: deque[tuple[Any, int]] = deque(maxlen=count)
-        self._norms: list[_BatchNorm] = []
+        self._norms: list[_NormBase] = []
         self._tried = self._trained = False
         self._strategy: Strategy | None = None
 
@@ -55,7 +55,7 @@ class RecalibrationBeforeValidation:
                 does not say how it calls its network.
         """
         name = type(pl_module).__name__
-        if not any(norm.track_running_stats for norm in modules_of(pl_module, _BatchNorm)):
+        if not any(norm.track_running_stats for norm in modules_of(pl_module, _NormBase)):
             raise MisconfigurationException(
                 f"recalibrate_before_validation is set, but {name} has no batch norm with running "
                 "statistics; leave it at 0"
@@ -84,7 +84,7 @@ class RecalibrationBeforeValidation:
     def _before_step(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         strategy = pl_module.trainer.strategy
         type(strategy).on_train_batch_start(strategy, batch, batch_idx)
-        norms = modules_of(pl_module, _BatchNorm)
+        norms = modules_of(pl_module, _NormBase)
         self._norms = [n for n in norms if n.track_running_stats and n.training]
         if batch_idx == 0 and not self._trained:
             # An epoch that ended with a validation left nothing that a resumed training would miss.
@@ -186,7 +186,7 @@ def _copied(batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
+def _statistics_kept(norms: list[_NormBase]) -> Iterator[None]:
     before = [{name: b.clone() for name, b in norm.named_buffers()} for norm in norms]
     try:
         yield

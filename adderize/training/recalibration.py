@@ -8,12 +8,13 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 from adderize.arguments import check_module
@@ -36,7 +37,7 @@ def recalibrate(
     momenta stay as they were, and so do the statistics of norms that the forward does not call.
 
     Args:
-        model: any module with batch norms that track statistics.
+        model: any module with batch norms, or instance norms, that track statistics.
         batches: as a DataLoader gives them; they are moved to the model's device. A tensor is one
             batch.
         forward: how the model takes a batch, such as ``lambda model, batch: model(**batch)``. By
@@ -78,14 +79,14 @@ def recalibrate(
     return model
 
 
-def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norms with running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+def tracking_norms(model: nn.Module) -> list[_NormBase]:
+    """The batch norms, and instance norms, with running statistics."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
 
 
 def estimate_statistics(
     model: nn.Module,
-    norms: Sequence[_BatchNorm],
+    norms: Sequence[_NormBase],
     batches: Iterable[Any],
     run: Callable[[Any], Any],
     *,
@@ -95,11 +96,13 @@ def estimate_statistics(
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     try:
-        with evaluation(model), _uncompiled():
+        with evaluation(model), _uncompiled(), ExitStack() as hooks:
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None
+                if isinstance(norm, _InstanceNorm):
+                    hooks.enter_context(norm.register_forward_pre_hook(_weigh_next))
             for batch in steps(batches, "statistics of norms"):
                 run(batch)
         uncalled = [norm.num_batches_tracked == 0 for norm in norms]
@@ -120,6 +123,13 @@ def estimate_statistics(
             norm.momentum = momentum
 
 
+def _weigh_next(norm: nn.Module, inputs: Any) -> None:
+    """What batch norms do by themselves: count the batches, each as much as the others."""
+    assert isinstance(norm, _NormBase) and norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    norm.momentum = 1 / int(norm.num_batches_tracked)
+
+
 def _uncompiled() -> AbstractContextManager[Any]:
     """A norm without momentum reads its counter: torch.compile would break the graph at each."""
     if "torch._dynamo" not in sys.modules:
@@ -128,7 +138,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:
+def _check_finite(model: nn.Module, norms: Iterable[_NormBase]) -> None:
     """Raise AdderizeError where statistics are not finite, as after a batch with NaN."""
     names = {module: name for name, module in model.named_modules()}
     for norm in norms:

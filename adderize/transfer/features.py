@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.data.image_sources import evenly_spaced
 from adderize.errors import AdderizeError
@@ -108,7 +108,7 @@ class Bench:
         return seen[0]
 
     @torch.no_grad()
-    def settle_norms(self, norms: Sequence[_BatchNorm], until: Pair | None) -> None:
+    def settle_norms(self, norms: Sequence[_NormBase], until: Pair | None) -> None:
         """Estimate the statistics of these norms anew, as plain averages over the images.
 
         Args:

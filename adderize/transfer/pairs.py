@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.errors import AdderizeError
 from adderize.layers import Adder
@@ -32,7 +32,7 @@ class Pair:
     adder: Adder
     original: nn.Module
     calls: int
-    norms: tuple[_BatchNorm, ...]
+    norms: tuple[_NormBase, ...]
 
 
 class Reached(BaseException):

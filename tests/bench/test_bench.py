@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import time
@@ -98,6 +99,26 @@ def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [row["layer"] for row in report["rows"]] == ["LeNet linear  120-84, b256"]
 
 
+def test_figures_of_an_earlier_run_and_those_measured_before_an_error_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "steps.json"
+    file.write_text("earlier")
+    names = ["bench", "step", "--json", str(file), "--input", "3,64,64", "--arch", "squeezenet1_1"]
+    assert main([*names, "resnet19"]) == 1 and file.read_text() == "earlier"
+    assert "network  " not in capsys.readouterr().out
+
+    def fails_later(task: str, arch: str, *rest: object, **timing: object) -> dict[str, object]:
+        if arch == "vgg11":
+            raise KeyboardInterrupt
+        return {**dict.fromkeys(("cnn_ms", "cnn_peak_mb", "adder_ms", "adder_peak_mb"), 1.0),
+                "memory_ratio": None, "ratio": 1.0}  # fmt: skip
+
+    monkeypatch.setattr(twins, "measure", fails_later)
+    assert main([*names, "vgg11"]) == 130
+    assert [row["ratio"] for row in json.loads(file.read_text())["rows"]] == [1.0]
+
+
 def test_layers_are_chosen_as_the_help_and_the_error_write_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +207,10 @@ def test_both_twins_train_and_only_one_has_adders() -> None:
         (["layers", "--only", "transformer"], "transformer"),
         (["step", "--arch", "resnet19"], "resnet19"),
         (["step", "--device", "abacus"], "abacus"),
+        (["step", "--input", "1,8,8"], "resnet18 fails on images of 1x8x8"),
         (["step", "--device", "meta"], "meta"),
         (["layers", "--json", "/nowhere/at/all.json", "--only", "120-84"], "nowhere"),
+        (["layers", "--json", "/proc/figures.json", "--only", "120-84"], "cannot write to /proc"),
     ],
 )
 def test_wrong_arguments(
@@ -208,8 +231,13 @@ def test_the_device_that_is_measured_is_the_one_that_timers_wait_for(
     assert current == [torch.device("cuda:1")]
 
 
-@pytest.mark.parametrize("option", ["--batch", "--threads", "--rounds"])
-@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *itertools.product(["--batch", "--threads", "--rounds"], ["0", "-1", "1.5"]),
+        *itertools.product(["--seconds"], ["0", "-1", "nan", "inf", "1,2", "long"]),
+    ],
+)
 def test_wrong_counts(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["bench", "step", option, value])

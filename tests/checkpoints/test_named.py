@@ -52,6 +52,20 @@ def test_a_saved_model(tmp_path: Path) -> None:
         load(str(tmp_path / "model"))
 
 
+def test_options_beside_what_says_which_layers_are_adders(tmp_path: Path) -> None:
+    model = trained(include="conv2")
+    save_model(model, tmp_path / "model")
+    state = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    state["module.conv2.adder"] = state.pop("module.conv2.weight")
+    torch.save(state, tmp_path / "authors.pth")
+    module = ImageClassifier(ARCH, 7, conversion=ALL)
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(content, tmp_path / "last.ckpt")
+    for name in ("model", "authors.pth", "last.ckpt"):
+        with pytest.raises(AdderizeError, match=r"says itself .* leave out include"):
+            load(str(tmp_path / name), ARCH, include="conv1")
+
+
 def test_a_checkpoint_of_lightning_says_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     for conversion in (ALL, {"include": "conv2"}, None):

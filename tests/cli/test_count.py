@@ -165,6 +165,7 @@ def test_paper(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet18", "--depth", "0"], "depth is 0"),
         (["resnet18", "--energy", "missing.json"], "no cost table missing.json"),
         (["fasterrcnn_resnet50_fpn", "--input", "3,64,64"], "cannot be traced"),
+        (["resnet20", "--plot", "x.svg", "-o", "./x.svg"], "are both x.svg: give two files"),
         (["torchvision.models:alexnet"], "does not say how large its input is"),
     ],
 )

@@ -15,6 +15,7 @@ from torchvision import models
 
 from adderize import AdderizeError, binarize, count
 from adderize.counting import OpBudget
+from adderize.counting.plot import in_rows
 from tests.golden import check_golden
 
 
@@ -48,6 +49,12 @@ def test_json_keys(budget: OpBudget) -> None:
     )
 
 
+def test_a_network_that_computes_nothing() -> None:
+    content = count(nn.Identity(), (3,)).to_dict()
+    assert content["after"]["energy_joule"] == 0 and not content["layers"]
+    assert content["energy"]["table"] == "Horowitz 45 nm float32"
+
+
 def test_csv_lines(budget: OpBudget) -> None:
     rows = list(csv.DictReader(io.StringIO(budget.to_csv())))
     assert rows[-1]["layer"] == "(network)"
@@ -74,6 +81,8 @@ def test_plot(budget: OpBudget, tmp_path: Path) -> None:
     assert drawing.count("clip-path") > 12
     with pytest.raises(AdderizeError, match="cannot write the plot"):
         budget.plot(tmp_path / "plot.docx")
+    with pytest.raises(AdderizeError, match="has no suffix"):
+        budget.plot(tmp_path / "plot")
     with pytest.raises(AdderizeError, match="cannot write the plot"):
         budget.plot(tmp_path / "missing" / "plot.png")
 
@@ -86,6 +95,19 @@ def test_plot_of_binary_layers_and_long_names(tmp_path: Path) -> None:
     count(binary, (3, 8, 8)).plot(tmp_path / "plot.svg")
     drawing = (tmp_path / "plot.svg").read_text()
     assert "xnors" in drawing and r"$\frac$ \n_end" in drawing and "x" * 34 not in drawing
+
+
+@pytest.mark.parametrize(
+    ("kinds", "rows"),
+    [("", ["12"]), ("ab", ["ab12"]), ("abc", ["abc", "12"]), ("abcd", ["abcd", "12"])],
+)
+def test_legends_have_kinds_and_views_in_rows(kinds: str, rows: list[str]) -> None:
+    """As matplotlib fills columns: one more entry in each of the first ones."""
+    entries, columns = in_rows(kinds, "12")
+    least, more = divmod(len(entries), columns)
+    filled = [[entries.pop(0) for _ in range(least + (i < more))] for i in range(columns)]
+    depth = max(map(len, filled))
+    assert ["".join(c[i] for c in filled if len(c) > i) for i in range(depth)] == rows
 
 
 def test_plot_without_matplotlib(

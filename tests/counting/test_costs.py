@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adderize import AdderizeError
-from adderize.counting.costs import ENERGY, LATENCY, CostTable, energy_table, latency_table
+from adderize.counting.costs import ENERGY, LATENCY, CostTable, energy_tables, latency_table
 from adderize.formulas import Operations
 
 PAIRS = 416_520  # of LeNet-5-BN
@@ -33,7 +33,7 @@ def test_lenet5_on_via_nano_as_the_paper_counts() -> None:
 
 
 def test_kinds_without_a_price_are_named() -> None:
-    table = energy_table(None)
+    table = energy_tables(None)["float32"]
     assert table.unpriced(Operations(multiplications=1, comparisons=2, other=3)) == [
         "comparisons",
         "other",
@@ -44,11 +44,12 @@ def test_kinds_without_a_price_are_named() -> None:
 def test_a_table_of_the_user(tmp_path: Path) -> None:
     path = tmp_path / "chip.json"
     path.write_text(json.dumps({"unit": "joule", "additions": 1e-13, "xnors": 0}))
-    table = energy_table(path)
+    table = energy_tables(path)["float32"]
     assert (table.name, table.source) == ("chip", str(path))
     assert table.cost(Operations(multiplications=7, additions=10, xnors=9)) == pytest.approx(1e-12)
-    assert energy_table(str(path)) == table and energy_table(table) is table
-    assert energy_table("int8") is ENERGY["int8"]
+    assert energy_tables(str(path))["int8"] == table
+    for given, one in ((table, table), ("int8", ENERGY["int8"])):
+        assert all(priced is one for priced in energy_tables(given).values())
 
 
 @pytest.mark.parametrize(
@@ -72,11 +73,11 @@ def test_wrong_tables(content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(AdderizeError, match=message):
-        energy_table(path)
+        energy_tables(path)
 
 
 def test_missing_table_names_the_known_ones() -> None:
     with pytest.raises(AdderizeError, match="expected float32, float16, int32, int8 or a JSON"):
-        energy_table("float8")
+        energy_tables("float8")
     with pytest.raises(AdderizeError, match="is in joule; expected cycles"):
         latency_table(CostTable("mine", "joule", "measured", {"additions": 1.0}))

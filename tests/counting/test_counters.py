@@ -107,6 +107,8 @@ SINGLE = {
     "global pool": (nn.AdaptiveAvgPool2d(1), (3, 4, 4), Operations(3, 48)),
     "adaptive pool": (nn.AdaptiveAvgPool2d(2), (1, 3, 3), Operations(4, 16)),
     "dropout": (nn.Dropout(), (5,), FREE),
+    "dropout of channels": (nn.Dropout2d(), (2, 3, 3), FREE),
+    "alpha dropout": (nn.AlphaDropout(), (5,), FREE),
     "flatten": (nn.Flatten(), (3, 4), FREE),
     "upsample": (nn.UpsamplingBilinear2d(scale_factor=2), (1, 2, 2), Operations(64, 48)),
     "linear upsample": (nn.Upsample(6, mode="linear"), (2, 3), Operations(2 * 12, 12)),
@@ -178,6 +180,31 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Operations]] = {
     "einsum": (
         lambda x: torch.einsum("bhid,bhjd->bhij", heads(x), heads(x)),
         Operations(50 * 4, 50 * 4),
+    ),
+    "einsum of all leading dimensions": (
+        lambda x: torch.einsum("...i,oi->...o", heads(x), torch.ones(3, 4)),
+        Operations(30 * 4, 30 * 4),
+    ),
+    "einsum without a result": (
+        lambda x: torch.einsum("zhi,oi", heads(x)[0], torch.ones(3, 4)),
+        Operations(30 * 4, 30 * 4),
+    ),
+    "einsum without a sum": (
+        lambda x: torch.einsum("...i,...i->...i", heads(x), heads(x)),
+        Operations(40),
+    ),
+    "einsum that sums one operand first": (
+        lambda x: torch.einsum("bhij,oi->bo", heads(x), torch.ones(3, 5)),
+        Operations(15, 40 + 15),
+    ),
+    "einsum of one operand": (lambda x: torch.einsum("...i->...", heads(x)), Operations(0, 40)),
+    "tensordot": (
+        lambda x: torch.tensordot(heads(x), torch.ones(3, 4), dims=([3], [1])),
+        Operations(30 * 4, 30 * 4),
+    ),
+    "dropout in evaluation": (
+        lambda x: F.dropout(x, 0.5, training=True),
+        Operations(40, other=40),
     ),
     "matmul": (lambda x: heads(x) @ heads(x).mT, Operations(50 * 4, 50 * 4)),
     "square": (torch.square, Operations(40)),

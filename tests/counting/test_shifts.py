@@ -145,4 +145,4 @@ def test_prices_have_sources(budget: OpBudget) -> None:
     assert "latency of shifts: A. Fog" in budget.to_markdown()
     content = json.loads(budget.to_json())
     assert "a shift of 32 bits" in content["energy"]["source_of_shifts"]
-    assert budget.energy.unpriced(budget.after) == []
+    assert ENERGY["int32"].unpriced(budget.after) == []

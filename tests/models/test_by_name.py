@@ -54,6 +54,26 @@ def test_options_that_a_builder_does_not_take(name: str, options: dict[str, obje
         build(name, **options)
 
 
+def test_code_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, code in {
+        "wrong_syntax": "def network(:",
+        "exits": "raise SystemExit(0)",
+        "fails_later": "def network(width=1):\n    raise RuntimeError('no\\nwidth')",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(AdderizeError, match="the import of wrong_syntax fails: SyntaxError"):
+        build("wrong_syntax:network")
+    with pytest.raises(AdderizeError, match="the import of exits fails: SystemExit: 0"):
+        build("exits:network")
+    with pytest.raises(AdderizeError, match="'fails_later:network' fails: RuntimeError: no width"):
+        build("fails_later:network", width=2)
+    with pytest.raises(AdderizeError, match="cannot build 'resnet18' with num_classes=-3"):
+        build("resnet18", num_classes=-3)
+    with pytest.raises(AdderizeError, match="cannot find ':network'"):
+        build(":network")
+
+
 def test_modules_are_imported_with_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without storage is the model alone, and not what its module computes when it is imported."""
     code = "import torch\nWIDTH = int(torch.full((1,), 3.0).item())\n"

@@ -100,7 +100,7 @@ def test_operations_are_those_of_count(page: Page, model: nn.Module) -> None:
     for kind in ("multiplications", "additions", "comparisons"):
         assert totals[kind]["before"][1] == getattr(budget.before, kind)
         assert totals[kind]["after"][1] == getattr(budget.after, kind)
-    assert totals["energy"]["after"][1] == budget.energy.cost(budget.after)
+    assert totals["energy"]["after"][1] == budget.energy["float32"].cost(budget.after)
     assert totals["latency"]["before"][1] == budget.latency.cost(budget.before)
     rows = page.rows("mul before")
     assert [row["layer"][0] for row in rows] == [

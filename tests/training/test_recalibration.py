@@ -45,6 +45,20 @@ def test_statistics_are_averaged_over_the_batches() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_instance_norms_that_track_statistics() -> None:
+    """Each image's own mean and variance, averaged; the norm is called twice a forward."""
+    norm = nn.InstanceNorm2d(3, momentum=0.3, track_running_stats=True)
+    batches = [torch.randn(4, 3, 6, 6), 2 * torch.randn(4, 3, 6, 6) + 1, torch.randn(4, 3, 6, 6)]
+    with torch.no_grad():
+        norm(batches[0])
+    model = nn.ModuleList([norm])
+    recalibrate(model, batches, forward=lambda model, batch: (norm(batch), norm(batch - 1)))
+    images = torch.cat([image for batch in batches for image in (batch, batch - 1)])
+    torch.testing.assert_close(norm.running_mean, images.mean((2, 3)).mean(0))
+    torch.testing.assert_close(norm.running_var, images.var((2, 3)).mean(0))
+    assert norm.momentum == 0.3 and not norm._forward_pre_hooks
+
+
 class Student(nn.Module):
     """Batch norms that the forward calls, and those of a teacher that it does not."""
 
