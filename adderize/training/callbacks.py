@@ -77,7 +77,8 @@ class AdaptiveLearningRate(Callback):
             validated (``EMAWeightAveraging`` and its like), for these. Early in training the
             filters move faster than running statistics follow. The module's ``training_step`` is
             run again, in eval mode but for the batch norms, and leaves no trace: it logs nothing,
-            and counters, metrics and random numbers stay as they were. Copies of the last N
+            and counters, metrics and random numbers stay as they were, if they are the modules'
+            own or in containers there and not in objects of other classes. Copies of the last N
             batches stay on the device; those of an epoch that ended with a validation are dropped,
             so that a training that is resumed there goes on alike.
         recalibration_forward: runs the network in place of the ``training_step``, with the module

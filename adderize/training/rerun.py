@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -22,14 +26,17 @@ def without_a_trace(pl_module: pl.LightningModule, but: Collection[nn.Module]) -
     """Undoes what a step changes beside the state of ``but``; meanwhile nothing is logged.
 
     Random numbers, buffers and attributes of all modules become what they were: counters, metrics,
-    tensors, and what was put into lists, dictionaries, sets and deques.
+    tensors, generators, and what was put into lists, dictionaries, sets and deques, into those in
+    others too.
     """
     trainer = pl_module.trainer
     loggers, kept = trainer.loggers, set(but)
+    theirs = (buffer for norm in kept for buffer in norm.buffers())
+    seen = {id(tensor) for tensor in (*pl_module.parameters(), *theirs)}
     with isolate_rng(), contextlib.ExitStack() as stack:
         for module in pl_module.modules():
             if module not in kept:
-                stack.callback(_restoring(module))
+                stack.callback(_restoring(module, seen))
             if isinstance(module, pl.LightningModule):
                 for name in ("log", "log_dict", "print"):
                     vars(module)[name] = _says_nothing
@@ -42,9 +49,9 @@ def _says_nothing(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-def _restoring(module: nn.Module) -> Callable[[], None]:
+def _restoring(module: nn.Module, seen: set[int]) -> Callable[[], None]:
     own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    contents = [_restoring_content(value) for value in (*own.values(), *module._buffers.values())]
+    contents = [restore for value in own.values() for restore in _contents(value, seen)]
 
     def restore() -> None:
         for name in vars(module).keys() - own.keys() - _OF_TORCH:
@@ -56,7 +63,25 @@ def _restoring(module: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _restoring_content(value: Any) -> Callable[[], None]:
+def _contents(value: Any, seen: set[int]) -> Iterator[Callable[[], object]]:
+    """What restores tensors, generators, and containers with all that is in them, each once."""
+    if id(value) in seen:
+        return
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _contents(item, seen)
+        return
+    restore = _restoring_content(value)
+    if restore is None:
+        return
+    seen.add(id(value))
+    yield restore
+    if isinstance(value, _CONTAINERS):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _contents(item, seen)
+
+
+def _restoring_content(value: Any) -> Callable[[], object] | None:
     if isinstance(value, Tensor) and not value.is_inference():
         before, version = value.detach().clone(), value._version
 
@@ -73,4 +98,12 @@ def _restoring_content(value: Any) -> Callable[[], None]:
             (value.extend if isinstance(value, (list, deque)) else value.update)(items)
 
         return refill
-    return lambda: None
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    return None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections import namedtuple
+import random
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -237,6 +239,9 @@ class KeepsRecords(Lit):
         self.total = torch.zeros(())
         self.register_buffer("queue", torch.zeros(3))
         self.register_buffer("replaced", torch.zeros(()))
+        self.nested = {"train": defaultdict(list), "sums": (torch.zeros(()), [0])}
+        self.torch_generator = torch.Generator().manual_seed(0)
+        self.generators = [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)]
         self.dropout = nn.Dropout(0.5)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -249,6 +254,9 @@ class KeepsRecords(Lit):
         self.queue[self.steps % 3] += 1
         self.replaced = self.replaced + 1
         self.late = self.steps
+        self.nested["train"]["draws"] += [float(r.random()) for r in self.generators]
+        self.nested["sums"][0].add_(torch.rand((), generator=self.torch_generator))
+        self.nested["sums"][1].append(self.steps)
         self.log("train_loss", loss, on_epoch=True)
         self.log_dict({"accuracy": self.accuracy}, on_epoch=True)
         self.logger.experiment.add_scalar("x", 1)
@@ -281,6 +289,7 @@ def test_the_step_that_is_run_again_leaves_no_trace() -> None:
         fit(module, callback(count), logger=logger, **options)
     assert plain.steps == again.steps == plain.late == again.late == 8
     assert plain.seen == again.seen == {"images": 32}
+    assert plain.nested == again.nested and len(again.nested["sums"][1]) == 1 + 8
     for name in ("losses", "total", "queue", "replaced"):
         torch.testing.assert_close(getattr(plain, name), getattr(again, name), rtol=0, atol=0)
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
