@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+
+from adderize.dataflow.snapshot import state_of
 
 # Structure and hooks, which a step does not change.
 _OF_TORCH = vars(nn.Module()).keys() - {"_buffers"}
@@ -26,8 +25,8 @@ def without_a_trace(pl_module: pl.LightningModule, but: Collection[nn.Module]) -
     """Undoes what a step changes beside the state of ``but``; meanwhile nothing is logged.
 
     Random numbers, buffers and attributes of all modules become what they were: counters, metrics,
-    tensors, generators, and what was put into lists, dictionaries, sets and deques, into those in
-    others too.
+    tensors, arrays, generators, and what was put into lists, dictionaries, sets and deques, also
+    into those in others.
     """
     trainer = pl_module.trainer
     loggers, kept = trainer.loggers, set(but)
@@ -64,7 +63,7 @@ def _restoring(module: nn.Module, seen: set[int]) -> Callable[[], None]:
 
 
 def _contents(value: Any, seen: set[int]) -> Iterator[Callable[[], object]]:
-    """What restores tensors, generators, and containers with all that is in them, each once."""
+    """What restores tensors, arrays, generators, and containers with all in them, each once."""
     if id(value) in seen:
         return
     if isinstance(value, tuple):
@@ -98,12 +97,5 @@ def _restoring_content(value: Any) -> Callable[[], object] | None:
             (value.extend if isinstance(value, (list, deque)) else value.update)(items)
 
         return refill
-    if isinstance(value, torch.Generator):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, np.random.Generator):
-        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return partial(value.set_state, value.get_state())
-    if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
-    return None
+    state = state_of(value)
+    return None if state is None else partial(state[0], *state[1:])

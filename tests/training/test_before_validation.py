@@ -240,6 +240,7 @@ class KeepsRecords(Lit):
         self.register_buffer("queue", torch.zeros(3))
         self.register_buffer("replaced", torch.zeros(()))
         self.nested = {"train": defaultdict(list), "sums": (torch.zeros(()), [0])}
+        self.counts = np.zeros(5)
         self.torch_generator = torch.Generator().manual_seed(0)
         self.generators = [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)]
         self.dropout = nn.Dropout(0.5)
@@ -257,6 +258,7 @@ class KeepsRecords(Lit):
         self.nested["train"]["draws"] += [float(r.random()) for r in self.generators]
         self.nested["sums"][0].add_(torch.rand((), generator=self.torch_generator))
         self.nested["sums"][1].append(self.steps)
+        self.counts[batch[1]] += 1
         self.log("train_loss", loss, on_epoch=True)
         self.log_dict({"accuracy": self.accuracy}, on_epoch=True)
         self.logger.experiment.add_scalar("x", 1)
@@ -290,7 +292,7 @@ def test_the_step_that_is_run_again_leaves_no_trace() -> None:
     assert plain.steps == again.steps == plain.late == again.late == 8
     assert plain.seen == again.seen == {"images": 32}
     assert plain.nested == again.nested and len(again.nested["sums"][1]) == 1 + 8
-    for name in ("losses", "total", "queue", "replaced"):
+    for name in ("losses", "total", "queue", "replaced", "counts"):
         torch.testing.assert_close(getattr(plain, name), getattr(again, name), rtol=0, atol=0)
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
