@@ -306,6 +306,24 @@ def test_the_step_that_is_run_again_leaves_no_trace() -> None:
     assert not {"log", "log_dict", "print"} & vars(again).keys()
 
 
+class HasMomentumEncoder(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(self.net[0]).requires_grad_(False)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.encoder.weight.data = 0.9 * self.encoder.weight.data + 0.1 * self.net[0].weight.data
+        with torch.no_grad():
+            self.encoder.bias.lerp_(self.net[0].bias, 0.1)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_step_that_changes_parameters_itself_is_refused_at_the_first_batch() -> None:
+    changed = r"changes parameters itself.*encoder.weight, encoder.bias\. Change them in"
+    with pytest.raises(MisconfigurationException, match=changed):
+        fit(HasMomentumEncoder(), callback(2))
+
+
 class PenalisesGradients(Lit):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images = batch[0].requires_grad_()
