@@ -206,6 +206,8 @@ def _build(arguments: argparse.Namespace, data: ImageData, device: str) -> Train
     adders = arguments.layers == "adder"
     if arguments.transfer and not adders:
         raise AdderizeError(f"--transfer is for --layers adder, not {arguments.layers}")
+    if arguments.nesterov and not arguments.momentum:
+        raise AdderizeError("--nesterov needs a --momentum above 0: give --no-nesterov too")
     module = ImageClassifier(
         arguments.arch,
         data.num_classes,

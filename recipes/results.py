@@ -19,6 +19,7 @@ from adderize import count, recalibrate, save_model
 from adderize.bench.process_memory import peak_of_process
 from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
+from adderize.counting.rows import Layer, Views
 from adderize.errors import listed
 from adderize.layers import Converted
 from adderize.training.recalibration import tracking_norms
@@ -132,8 +133,13 @@ def _budget(network: nn.Module, data: ImageData) -> OpBudget:
     budget = count(network, data.input_size)
     if converted_layers(network):
         return budget
-    layers = tuple(dataclasses.replace(layer, after=layer.before) for layer in budget.layers)
-    return dataclasses.replace(budget, after=budget.before, layers=layers)
+    layers = tuple(map(_unconverted, budget.layers))
+    return dataclasses.replace(budget, total=_unconverted(budget.total), layers=layers)
+
+
+def _unconverted(row: Layer) -> Layer:
+    by_dtype = {dtype: Views(views.before, views.before) for dtype, views in row.by_dtype.items()}
+    return dataclasses.replace(row, by_dtype=by_dtype)
 
 
 def _summary(metrics: dict[str, Any], data: ImageData, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from adderize.models.by_name import FORMS
 from adderize.quantize import quantize
 from adderize.surgery import adderize
 from adderize.tables import json_text
+from adderize.training.adaptive_rate import check_eta
 from adderize.training.recalibration import recalibrate, tracking_norms
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
@@ -115,7 +117,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_counts(arguments)
+    _check_numbers(arguments)
     check_apart(arguments.output, arguments.weights)
     teacher = _teacher(arguments)
     images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
@@ -161,12 +163,15 @@ def _card(arguments: argparse.Namespace, stage: Stage) -> ModelCard:
     )
 
 
-def _check_counts(arguments: argparse.Namespace) -> None:
+def _check_numbers(arguments: argparse.Namespace) -> None:
     minimum = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
     for name, count in minimum.items():
         if getattr(arguments, name) < count:
             flag = "--" + name.replace("_", "-")
             raise AdderizeError(f"{flag} is {getattr(arguments, name)}; expected {count} or more")
+    check_eta(arguments.eta)
+    if not 0 < arguments.lr < math.inf:
+        raise AdderizeError(f"--lr is {arguments.lr}; expected a number above 0, such as 0.05")
 
 
 def _teacher(arguments: argparse.Namespace) -> nn.Module:

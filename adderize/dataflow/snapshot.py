@@ -98,7 +98,7 @@ class Snapshot:
             inner += self._take_cell(item)
         elif isinstance(item, type):
             return self._take_class(item)
-        elif (state := _state_of(item)) is not None:
+        elif (state := state_of(item)) is not None:
             self._note(*state)
             return ()
         if isinstance(item, nn.Module) or _package(type(item)) not in _SURROUNDINGS:
@@ -268,7 +268,7 @@ def _put_back_array(array: Any, saved: Any) -> None:
         array[...] = saved
 
 
-def _state_of(item: Any) -> tuple[Any, ...] | None:
+def state_of(item: Any) -> tuple[Any, ...] | None:
     """How to put back what is neither a container nor made of attributes."""
     if isinstance(item, torch.Generator):
         return item.set_state, item.get_state()

@@ -15,10 +15,10 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from adderize.errors import AdderizeError, classed_line
+from adderize.errors import AdderizeError, classed_line, listed
 from adderize.training.recalibration import estimate_statistics, model_of_input
 from adderize.training.rerun import without_a_trace
 from adderize.training.search import modules_of
@@ -133,6 +133,7 @@ class RecalibrationBeforeValidation:
         self._tried = True
         own = "training_step" if pl_module.automatic_optimization else "forward"
         name = "recalibration_forward" if self.forward else f"{type(pl_module).__name__}.{own}"
+        before = _places_of_frozen(pl_module)
         try:
             with _statistics_kept(self._norms):
                 self._estimate(pl_module, list(self._batches)[:1])
@@ -143,6 +144,13 @@ class RecalibrationBeforeValidation:
                 f"recalibrate_before_validation cannot run {name} on a batch in eval mode "
                 f"and without gradients: {classed_line(error)}. {_ASK}"
             ) from error
+        after = _places_of_frozen(pl_module)
+        if changed := [key for key, place in before.items() if after.get(key, place) != place]:
+            raise MisconfigurationException(
+                f"recalibrate_before_validation runs {name} again, but that changes parameters "
+                f"itself, as a momentum encoder's: {listed(changed)}. Change them in "
+                f"on_train_batch_end. {_ASK}"
+            )
 
     def _estimate(self, pl_module: pl.LightningModule, batches: list[tuple[Any, int]]) -> None:
         # Validation may run in inference mode, whose tensors could not be trained on afterwards.
@@ -179,6 +187,15 @@ _ASK = (
     "Pass recalibration_forward, such as recalibration_forward=lambda module, batch: "
     'module.net(batch["image"])'
 )
+
+
+def _places_of_frozen(module: pl.LightningModule) -> dict[str, tuple[int, int]]:
+    """Memory and version of the parameters that no optimizer changes."""
+    return {
+        name: (weight.data_ptr(), weight._version)
+        for name, weight in module.named_parameters()
+        if type(weight) is nn.Parameter and not weight.requires_grad
+    }
 
 
 def _copied(batch: Any) -> Any:

@@ -27,17 +27,19 @@ from adderize.training.filter_watch import warn_of_convolutions_filters
 from adderize.training.norm_watch import warn_of_untrained_norms
 from adderize.training.stepping import ScaleAtEveryStep
 
-# Class names in lower case, of torch, timm, apex, DeepSpeed, bitsandbytes, Transformers and others:
-# also subclasses of theirs.
-_RESCALES_GRADIENTS = frozenset({
-    "adabelief", "adadelta", "adafactor", "adafactorbigvision", "adagrad", "adahessian", "adam",
-    "adam8bit", "adamax", "adamp", "adamw", "adamw8bit", "adamwlegacy", "adan", "ademamix", "adopt",
-    "came", "deepspeedcpuadam", "distributedfusedadam", "fusedadam", "fusedlamb", "fusednovograd",
-    "kron", "lamb", "lamb8bit", "laprop", "lars", "lars8bit", "lion", "lion8bit", "madgrad", "mars",
-    "muon", "nadam", "nadamlegacy", "nadamw", "novograd", "nvnovograd", "pagedadam", "pagedadamw",
-    "pagedadamw8bit", "pagedlion", "prodigy", "radam", "radamlegacy", "rmsprop", "rmsproptf",
-    "rprop", "shampoo", "soap", "sophia", "sophiag", "sparseadam", "yogi",
+# Optimizers that rescale gradients, of torch, timm, apex, DeepSpeed, bitsandbytes and others: parts
+# of class names in lower case, and whole names, which are too short to be looked for in others.
+_RESCALING_FAMILIES = (
+    "adafactor", "adagrad", "adam", "ademamix", "novograd", "prodigy", "rmsprop", "shampoo",
+    "sophia",
+)  # fmt: skip
+_RESCALING = frozenset({
+    "adabelief", "adadelta", "adahessian", "adan", "adopt", "came", "fusedlamb", "kron", "lamb",
+    "lamb8bit", "laprop", "lars", "lars8bit", "lion", "lion8bit", "madgrad", "mars", "muon",
+    "pagedlion", "rprop", "soap", "yogi",
 })  # fmt: skip
+# What wrappers call the optimizer that makes their steps, as timm's Lookahead does.
+_HELD = ("_base_optimizer", "base_optimizer", "optim", "optimizer")
 
 
 class AdaptiveLearningRate(Callback):
@@ -75,7 +77,8 @@ class AdaptiveLearningRate(Callback):
             validated (``EMAWeightAveraging`` and its like), for these. Early in training the
             filters move faster than running statistics follow. The module's ``training_step`` is
             run again, in eval mode but for the batch norms, and leaves no trace: it logs nothing,
-            and counters, metrics and random numbers stay as they were. Copies of the last N
+            and counters, metrics and random numbers stay as they were, if they are the modules'
+            own or in containers there and not in objects of other classes. Copies of the last N
             batches stay on the device; those of an epoch that ended with a validation are dropped,
             so that a training that is resumed there goes on alike.
         recalibration_forward: runs the network in place of the ``training_step``, with the module
@@ -264,8 +267,17 @@ def _check_optimizer(trainer: pl.Trainer, optimizer: Optimizer) -> None:
             "inside its step, so the rule would act on scaled ones. Create it with fused=False, or "
             'train with precision="bf16-mixed"'
         )
-    if any(kind.__name__.lower() in _RESCALES_GRADIENTS for kind in type(optimizer).__mro__):
+    if name := rescaling(optimizer):
         rank_zero_warn(
-            f"{type(optimizer).__name__} rescales gradients itself and so cancels the adaptive "
-            "learning rate of the adder layers. Use SGD with momentum"
+            f"{name} rescales gradients itself and so cancels the adaptive learning rate of the "
+            "adder layers. Use SGD with momentum"
         )
+
+
+def rescaling(optimizer: Optimizer) -> str | None:
+    """The name of what rescales gradients: the optimizer's class, or that of one that it holds."""
+    for each in (optimizer, *(getattr(optimizer, name, None) for name in _HELD)):
+        names = [kind.__name__.lower() for kind in type(each).__mro__]
+        if any(n in _RESCALING or any(f in n for f in _RESCALING_FAMILIES) for n in names):
+            return type(each).__name__
+    return None

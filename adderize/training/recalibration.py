@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,9 @@ def recalibrate(
 
     Raises:
         AdderizeError: no batch norm that tracks statistics, none that the forward calls, no
-            batches, batches for which ``forward`` is needed, norms made in inference mode (outside
-            of it), or statistics that are not finite; the statistics are then what they were.
+            batches, batches for which ``forward`` is needed or that give a norm one value of each
+            channel, norms made in inference mode (outside of it), or statistics that are not
+            finite; the statistics are then what they were.
     """
     check_module(model)
     norms = tracking_norms(model)
@@ -96,7 +97,7 @@ def estimate_statistics(
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     try:
-        with evaluation(model), _uncompiled(), ExitStack() as hooks:
+        with evaluation(model), _uncompiled(), _variances(), contextlib.ExitStack() as hooks:
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
@@ -130,11 +131,25 @@ def _weigh_next(norm: nn.Module, inputs: Any) -> None:
     norm.momentum = 1 / int(norm.num_batches_tracked)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _variances() -> Iterator[None]:
+    """Say what to do where torch finds that a batch has none."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise AdderizeError(
+            f"a batch is too small for a batch norm ({error}): pass batches of several images; a "
+            "DataLoader with drop_last=True leaves out a last batch of one"
+        ) from error
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """A norm without momentum reads its counter: torch.compile would break the graph at each."""
     if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 

@@ -31,7 +31,7 @@ class ScaleAtEveryStep:
     It listens to the steps of all of torch's optimizers, from its creation to :meth:`remove`. The
     rule acts on the gradients that the update sees: after the closure, where a step has one, after
     a gradient scaler has unscaled them, and not at all where it skips the step; after the
-    optimizer's other pre-hooks; once, also where a step calls another one.
+    optimizer's other pre-hooks; it is told of once, also where a step calls another one.
 
     Args:
         model: a module that holds adder layers.
@@ -88,7 +88,11 @@ class ScaleAtEveryStep:
         filters = held_filters(self._filters(), optimizer)
         new = {name: weight for name, weight in filters.items() if not _is_scaled(weight.grad)}
         gradients = scale_gradients_(new, self._eta)
-        for weight in new.values():
+        # The others are no news, and to scaled gradients the rule does nothing; but what writes to
+        # `grad.data`, or a CUDA graph, leaves no version.
+        if others := {name: weight for name, weight in filters.items() if name not in new}:
+            scale_gradients_(others, self._eta)
+        for weight in filters.values():
             if type(weight.grad) is Tensor:
                 weight.grad._scaled_at = weight.grad._version  # type: ignore[attr-defined]
         if gradients.names:
@@ -104,5 +108,5 @@ class ScaleAtEveryStep:
 
 
 def _is_scaled(gradient: Tensor | None) -> bool:
-    """Whether nothing has changed the gradient since the rule acted on it."""
+    """Whether no operator has changed the gradient since the rule acted on it."""
     return getattr(gradient, "_scaled_at", None) == getattr(gradient, "_version", 0)

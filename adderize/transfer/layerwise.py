@@ -63,7 +63,7 @@ def _tensors(pair: Pair) -> list[Tensor]:
 def _carry_over(bench: Bench, pair: Pair, fit: Fit | None, bar: Any) -> LayerTransfer:
     parts = bench.images.chunks(bench.chunks(pair))
     features = bench.features(pair, parts[0])
-    if features[0].inputs.numel() == features[0].inputs.shape[1]:
+    if all(f.inputs.numel() == f.inputs.shape[1] for f in features):
         raise AdderizeError(
             f"{pair.name} gets one value of each channel from these images, and filters follow "
             "from how values vary: pass more images"

@@ -46,7 +46,7 @@ def match_filters(
     """
     filters = original.weight
     assert isinstance(filters, Tensor)
-    slopes = Slopes(features[0].inputs, with_zero=pads_with_zeros(layer))
+    slopes = Slopes(*(f.inputs for f in features), with_zero=pads_with_zeros(layer))
     best, highest = layer.weight.detach().clone(), before
     for scale in SCALES:
         layer.weight.copy_(matched_filters(slopes, filters, getattr(original, "groups", 1), scale))

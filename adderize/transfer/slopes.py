@@ -21,12 +21,14 @@ class Slopes:
     """The slopes b(w) of every input channel, exact on a sample of the channel's values.
 
     Args:
-        inputs: (M, C, ...), what the channels' values are taken from.
+        inputs: each (M, C, ...), what the channels' values are taken from: the layer's inputs of
+            all calls and sizes.
         with_zero: whether zeros, those of a padding, may come in besides.
     """
 
-    def __init__(self, inputs: Tensor, *, with_zero: bool = False) -> None:
-        values = _sample(inputs).double().sort(dim=1).values
+    def __init__(self, *inputs: Tensor, with_zero: bool = False) -> None:
+        rows = torch.cat([x.movedim(1, 0).flatten(1) for x in inputs], dim=1)
+        values = _sample(rows).double().sort(dim=1).values
         centred = values - values.mean(1, keepdim=True)
         variance = centred.square().mean(1, keepdim=True)
         # Sums over the values up to each one: of (x - w)(x - mean), with w the value itself.
@@ -34,7 +36,7 @@ class Slopes:
         slopes = -1 + 2 * first / (values.shape[1] * variance).clamp_min(1e-300)
         self._constant = variance.squeeze(1) <= 0
         self._values, self._slopes = values, slopes.cummax(dim=1).values
-        low, high = inputs.movedim(1, 0).flatten(1).double().aminmax(dim=1)
+        low, high = (end.double() for end in rows.aminmax(dim=1))
         self._low = low.clamp_max(0) if with_zero else low
         self._high = high.clamp_min(0) if with_zero else high
 
@@ -59,9 +61,8 @@ class Slopes:
         return torch.where(outside, torch.where(slopes > 0, high, low), inside)
 
 
-def _sample(inputs: Tensor) -> Tensor:
+def _sample(rows: Tensor) -> Tensor:
     """(C, at most _VALUES), evenly spread over the samples; drawn at random within each one."""
-    rows = inputs.movedim(1, 0).flatten(1)
     if rows.shape[1] <= _VALUES:
         return rows
     generator = torch.Generator("cpu").manual_seed(0)

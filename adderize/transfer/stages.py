@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 from adderize.evaluation import device_of, evaluation
 from adderize.progress import steps
-from adderize.tables import Report, Table, csv_text
+from adderize.tables import Report, Table, csv_text, shape_text
 
 _BATCH = 100
 
@@ -41,7 +41,7 @@ class Stages(Report):
         maps: also take networks that decide place by place, whose logits are (N, classes, ...).
 
     Raises:
-        AdderizeError: the network gives something else than logits.
+        AdderizeError: the network fails on the images, or gives something else than logits.
     """
 
     teacher: nn.Module
@@ -70,7 +70,7 @@ class Stages(Report):
         found = []
         with evaluation(model):
             for batch in steps(self.images.split(_BATCH), "comparing"):
-                logits = model(batch.to(device))
+                logits = _logits(model, batch.to(device))
                 dimensions = (2, 3, 4) if self.maps else (2,)
                 if not isinstance(logits, Tensor) or logits.ndim not in dimensions:
                     shape = f" of {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
@@ -105,6 +105,17 @@ class Stages(Report):
 
 
 _HEADER = ("stage", "top-1, %", "agreement, %")
+
+
+def _logits(model: nn.Module, images: Tensor) -> Any:
+    try:
+        return model(images)
+    except AdderizeError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise AdderizeError(
+            f"the network fails on images {shape_text(images.shape)}: {first_line(error)}"
+        ) from error
 
 
 def _percentage(hits: Tensor) -> float:

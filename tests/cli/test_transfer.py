@@ -160,11 +160,15 @@ def test_the_images_lie_all_over_the_data(
     [
         (["--images", "1"], "--images is 1; expected 2 or more"),
         (["--epochs", "-1"], "--epochs is -1; expected 0 or more"),
+        (["--eta", "0"], "eta is 0.0; expected a finite number above 0"),
+        (["--lr", "nan"], "--lr is nan; expected a number above 0"),
+        (["--lr=-0.1"], "--lr is -0.1; expected a number above 0"),
         (["--weights", "/nowhere.pt"], "/nowhere.pt"),
         (["--arch-options", "shortcut"], "'shortcut' is not KEY=VALUE"),
         (["--device", "quantum"], "--device quantum cannot be used"),
         (["--exclude", "conv7"], "'conv7' matches no layer"),
         (["--data", "/nowhere"], "/nowhere does not exist"),
+        (["--input", "1,28,28"], "the network fails on images 100x1x28x28: mat1 and mat2 shapes"),
     ],
 )
 def test_mistakes(

@@ -218,6 +218,7 @@ def test_wrong_presets(
             ["--shift-norm-terms", "2", "--layers", "cnn"],
             "--shift-norm-terms is for --layers adder",
         ),
+        (["--momentum", "0", "--nesterov"], "--nesterov needs a --momentum above 0"),
         (["--kd-teacher", "nowhere"], "nowhere is not a usable teacher: unknown model"),
         (["--data", "/nowhere"], "no cifar10 in /nowhere"),
     ],

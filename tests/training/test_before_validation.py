@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections import namedtuple
+import random
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -237,6 +239,10 @@ class KeepsRecords(Lit):
         self.total = torch.zeros(())
         self.register_buffer("queue", torch.zeros(3))
         self.register_buffer("replaced", torch.zeros(()))
+        self.nested = {"train": defaultdict(list), "sums": (torch.zeros(()), [0])}
+        self.counts = np.zeros(5)
+        self.torch_generator = torch.Generator().manual_seed(0)
+        self.generators = [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)]
         self.dropout = nn.Dropout(0.5)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -249,6 +255,10 @@ class KeepsRecords(Lit):
         self.queue[self.steps % 3] += 1
         self.replaced = self.replaced + 1
         self.late = self.steps
+        self.nested["train"]["draws"] += [float(r.random()) for r in self.generators]
+        self.nested["sums"][0].add_(torch.rand((), generator=self.torch_generator))
+        self.nested["sums"][1].append(self.steps)
+        self.counts[batch[1]] += 1
         self.log("train_loss", loss, on_epoch=True)
         self.log_dict({"accuracy": self.accuracy}, on_epoch=True)
         self.logger.experiment.add_scalar("x", 1)
@@ -281,7 +291,8 @@ def test_the_step_that_is_run_again_leaves_no_trace() -> None:
         fit(module, callback(count), logger=logger, **options)
     assert plain.steps == again.steps == plain.late == again.late == 8
     assert plain.seen == again.seen == {"images": 32}
-    for name in ("losses", "total", "queue", "replaced"):
+    assert plain.nested == again.nested and len(again.nested["sums"][1]) == 1 + 8
+    for name in ("losses", "total", "queue", "replaced", "counts"):
         torch.testing.assert_close(getattr(plain, name), getattr(again, name), rtol=0, atol=0)
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -293,6 +304,24 @@ def test_the_step_that_is_run_again_leaves_no_trace() -> None:
     )
     assert first == second and any("accuracy_epoch" in row for row in first)
     assert not {"log", "log_dict", "print"} & vars(again).keys()
+
+
+class HasMomentumEncoder(Lit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(self.net[0]).requires_grad_(False)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.encoder.weight.data = 0.9 * self.encoder.weight.data + 0.1 * self.net[0].weight.data
+        with torch.no_grad():
+            self.encoder.bias.lerp_(self.net[0].bias, 0.1)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_step_that_changes_parameters_itself_is_refused_at_the_first_batch() -> None:
+    changed = r"changes parameters itself.*encoder.weight, encoder.bias\. Change them in"
+    with pytest.raises(MisconfigurationException, match=changed):
+        fit(HasMomentumEncoder(), callback(2))
 
 
 class PenalisesGradients(Lit):

@@ -22,7 +22,7 @@ from torch.amp import GradScaler
 from torch.optim import optimizer as optim
 
 from adderize import AdaptiveLearningRate, AdderizeError
-from adderize.training.callbacks import _RESCALES_GRADIENTS as RESCALING
+from adderize.training.callbacks import rescaling
 from tests.training.tiny_lit import (
     FILTERS,
     Lit,
@@ -360,12 +360,32 @@ class OwnAdam(torch.optim.Adam):
     pass
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, OwnAdam])
+class AdamWScheduleFree(torch.optim.Optimizer):
+    """As in the package schedulefree, which derives it from no Adam of torch's."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> Any:
+        return closure()
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adam, torch.optim.RMSprop, OwnAdam, AdamWScheduleFree]
+)
 def test_optimizers_that_cancel_the_rule(kind: type) -> None:
     module = Lit(optimizer=lambda parameters, **_: kind(parameters, lr=1e-3))
     with pytest.warns(UserWarning, match=f"{kind.__name__} rescales gradients itself") as caught:
         trainer(AdaptiveLearningRate(), max_epochs=2).fit(module, batches())
     assert sum("rescales" in str(warning.message) for warning in caught) == 1
+
+
+def test_optimizers_in_others() -> None:
+    from timm.optim import Lookahead
+
+    weights = [torch.zeros(1, requires_grad=True)]
+    assert rescaling(Lookahead(torch.optim.AdamW(weights))) == "AdamW"
+    assert rescaling(Lookahead(torch.optim.SGD(weights, 0.1))) is None
 
 
 def test_every_optimizer_of_torch_and_timm_is_known() -> None:
@@ -377,7 +397,8 @@ def test_every_optimizer_of_torch_and_timm_is_known() -> None:
         for kind in (*vars(torch.optim).values(), *vars(timm.optim).values())
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     ]
-    unknown = {kind.__name__ for kind in classes if kind.__name__.lower() not in RESCALING}
+    # Without parameters: only the class is looked at.
+    unknown = {kind.__name__ for kind in classes if not rescaling(kind.__new__(kind))}
     assert unknown <= plain  # timm 1.0.3 has no SGDW yet.
 
 

@@ -246,6 +246,7 @@ def test_a_model_without_parameters() -> None:
         (nn.Linear(2, 2), [torch.zeros(1, 2)], "no batch norm"),
         (norm_model(), [], "no batches"),
         (norm_model(), [()], "a batch is empty"),
+        (nn.BatchNorm1d(2), [torch.randn(4, 2), torch.randn(1, 2)], "a batch is too small.*size"),
         (
             norm_model(),
             [{"image": IMAGES}],

@@ -519,6 +519,21 @@ def test_listening_without_lightning() -> None:
     assert len(found) == 2
 
 
+def test_gradients_that_are_written_without_a_version_are_scaled_too() -> None:
+    net = make_net()
+    rule = ScaleAtEveryStep(net, 0.3, lambda gradients: None)
+    optimizer = plain_sgd(net.parameters())
+    for layer in (net[3], net[6]):
+        layer.weight.grad = torch.zeros_like(layer.weight)
+    for _ in range(3):
+        for layer in (net[3], net[6]):
+            layer.weight.grad.data.copy_(torch.randn_like(layer.weight))
+        optimizer.step()
+        for layer in (net[3], net[6]):
+            assert float(layer.weight.grad.square().mean().sqrt()) == pytest.approx(0.3)
+    rule.remove()
+
+
 def test_scaling_twice_by_hand_takes_the_last_rate() -> None:
     net = make_net()
     images, labels = next(iter(batches()))

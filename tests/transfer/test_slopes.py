@@ -44,6 +44,13 @@ def test_slopes_of_one_and_beyond_lie_at_the_ends_of_the_range() -> None:
     assert found[:, [1, 3]].equal(high[:, None].expand(4, 2))
 
 
+def test_values_of_several_inputs_count_as_those_of_one() -> None:
+    x = _channels(600)
+    wanted = torch.tensor([[-1.0, -0.4, 0.1, 0.8, 1.0]]).expand(4, 5)
+    several = x[:1], x[1:101].view(1, 100, 4).transpose(1, 2), x[101:].view(-1, 4, 1)
+    assert Slopes(*several).inverse(wanted).equal(Slopes(x).inverse(wanted))
+
+
 def test_zeros_of_a_padding_belong_to_the_range() -> None:
     x = _channels()
     ends = torch.tensor([[-1.0, 1.0]]).expand(4, 2)

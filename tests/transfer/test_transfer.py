@@ -296,6 +296,19 @@ def test_lists_of_images(limit: int, taken: int, kind: type) -> None:
     assert {shape[0] for shape in seen} == {3}
 
 
+def test_an_odd_first_image_among_others_of_other_sizes_does_no_harm() -> None:
+    original = teacher(plain)
+    ordinary = list(images(64).split(16))
+    odd = 0.05 * torch.randn(1, 3, SIDE - 2, SIDE)
+    gains = [
+        [row.after - row.before for row in match(model, original, batches).layers]
+        for batches in (ordinary, [odd, *ordinary])
+        for model in [adderize(original, inplace=False)]
+    ]
+    # Half of each correlation is that of the odd image.
+    assert all(gain > 0.4 * usual > 0 for usual, gain in zip(*gains, strict=True))
+
+
 def test_in_inference_mode() -> None:
     original = teacher(plain)
     expected, model = adderize(original, inplace=False), adderize(original, inplace=False)
