@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from adderize.integer.fitting import Fitted, centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
-from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, unit_for
+from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, Place, unit_for
 from adderize.integer.precision import Precision, usual_of
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
@@ -22,7 +22,7 @@ from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
-from adderize.quantize.calls import is_foldable, module_of
+from adderize.quantize.calls import is_foldable, module_of, name_of
 
 
 def lower_adder(values: LoweredValues, node: Node) -> None:
@@ -109,7 +109,7 @@ def _mode(padding_mode: str) -> str:
 
 
 def lower_product(values: LoweredValues, node: Node) -> None:
-    source, value = values.operand(node)
+    source, value = _clamped_operand(values, node)
     layer = module_of(node)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     kind, settings, groups, pads_zeros = "shift_linear", dict[str, Setting](), 1, False
@@ -130,6 +130,27 @@ def lower_product(values: LoweredValues, node: Node) -> None:
     precision = _precision_of_product(layer, fitted, value.precision, float(unit))
     result = Value(unit, number(0.0), fitted.bounds, precision)
     values.emit(node, kind, [values.slot(source)], result, settings, fitted)
+
+
+def _clamped_operand(values: LoweredValues, node: Node) -> tuple[Node, Value]:
+    """What a kept layer reads. Behind another one it is clamped to its range on the calibration
+    data and as much again at either end: what it might reach with any image grows with each such
+    layer, and would take all bits."""
+    source, value = values.operand(node)
+    low, high = values.kept_inputs.get(node.name, (0.0, 0.0))
+    if not value.precision.kept or low == high:
+        return source, value
+    width, scale, zero = high - low, float(value.scale), float(value.zero)
+    before = int(value.bounds.low), int(value.bounds.high)
+    ends = (nearest_integer(end / scale + zero) for end in (low - width, high + width))
+    least, most = (min(max(end, before[0]), before[1]) for end in ends)
+    if least == most or (least, most) == before:
+        return source, value
+    slot = values.builder.clamp(name_of(source), values.slot(source), least, most)
+    precision = replace(value.precision, usual=Precision.of_range(width).usual)
+    value = replace(value, bounds=Bounds.of(least, most), precision=precision)
+    values.put(source, Place(slot), value)
+    return source, value
 
 
 def _precision_of_product(

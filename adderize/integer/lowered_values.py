@@ -55,6 +55,8 @@ class LoweredValues:
 
     Args:
         input_size: (C, H, W).
+        kept_inputs: the ranges of kept layers' inputs on the calibration data, by the names of
+            their calls.
         terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
 
     Attributes:
@@ -63,8 +65,15 @@ class LoweredValues:
         places: where they lie.
     """
 
-    def __init__(self, input_size: Sequence[int], *, terms: int, filter_terms: int) -> None:
-        self.terms, self.filter_terms = terms, filter_terms
+    def __init__(
+        self,
+        input_size: Sequence[int],
+        kept_inputs: Mapping[str, tuple[float, float]],
+        *,
+        terms: int,
+        filter_terms: int,
+    ) -> None:
+        self.terms, self.filter_terms, self.kept_inputs = terms, filter_terms, kept_inputs
         self.builder = ProgramBuilder(input_size)
         self.values: dict[Node, Value] = {}
         self.places: dict[Node, Place] = {}
