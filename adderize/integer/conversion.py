@@ -54,9 +54,12 @@ def to_integer(
     """
     record = quantization_of(quantized)
     if not isinstance(quantized, fx.GraphModule) or record is None:
+        remarks = record.report.remarks if record else ()
+        reason = [remark for remark in remarks if remark.startswith("layer by layer")]
         raise AdderizeError(
             f"got a {type(quantized).__name__}; expected a network from quantize() that torch.fx "
             "traces: layer by layer, tensors between the layers stay floats"
+            + "".join(f". This one was quantized {remark}" for remark in reason)
         )
     known = own_input_size(quantized) if input_size is None else input_size
     size = tuple(map(int, known)) if isinstance(known, Iterable) else ()

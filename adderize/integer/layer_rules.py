@@ -199,7 +199,10 @@ def lower_norm(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it divides by statistics of its input, or computes something else")
     gain, mean, beta = statistics_of_norm(norm)
     offset = beta - mean * gain
-    result = values.free(node, float((gain.abs() * value.real + offset.abs()).max()))
+    real, reach = (
+        float((gain.abs() * largest + offset.abs()).max()) for largest in (value.real, value.reach)
+    )
+    result = values.free(node, real, reach)
     values.put_shaped(node, *values.rescaled(node, source, result, gain, offset))
 
 

@@ -204,10 +204,11 @@ class LoweredValues:
                     return float(known[0])
         return 1.0
 
-    def free(self, node: Node, real: float, scale: float | None = None) -> Value:
+    def free(self, node: Node, real: float, reach: float, scale: float | None = None) -> Value:
         """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
-        them, where any do, else those of a scale are."""
-        unit = unit_for(real, self.wanted(node) or scale, VALUE_BITS)
+        them, where any do, else those of a scale are. What they are made of holds the reach."""
+        largest = max(real, reach / 2 ** (_SUM_BITS - VALUE_BITS))
+        unit = unit_for(largest, self.wanted(node) or scale, VALUE_BITS)
         most = math.ceil(real / unit) + 1
         return Value(number(unit), number(0.0), Bounds.of(-most, most), Precision(real))
 

@@ -70,9 +70,10 @@ class Precision:
     def check(self) -> None:
         """
         Raises:
-            AdderizeError: rounding leaves too little.
+            AdderizeError: rounding leaves too little. Of constants, as of dead layers, nothing is
+                lost.
         """
-        if self.error > _MOST_LOST * self.usual:
+        if self.usual and self.error > _MOST_LOST * self.usual:
             units, least = (
                 ratio / math.sqrt(12) for ratio in (self.usual / self.error, 1 / _MOST_LOST)
             )

@@ -112,6 +112,15 @@ def leaky(network: Network, x: Tensor) -> Tensor:
     return network.second(network.leaky(network.kept(x) - 0.2))
 
 
+def leaky_far_from_zero(network: Network, x: Tensor) -> Tensor:
+    """The integers for zero are large: as large as the values of x, whose unit they have."""
+    return network.second(F.leaky_relu(1 - 2 * x, 0.1))
+
+
+def leaky_without_a_slope(network: Network, x: Tensor) -> Tensor:
+    return network.second(F.leaky_relu(network.kept(x), 0.0))
+
+
 def leaky_with_a_slope_that_is_trained(network: Network, x: Tensor) -> Tensor:
     return network.slope(network.second(x) - 1) + F.leaky_relu(x - 0.5, 0.02)
 
@@ -153,6 +162,8 @@ def quantized_network(
         (alphas, 0.005),
         (a_residual_that_is_scaled, 0.005),
         (leaky, 0.005),
+        (leaky_far_from_zero, 0.005),
+        (leaky_without_a_slope, 0.005),
         (leaky_with_a_slope_that_is_trained, 0.005),
     ],
 )

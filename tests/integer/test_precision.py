@@ -112,6 +112,7 @@ def test_behind_relus_and_means_deviations_are_those_of_samples() -> None:
     assert found.usual == 1 / 2
     assert Precision(2.0, 0.1, 3).within(1.0) == Precision(0.5, 0.025, 3)
     assert Precision(2.0, 0.1).within(0.0) == Precision(0.0)
+    Precision(0.0, 0.1).check()  # dead layers have nothing to lose
 
 
 def test_channels_that_say_nothing_do_not_decide_what_is_usual() -> None:
