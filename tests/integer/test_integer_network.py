@@ -322,10 +322,11 @@ def test_of_a_network_that_is_not_traced_the_reason_is_told() -> None:
     class Untraced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.first(x) if x.sum() > 0 else self.first(-x)
+            x = self.first(x if x.sum() > 0 else -x)
+            return self.head(x.mean((2, 3)))
 
     quantized = eight_bit(adderize(Untraced(), stem=True), images(4, (3, 8, 8)), COLOUR)
     with pytest.raises(AdderizeError, match="quantized layer by layer, since it cannot be traced"):
