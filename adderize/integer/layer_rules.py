@@ -23,6 +23,7 @@ from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.quantize.byte_layers import QuantAdderConv2d, QuantAdderLinear
 from adderize.quantize.calls import is_foldable, module_of, name_of
+from adderize.quantize.float_graph import never_vary
 
 
 def lower_adder(values: LoweredValues, node: Node) -> None:
@@ -198,6 +199,9 @@ def lower_norm(values: LoweredValues, node: Node) -> None:
     if norm is None or not is_foldable(norm):
         raise RefusedError("it divides by statistics of its input, or computes something else")
     gain, mean, beta = statistics_of_norm(norm)
+    # Those of 1/sqrt(eps) would take the bits of all others.
+    constant = never_vary(norm).cpu()
+    gain = gain.masked_fill(constant, 0)
     offset = beta - mean * gain
     real, reach = (
         float((gain.abs() * largest + offset.abs()).max()) for largest in (value.real, value.reach)

@@ -299,6 +299,26 @@ def test_dead_channels_take_no_bits_from_others() -> None:
     assert not bool(step.tensors["signs"][:, :3].any())
 
 
+def test_dead_channels_of_a_norm_take_no_bits_from_others() -> None:
+    torch.manual_seed(0)
+    layers = [AdderConv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.BatchNorm2d(6)]
+    behind = [AdderConv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, *behind, nn.Linear(4 * 64, 3))
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    with torch.no_grad():
+        network[1].weight[0], network[1].bias[0] = 0, -1
+        for _ in range(300):
+            network(images)
+        quantized = quantize(network.eval(), images)
+    expected = quantized(images)
+    integers = to_integer(
+        quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=6, filter_terms=6
+    )
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.02
+
+
 def test_channels_of_a_norm_that_hardly_scales_give_its_bias() -> None:
     def between(network: Network, x: Tensor) -> Tensor:
         return F.relu(network.second(x))
