@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.integer.fitting import Fitted, centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
@@ -198,6 +199,7 @@ def lower_norm(values: LoweredValues, node: Node) -> None:
     norm = module_of(node)
     if norm is None or not is_foldable(norm):
         raise RefusedError("it divides by statistics of its input, or computes something else")
+    assert isinstance(norm, _BatchNorm)
     gain, mean, beta = statistics_of_norm(norm)
     # Those of 1/sqrt(eps) would take the bits of all others.
     constant = never_vary(norm).cpu()
