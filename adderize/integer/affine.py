@@ -75,8 +75,10 @@ def _split(graph: fx.Graph, node: Node, slope: float) -> Node:
     def put(function: Callable[..., object], part: str, *args: Any) -> Node:
         return graph.create_node("call_function", function, args, {}, f"{name}_{part}")
 
-    below = put(torch.clamp_max, "below", node.args[0], 0.0)
     above = put(torch.clamp_min, "above", node.args[0], 0.0)
+    if not slope:
+        return above
+    below = put(torch.clamp_max, "below", node.args[0], 0.0)
     return put(torch.add, "sum", put(torch.mul, "slope", below, slope), above)
 
 
@@ -92,4 +94,4 @@ def _slope(node: Node) -> float | None:
         slope = _number(float(module.weight))
     else:
         slope = None
-    return slope or None
+    return slope

@@ -49,13 +49,17 @@ def to_integer(
     Raises:
         AdderizeError: a network that is not quantized, or layer by layer; no input size; statistics
             that do not fit the channels; operations without a form in integers, which are named;
-            sums that 32 bits do not hold; so many kept layers in a row that rounding leaves too
-            little of usual values.
+            sums that 32 bits do not hold; rounding that leaves too little of usual values, as of
+            several kept layers in a row that were quantized by an earlier version.
     """
-    if not isinstance(quantized, fx.GraphModule) or quantization_of(quantized) is None:
+    record = quantization_of(quantized)
+    if not isinstance(quantized, fx.GraphModule) or record is None:
+        remarks = record.report.remarks if record else ()
+        reason = [remark for remark in remarks if remark.startswith("layer by layer")]
         raise AdderizeError(
             f"got a {type(quantized).__name__}; expected a network from quantize() that torch.fx "
             "traces: layer by layer, tensors between the layers stay floats"
+            + "".join(f". This one was quantized {remark}" for remark in reason)
         )
     known = own_input_size(quantized) if input_size is None else input_size
     size = tuple(map(int, known)) if isinstance(known, Iterable) else ()
@@ -74,7 +78,9 @@ def to_integer(
     if len(set(zip(mean, std, strict=True))) == 1:
         zero, scale = zero[0], scale[0]
     image = Value.of_bytes(scale, zero, 255)
-    lowering = Lowering(body.graph, size, image, terms=terms, filter_terms=filter_terms)
+    lowering = Lowering(
+        body.graph, size, image, record.kept_inputs, terms=terms, filter_terms=filter_terms
+    )
     if lowering.refused:
         raise AdderizeError(
             f"the network cannot become integers: {listed(lowering.refused, '; ')}. Replace such "

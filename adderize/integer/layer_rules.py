@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.integer.fitting import Fitted, centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
-from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, unit_for
+from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, Place, unit_for
 from adderize.integer.precision import Precision, usual_of
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError
@@ -22,7 +23,8 @@ from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.quantize.byte_layers import QuantAdder, QuantAdderConv2d
-from adderize.quantize.calls import is_foldable, module_of
+from adderize.quantize.calls import is_foldable, module_of, name_of
+from adderize.quantize.float_graph import never_vary
 
 
 def lower_adder(values: LoweredValues, node: Node) -> None:
@@ -107,7 +109,7 @@ def _mode(padding_mode: str) -> str:
 
 
 def lower_product(values: LoweredValues, node: Node) -> None:
-    source, value = values.operand(node)
+    source, value = _clamped_operand(values, node)
     layer = module_of(node)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     kind, settings, groups, pads_zeros = "shift_linear", dict[str, Setting](), 1, False
@@ -128,6 +130,27 @@ def lower_product(values: LoweredValues, node: Node) -> None:
     precision = _precision_of_product(layer, fitted, value.precision, float(unit))
     result = Value(unit, number(0.0), fitted.bounds, precision)
     values.emit(node, kind, [values.slot(source)], result, settings, fitted)
+
+
+def _clamped_operand(values: LoweredValues, node: Node) -> tuple[Node, Value]:
+    """What a kept layer reads. Behind another one it is clamped to its range on the calibration
+    data and as much again at either end: what it might reach with any image grows with each such
+    layer, and would take all bits."""
+    source, value = values.operand(node)
+    low, high = values.kept_inputs.get(node.name, (0.0, 0.0))
+    if not value.precision.kept or low == high:
+        return source, value
+    width, scale, zero = high - low, float(value.scale), float(value.zero)
+    before = int(value.bounds.low), int(value.bounds.high)
+    ends = (nearest_integer(end / scale + zero) for end in (low - width, high + width))
+    least, most = (min(max(end, before[0]), before[1]) for end in ends)
+    if least == most or (least, most) == before:
+        return source, value
+    slot = values.builder.clamp(name_of(source), values.slot(source), least, most)
+    precision = replace(value.precision, usual=Precision.of_range(width).usual)
+    value = replace(value, bounds=Bounds.of(least, most), precision=precision)
+    values.put(source, Place(slot), value)
+    return source, value
 
 
 def _precision_of_product(
@@ -174,9 +197,16 @@ def lower_norm(values: LoweredValues, node: Node) -> None:
     norm = module_of(node)
     if norm is None or not is_foldable(norm):
         raise RefusedError("it divides by statistics of its input, or computes something else")
+    assert isinstance(norm, _BatchNorm)
     gain, mean, beta = statistics_of_norm(norm)
+    # Those of 1/sqrt(eps) would take the bits of all others.
+    constant = never_vary(norm).cpu()
+    gain = gain.masked_fill(constant, 0)
     offset = beta - mean * gain
-    result = values.free(node, float((gain.abs() * value.real + offset.abs()).max()))
+    real, reach = (
+        float((gain.abs() * largest + offset.abs()).max()) for largest in (value.real, value.reach)
+    )
+    result = values.free(node, real, reach)
     values.put_shaped(node, *values.rescaled(node, source, result, gain, offset))
 
 

@@ -55,6 +55,8 @@ class LoweredValues:
 
     Args:
         input_size: (C, H, W).
+        kept_inputs: the ranges of kept layers' inputs on the calibration data, by the names of
+            their calls.
         terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
 
     Attributes:
@@ -63,8 +65,15 @@ class LoweredValues:
         places: where they lie.
     """
 
-    def __init__(self, input_size: Sequence[int], *, terms: int, filter_terms: int) -> None:
-        self.terms, self.filter_terms = terms, filter_terms
+    def __init__(
+        self,
+        input_size: Sequence[int],
+        kept_inputs: Mapping[str, tuple[float, float]],
+        *,
+        terms: int,
+        filter_terms: int,
+    ) -> None:
+        self.terms, self.filter_terms, self.kept_inputs = terms, filter_terms, kept_inputs
         self.builder = ProgramBuilder(input_size)
         self.values: dict[Node, Value] = {}
         self.places: dict[Node, Place] = {}
@@ -195,10 +204,11 @@ class LoweredValues:
                     return float(known[0])
         return 1.0
 
-    def free(self, node: Node, real: float, scale: float | None = None) -> Value:
+    def free(self, node: Node, real: float, reach: float, scale: float | None = None) -> Value:
         """Integers of 32 bits for values up to a magnitude: bytes that follow are some bits of
-        them, where any do, else those of a scale are."""
-        unit = unit_for(real, self.wanted(node) or scale, VALUE_BITS)
+        them, where any do, else those of a scale are. What they are made of holds the reach."""
+        largest = max(real, reach / 2 ** (_SUM_BITS - VALUE_BITS))
+        unit = unit_for(largest, self.wanted(node) or scale, VALUE_BITS)
         most = math.ceil(real / unit) + 1
         return Value(number(unit), number(0.0), Bounds.of(-most, most), Precision(real))
 

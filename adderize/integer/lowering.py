@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx, nn
 from torch.fx import Node
@@ -42,6 +42,7 @@ class Lowering(LoweredValues):
             result for two images in ``meta``.
         input_size: (C, H, W).
         image: what the raw bytes of the image stand for.
+        kept_inputs: see :class:`LoweredValues`.
         terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
 
     Attributes:
@@ -57,11 +58,12 @@ class Lowering(LoweredValues):
         graph: fx.Graph,
         input_size: Sequence[int],
         image: Value,
+        kept_inputs: Mapping[str, tuple[float, float]],
         *,
         terms: int,
         filter_terms: int,
     ) -> None:
-        super().__init__(input_size, terms=terms, filter_terms=filter_terms)
+        super().__init__(input_size, kept_inputs, terms=terms, filter_terms=filter_terms)
         self.refused: list[str] = []
         self._behind: set[Node] = set()
         for node in graph.nodes:

@@ -70,9 +70,10 @@ class Precision:
     def check(self) -> None:
         """
         Raises:
-            AdderizeError: rounding leaves too little.
+            AdderizeError: rounding leaves too little. Of constants, as of dead layers, nothing is
+                lost.
         """
-        if self.error > _MOST_LOST * self.usual:
+        if self.usual and self.error > _MOST_LOST * self.usual:
             units, least = (
                 ratio / math.sqrt(12) for ratio in (self.usual / self.error, 1 / _MOST_LOST)
             )
@@ -80,7 +81,9 @@ class Precision:
                 f"behind {self.kept} kept convolutions or linear layers in a row usual values are "
                 f"about {units:.2g} units; expected {least:.2g}. 32 bits hold the largest value of "
                 "any image, which each such layer takes further from the usual ones. Convert "
-                "layers between them to adders, whose inputs are bytes, or keep fewer in a row"
+                "layers between them to adders, whose inputs are bytes, or keep fewer in a row; "
+                "a network from an earlier version lacks the ranges of their inputs, which "
+                "quantize() notes now: quantize it anew"
             )
 
 

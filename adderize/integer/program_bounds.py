@@ -94,8 +94,8 @@ def _rescale(step: Instruction, inputs: Sequence[Interval]) -> Interval:
 
 
 def _product(step: Instruction, inputs: Sequence[Interval]) -> Interval:
-    values, tensors = inputs[0], step.tensors
-    if "pad" in tensors:
+    values, tensors, settings = inputs[0], step.tensors, step.settings
+    if settings.get("padding_mode") == "constant" and settings["padding"] != (0, 0, 0, 0):
         for pad in (int(end) for end in tensors["pad"].aminmax()):
             values = values.with_value(pad)
     sums = ProductSums.of(tensors["shifts"], tensors["signs"], tensors["bias"], *values)

@@ -46,6 +46,17 @@ class ProgramBuilder:
         )
         return number
 
+    def clamp(self, layer: str, slot: int, low: int, high: int) -> int:
+        """A slot with the values of another one, clamped: the same where what writes it clamps."""
+        for position, writer in enumerate(self.instructions):
+            if writer.output == slot and "low" in writer.settings:
+                given: Any = writer.settings
+                low, high = (min(max(end, given["low"]), given["high"]) for end in (low, high))
+                settings = {**given, "low": low, "high": high}
+                self.instructions[position] = replace(writer, settings=settings)
+                return slot
+        return self.emit("clamp", layer, [slot], self.slots[slot], {"low": low, "high": high})
+
     def note(self, terms: int, worst_error: float) -> None:
         """A row of the report for the last instruction."""
         last = self.instructions[-1]

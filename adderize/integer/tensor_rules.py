@@ -25,7 +25,7 @@ def lower_add(values: LoweredValues, node: Node) -> None:
     (first, a), (second, b) = values.operand(node), values.operand(node, 1)
     if a.scale.dim() or b.scale.dim() or first.meta["shape"] != second.meta["shape"]:
         raise RefusedError("it adds tensors of two shapes, or to the image")
-    result = values.free(node, a.real + b.real, float(a.scale))
+    result = values.free(node, a.real + b.real, a.reach + b.reach, float(a.scale))
     values.put_shaped(node, *values.rescaled(node, first, result, added=second))
 
 
@@ -129,7 +129,8 @@ def lower_join(values: LoweredValues, node: Node) -> None:
         raise RefusedError("it joins the images of a batch")
     first = parts[0]
     if any((value.scale, value.zero) != (first.scale, first.zero) for value in parts):
-        first = values.free(node, max(value.real for value in parts), float(first.scale))
+        real, reach = max(value.real for value in parts), max(value.reach for value in parts)
+        first = values.free(node, real, reach, float(first.scale))
         joined = [values.rescaled(node, tensor, first) for tensor in tensors]
         slots, parts = [slot for slot, _ in joined], [part for _, part in joined]
     else:

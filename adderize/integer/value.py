@@ -39,6 +39,12 @@ class Value:
         ends = torch.stack([self.bounds.low - self.zero, self.bounds.high - self.zero])
         return float((ends.abs() * self.scale).max())
 
+    @property
+    def reach(self) -> float:
+        """The largest magnitude of an integer and of its zero together, in real units: scaled sums
+        hold them apart."""
+        return float(((self.bounds.largest + self.zero.abs()) * self.scale).max())
+
     def narrowed(self, drop: int) -> Value:
         """Without so many low bits, rounded."""
         if not drop:

@@ -113,7 +113,7 @@ def quantize(
         quantized,
         Quantization(
             report, start.qparams, network.absorbed, network.apart, start.entries, network.hooked,
-            start.settings,
+            start.settings, network.kept_inputs,
         ),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,8 @@ def prepared_network(model: nn.Module, calibration: Iterable[Any], *, inplace: b
     assert record is not None
     check_values(model)
     model = (model if inplace else copied(model)).eval()
-    inputs = next(calibration_inputs(calibration, next(model.parameters()).device))
+    batches = calibration_inputs(calibration, next(model.parameters()).device)
+    inputs = next(batches)
     with restored(model):
         few = some_of(model, inputs)
     network: TracedNetwork | UntracedNetwork
@@ -115,6 +117,8 @@ def prepared_network(model: nn.Module, calibration: Iterable[Any], *, inplace: b
         network = TracedNetwork(model, record.hooked)
         network.fuse_as(record.absorbed, record.apart)
         expected = {fusion: values[fusion.end.name] for fusion in network.fusions}
+        with restored(model):
+            network.observe_kept(itertools.chain([inputs], batches))
     else:
         network = UntracedNetwork(model)
         network.fuse_prepared()

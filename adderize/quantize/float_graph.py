@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import _pytree as pytree
@@ -257,11 +258,16 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A convolution with its norm. Channels that never vary give the norm's bias: scaled by
     1/sqrt(eps), their filters would take the bits of all others' where integers hold them."""
-    fused = fuse_conv_bn_eval(convolution, norm)
-    assert norm.running_var is not None and fused.bias is not None
-    constant = norm.running_var < _CONSTANT * norm.eps
+    fused, constant = fuse_conv_bn_eval(convolution, norm), never_vary(norm)
+    assert fused.bias is not None
     bias = torch.zeros_like(fused.bias) if norm.bias is None else norm.bias
     with torch.no_grad():
         fused.weight.masked_fill_(constant.view(-1, 1, 1, 1), 0)
         fused.bias.copy_(torch.where(constant, bias, fused.bias))
     return fused
+
+
+def never_vary(norm: _BatchNorm) -> Tensor:
+    """The channels of which a norm saw constants only."""
+    assert norm.running_var is not None
+    return norm.running_var < _CONSTANT * norm.eps

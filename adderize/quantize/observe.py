@@ -18,17 +18,11 @@ _SAMPLES = 2**20
 _BINS = 4096
 
 
-class Observer:
-    """The smallest and largest value of a tensor, and a random sample of all the values.
-
-    Every n-th value would not do: of images of 2^k columns these lie in a few columns.
-    """
+class Extremes:
+    """The smallest and the largest value of a tensor."""
 
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
-        self._sample: list[Tensor] = []
-        self._step = 1
-        self._random = torch.Generator("cpu").manual_seed(0)
 
     def update(self, values: Tensor, name: str) -> None:
         """Take in the values of one batch.
@@ -38,14 +32,32 @@ class Observer:
         """
         if not values.numel():
             return
-        flat = values.detach().reshape(-1)
-        low, high = (float(extreme) for extreme in flat.aminmax())
+        low, high = (float(extreme) for extreme in values.detach().aminmax())
         if not abs(low) + abs(high) < float("inf"):
             raise AdderizeError(
                 f"the calibration data gives NaN or infinity at {name}; expected finite inputs, "
                 "prepared as for the float model"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+class Observer(Extremes):
+    """The smallest and largest value of a tensor, and a random sample of all the values.
+
+    Every n-th value would not do: of images of 2^k columns these lie in a few columns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sample: list[Tensor] = []
+        self._step = 1
+        self._random = torch.Generator("cpu").manual_seed(0)
+
+    def update(self, values: Tensor, name: str) -> None:
+        super().update(values, name)
+        if not values.numel():
+            return
+        flat = values.detach().reshape(-1)
         self._sample.append(self._thinned(flat, self._step).float().cpu())
         while sum(map(len, self._sample)) > _SAMPLES:
             self._sample = [self._thinned(torch.cat(self._sample), 2)]

@@ -32,6 +32,9 @@ class Quantization:
             no manifest describes.
         hooked: how many forward pre-hooks and hooks blocks had.
         settings: of the float network's layers; None where an earlier version kept none.
+        kept_inputs: the smallest and the largest input of each call of a kept layer on the
+            calibration data, by the names of the calls; none of layers that it did not reach, or
+            where an earlier version kept none.
     """
 
     report: QuantizationReport
@@ -41,6 +44,7 @@ class Quantization:
     converted: dict[str, dict[str, Any]] | None
     hooked: Hooked = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] | None = None
+    kept_inputs: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the entries of the adders."""
@@ -50,6 +54,7 @@ class Quantization:
             "apart": list(self.apart),
             "hooked": {name: list(counts) for name, counts in self.hooked.items()},
             "settings": self.settings,
+            "kept_inputs": {name: list(ends) for name, ends in self.kept_inputs.items()},
             "report": self.report.to_dict(),
         }
 
@@ -69,9 +74,16 @@ class Quantization:
             settings = content.get("settings")
             if settings is not None:
                 settings = {name: dict(values) for name, values in settings.items()}
+            kept_inputs = {
+                name: (float(low), float(high))
+                for name, (low, high) in content.get("kept_inputs", {}).items()
+            }
+            if not all(low <= high for low, high in kept_inputs.values()):
+                raise ValueError("expected ranges of kept layers' inputs")
             return cls(
-                report, qparams, absorbed, tuple(content["apart"]), converted, hooked, settings
-            )
+                report, qparams, absorbed, tuple(content["apart"]), converted, hooked, settings,
+                kept_inputs,
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdderizeError(f"the manifest's quantization is damaged: {error!r}") from error
 

@@ -19,7 +19,7 @@ from adderize.quantize.float_graph import float_graph
 from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion, fits_shapes, fuse
 from adderize.quantize.memory_formats import keep_formats
-from adderize.quantize.observe import Observer, named_failures
+from adderize.quantize.observe import Extremes, Observer, named_failures
 from adderize.quantize.qparams import QParams
 from adderize.quantize.simulate import noted_qparams, simulate
 
@@ -34,6 +34,8 @@ class TracedNetwork:
         hooked: how many forward hooks blocks had.
         fusions: what becomes a layer.
         apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
+        kept_inputs: the smallest and the largest input that each call of a kept layer was observed
+            with, by the names of the calls.
     """
 
     @classmethod
@@ -62,6 +64,7 @@ class TracedNetwork:
         self._dropouts: Dropouts | None = None
         self.fusions: list[Fusion] = []
         self.apart: tuple[str, ...] = ()
+        self.kept_inputs: dict[str, tuple[float, float]] = {}
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -100,17 +103,36 @@ class TracedNetwork:
     def observe(self, batches: Iterable[Tensor]) -> dict[Any, Observer]:
         """The values of each tensor that may become bytes."""
         observers = {node: Observer() for node in self._tensors}
+        self._watch(batches, observers)
+        self._part(observers)
+        return observers
+
+    def observe_kept(self, batches: Iterable[Tensor]) -> None:
+        """The inputs of kept layers alone."""
+        self._watch(batches, {})
+
+    def _watch(self, batches: Iterable[Tensor], observers: Mapping[Node, Observer]) -> None:
+        sources = {
+            node.name: node.all_input_nodes[0]
+            for node in self.model.graph.nodes
+            if isinstance(module_of(node), (nn.Conv2d, nn.Linear))
+        }
+        ends = {source: Extremes() for source in sources.values()}
 
         def update(node: Node, value: Any) -> None:
-            if node in observers and isinstance(value, Tensor):
-                observers[node].update(value, node.name)
+            for seen in (observers, ends):
+                if node in seen and isinstance(value, Tensor):
+                    seen[node].update(value, node.name)
 
         watcher = _Watcher(self.model, update)
         for inputs in batches:
             with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
                 watcher.run(inputs)
-        self._part(observers)
-        return observers
+        self.kept_inputs = {
+            name: (ends[source].low, ends[source].high)
+            for name, source in sources.items()
+            if ends[source].low <= ends[source].high
+        }
 
     def _part(self, observers: Mapping[Any, Observer]) -> None:
         """Tensors of unlike ranges get parameters of their own.

@@ -35,6 +35,7 @@ class UntracedNetwork:
     absorbed = None
     apart: tuple[str, ...] = ()
     hooked: ClassVar[Hooked] = {}
+    kept_inputs: ClassVar[dict[str, tuple[float, float]]] = {}
 
     def __init__(self, model: nn.Module, reason: str = "") -> None:
         self.model = model

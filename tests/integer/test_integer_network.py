@@ -321,6 +321,21 @@ def test_what_cannot_be_integer_is_named(call: Callable[[Tensor], Tensor], name:
         to_integer(quantized, input_size=(3, 8, 8), **COLOUR)
 
 
+def test_of_a_network_that_is_not_traced_the_reason_is_told() -> None:
+    class Untraced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x if x.sum() > 0 else -x)
+            return self.head(x.mean((2, 3)))
+
+    quantized = eight_bit(adderize(Untraced(), stem=True), images(4, (3, 8, 8)), COLOUR)
+    with pytest.raises(AdderizeError, match="quantized layer by layer, since it cannot be traced"):
+        to_integer(quantized, input_size=(3, 8, 8), **COLOUR)
+
+
 @pytest.mark.shared
 def test_the_authors_network_keeps_its_accuracy(data_folder: Path, models_folder: Path) -> None:
     from adderize import load_authors_checkpoint

@@ -112,6 +112,15 @@ def leaky(network: Network, x: Tensor) -> Tensor:
     return network.second(network.leaky(network.kept(x) - 0.2))
 
 
+def leaky_far_from_zero(network: Network, x: Tensor) -> Tensor:
+    """The integers for zero are large: as large as the values of x, whose unit they have."""
+    return network.second(F.leaky_relu(1 - 2 * x, 0.1))
+
+
+def leaky_without_a_slope(network: Network, x: Tensor) -> Tensor:
+    return network.second(F.leaky_relu(network.kept(x), 0.0))
+
+
 def leaky_with_a_slope_that_is_trained(network: Network, x: Tensor) -> Tensor:
     return network.slope(network.second(x) - 1) + F.leaky_relu(x - 0.5, 0.02)
 
@@ -153,6 +162,8 @@ def quantized_network(
         (alphas, 0.005),
         (a_residual_that_is_scaled, 0.005),
         (leaky, 0.005),
+        (leaky_far_from_zero, 0.005),
+        (leaky_without_a_slope, 0.005),
         (leaky_with_a_slope_that_is_trained, 0.005),
     ],
 )
@@ -286,6 +297,26 @@ def test_dead_channels_take_no_bits_from_others() -> None:
     (step,) = (s for s in integers.program.instructions if s.layer == "depthwise.0")
     assert step.settings["fraction"] > 15  # 12 where dead filters are scaled with the others
     assert not bool(step.tensors["signs"][:, :3].any())
+
+
+def test_dead_channels_of_a_norm_take_no_bits_from_others() -> None:
+    torch.manual_seed(0)
+    layers = [AdderConv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.BatchNorm2d(6)]
+    behind = [AdderConv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, *behind, nn.Linear(4 * 64, 3))
+    raw = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    images = (raw / 255 - mean) / std
+    with torch.no_grad():
+        network[1].weight[0], network[1].bias[0] = 0, -1
+        for _ in range(300):
+            network(images)
+        quantized = quantize(network.eval(), images)
+    expected = quantized(images)
+    integers = to_integer(
+        quantized, mean=MEAN, std=STD, input_size=(3, 12, 12), terms=6, filter_terms=6
+    )
+    assert float((integers.logits(raw) - expected).norm() / expected.norm()) < 0.02
 
 
 def test_channels_of_a_norm_that_hardly_scales_give_its_bias() -> None:

@@ -13,6 +13,7 @@ from adderize.integer import IntegerNetwork, to_integer
 from adderize.integer.precision import Precision, usual_of
 from adderize.layers.shift_add import rounded_to_powers
 from adderize.quantize import quantize
+from adderize.quantize.record import quantization_of
 
 MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
 TERMS = 4
@@ -51,27 +52,52 @@ def integers_of(quantized: nn.Module) -> IntegerNetwork:
     )
 
 
-@pytest.mark.parametrize(
-    ("kept", "channels", "bytes_after"), [(1, 16, 0), (2, 16, 0), (4, 8, 0), (6, 8, 3)]
-)
-def test_few_kept_layers_in_a_row_keep_their_digits(
-    kept: int, channels: int, bytes_after: int
-) -> None:
-    raw, quantized, expected = chain(kept, channels, bytes_after=bytes_after)
-    logits = integers_of(quantized).logits(raw)
+def error_of(network: IntegerNetwork, raw: Tensor, expected: Tensor) -> float:
     deviation = (expected - expected.mean(0)).std()
-    assert float((logits - expected).std() / deviation) < 0.15
+    return float((network.logits(raw) - expected).std() / deviation)
+
+
+@pytest.mark.parametrize(
+    ("kept", "channels", "bytes_after"), [(1, 16, 0), (4, 16, 0), (9, 8, 0), (6, 8, 3)]
+)
+def test_kept_layers_in_a_row_keep_their_digits(kept: int, channels: int, bytes_after: int) -> None:
+    raw, quantized, expected = chain(kept, channels, bytes_after=bytes_after)
+    assert error_of(integers_of(quantized), raw, expected) < 0.05
+
+
+def test_between_kept_layers_values_end_at_twice_what_they_were() -> None:
+    """The ReLUs do it; behind the mean, which clamps nothing, is one more clamp."""
+    raw, quantized, _ = chain(3, 8)
+    network = integers_of(quantized)
+    steps = [step for step in network.program.instructions if step.kind == "clamp"]
+    assert [step.layer for step in steps] == ["8", "11", "14", "16_1"]
+    values, ends = network.values(raw), [step.settings["high"] for step in steps]
+    largest = [int(values[step.output].max()) for step in steps]
+    assert all(1.9 < ends[i] / largest[i] < 2.1 for i in (0, 1)), "14 feeds the mean alone"
+    extremes = 255 * torch.randint(0, 2, raw.shape, dtype=torch.uint8)
+    assert torch.equal(network(extremes), network.reference(extremes))
 
 
 @pytest.mark.parametrize(("kept", "channels", "most"), [(4, 16, 5), (5, 8, 6), (9, 8, 6)])
-def test_kept_layers_in_a_row_that_leave_too_little_are_named(
+def test_without_their_ranges_kept_layers_in_a_row_that_leave_too_little_are_named(
     kept: int, channels: int, most: int
 ) -> None:
     """The classifier is one of them; their numbers in the network begin at 6."""
     _, quantized, _ = chain(kept, channels)
+    record = quantization_of(quantized)
+    assert record is not None
+    record.kept_inputs.clear()  # as in folders of earlier versions
     found = rf"\d+: behind {most} kept .* in a row usual values are about 0\.\d+ units"
     with pytest.raises(AdderizeError, match=found):
         integers_of(quantized)
+
+
+def test_without_their_ranges_a_few_kept_layers_in_a_row_keep_their_digits() -> None:
+    raw, quantized, expected = chain(2, 16)
+    record = quantization_of(quantized)
+    assert record is not None
+    record.kept_inputs.clear()
+    assert error_of(integers_of(quantized), raw, expected) < 0.15
 
 
 def test_behind_relus_and_means_deviations_are_those_of_samples() -> None:
@@ -86,6 +112,7 @@ def test_behind_relus_and_means_deviations_are_those_of_samples() -> None:
     assert found.usual == 1 / 2
     assert Precision(2.0, 0.1, 3).within(1.0) == Precision(0.5, 0.025, 3)
     assert Precision(2.0, 0.1).within(0.0) == Precision(0.0)
+    Precision(0.0, 0.1).check()  # dead layers have nothing to lose
 
 
 def test_channels_that_say_nothing_do_not_decide_what_is_usual() -> None:

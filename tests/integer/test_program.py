@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import AdderConv2d, AdderizeError
-from adderize.integer import KINDS, IntegerNetwork, Program, to_integer
+from adderize.integer import (
+    KINDS,
+    Instruction,
+    IntegerNetwork,
+    Program,
+    ShiftReport,
+    Slot,
+    to_integer,
+)
+from adderize.integer.program_bounds import Interval, bounds_of
 from adderize.quantize import quantize
 from tests.integer import interpreter
 from tests.integer.test_integer_network import NETWORKS, eight_bit, images
@@ -134,3 +143,34 @@ def test_slots_are_read_before_they_are_given_up() -> None:
     assert program.slots[program.input].nbytes == 3 * 144
     names = [step.layer for step in program.instructions]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("mode", "padding", "held"),
+    [
+        ("constant", (0, 0, 0, 0), True),
+        ("circular", (1, 0, 0, 0), True),
+        ("constant", (1, 0, 0, 0), False),
+    ],
+)
+def test_the_pad_of_a_kept_layer_counts_where_it_is_seen(
+    mode: str, padding: tuple[int, ...], held: bool
+) -> None:
+    settings = {
+        "stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1,
+        "padding_mode": mode, "least": 0, "fraction": 0,
+    }  # fmt: skip
+    tensors = {
+        "shifts": torch.full((1, 1, 1, 1, 1), 20, dtype=torch.int8),
+        "signs": torch.ones(1, 1, 1, 1, 1, dtype=torch.int8),
+        "bias": torch.zeros(1, dtype=torch.int32),
+        "pad": torch.tensor([10**5], dtype=torch.int32),
+    }
+    slots = Slot((1, 2, 2), "uint8"), Slot((1, 2, 2 + sum(padding)), "int32")
+    step = Instruction("shift_conv", "kept", (0,), 1, settings, tensors)
+    program = Program(slots, (step,), 0, 1, (0.0,), (1.0,), 1.0, 0.0, ShiftReport(3, 3, ()))
+    if held:
+        assert bounds_of(program)[1] == Interval(0, 255 << 20)
+        return
+    with pytest.raises(AdderizeError, match="32 bits do not hold"):
+        bounds_of(program)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoint
-from adderize.quantize import QuantAdderConv2d, quantize, quantize_report
+from adderize.quantize import QuantAdderConv2d, prepare_qat, quantize, quantize_report
 from adderize.quantize.qparams import QParams
+from adderize.quantize.record import quantization_of
 from tests.quantize.networks import Branches, Residual, Untraceable, conv, trained
 
 X = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -40,6 +41,20 @@ def test_outputs_stay_close(network, method):
     ]
     assert errors[0] < 0.08 and errors[0] < errors[1] < errors[2] < 1
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_ranges_of_kept_inputs_are_those_of_all_batches(trains):
+    model, pooled = trained(Residual()), []
+    hook = model.head.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
+    model(X)
+    hook.remove()
+    quantized = quantize(prepare_qat(model, [X]) if trains else model, X.split(16))
+    found = quantization_of(quantized).kept_inputs
+    assert found.keys() == {"stem_0", "head"}
+    assert found["stem_0"] == tuple(map(float, X.aminmax()))
+    tolerance = 0.05 if trains else 1e-5
+    assert found["head"] == pytest.approx(tuple(map(float, pooled[0].aminmax())), rel=tolerance)
 
 
 def test_a_residual_network_keeps_bytes_from_stem_to_pooling():

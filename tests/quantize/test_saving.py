@@ -12,6 +12,7 @@ from torch import nn
 from adderize import AdderizeError, adderize, load_model, save_model
 from adderize.quantize import byte_tensors, quantize, quantize_report
 from adderize.quantize.qparams import dequantize_bytes
+from adderize.quantize.record import quantization_of
 from tests.quantize.networks import Branches, Residual, Untraceable, trained
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -64,6 +65,20 @@ def test_what_is_loaded_is_saved_as_it_was(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_folders_without_ranges_of_kept_inputs_load(tmp_path):
+    """Those of earlier versions."""
+    quantized = quantize(trained(Residual()), [X])
+    save_model(quantized, tmp_path)
+    kept_inputs = quantization_of(quantized).kept_inputs
+    assert quantization_of(load_model(Residual(), tmp_path)).kept_inputs == kept_inputs
+    manifest = json.loads((tmp_path / "adderize.json").read_text())
+    del manifest["quantized"]["kept_inputs"]
+    (tmp_path / "adderize.json").write_text(json.dumps(manifest))
+    loaded = load_model(Residual(), tmp_path)
+    assert quantization_of(loaded).kept_inputs == {}
+    assert torch.equal(loaded(X), quantized(X))
+
+
 def test_filters_are_saved_as_bytes(tmp_path):
     model = trained(Residual())
     save_model(model, tmp_path / "float")
@@ -88,7 +103,15 @@ def test_a_network_of_another_structure_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("grids", {}), ("grids", {"conv1": 3}), ("absorbed", 5), ("report", {}), ("grids", None)],
+    [
+        ("grids", {}),
+        ("grids", {"conv1": 3}),
+        ("absorbed", 5),
+        ("report", {}),
+        ("grids", None),
+        ("kept_inputs", {"stem": [0.0]}),
+        ("kept_inputs", {"stem": [1.0, 0.0]}),
+    ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, key, value):
     save_model(quantize(trained(Residual()), [X]), tmp_path)
