@@ -232,7 +232,8 @@ def test_forward_mode_raises_where_programs_call_the_ops(kind: str) -> None:
             lambda: _dual(lambda w: exported(x, w), w),
             lambda: jvp(lambda w: exported(x, w), (w,), (w,)),
         ):
-            with pytest.raises(AdderizeError, match="no forward-mode derivatives"):
+            # Older versions of Dynamo wrap an error in one of their own.
+            with pytest.raises((AdderizeError, RuntimeError), match="no forward-mode derivatives"):
                 program()
 
 
