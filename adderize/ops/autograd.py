@@ -7,9 +7,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from adderize.errors import AdderizeError
 
+_NO_FORWARD_MODE = (
+    "adder and binary layers have no forward-mode derivatives (jvp, jacfwd, hessian, "
+    "torch.autograd.forward_ad): use reverse mode (grad, vjp, jacrev)"
+)
 Cast = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
 
 
@@ -81,6 +86,10 @@ def refuse(float_op: FloatOp) -> NoReturn:
     )
 
 
+def refuse_forward_mode() -> NoReturn:
+    raise AdderizeError(_NO_FORWARD_MODE)
+
+
 def _register_gradients(library: torch.library.Library, name: str, float_op: FloatOp) -> None:
     op, gradient_ops = _op(name), {of: _op(f"{name}_{of}_gradient") for of in ("input", "weight")}
 
@@ -126,6 +135,8 @@ def _register_function(
     """As torch.library.register_autograd does for any op, at half of its time on the host."""
 
     def kernel(*arguments: Any) -> Tensor:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(arguments)
         if torch.is_grad_enabled() and any(
             each.requires_grad for each in arguments if isinstance(each, Tensor)
         ):
@@ -134,6 +145,12 @@ def _register_function(
         return _below_autograd(op, *arguments)
 
     library.impl(op._opname, kernel, "Autograd")
+
+
+def _refuse_tangents(arguments: tuple[Any, ...]) -> None:
+    for each in arguments:
+        if isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None:
+            refuse_forward_mode()
 
 
 def _below_autograd(op: Any, *arguments: Any) -> Tensor:

@@ -12,15 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from adderize.errors import AdderizeError
-from adderize.ops.autograd import FLOAT_OPS, FloatOp, gradients, refuse
-
-_NO_FORWARD_MODE = (
-    "adder and binary layers have no forward-mode derivatives (jvp, jacfwd, hessian, "
-    "torch.autograd.forward_ad): use reverse mode (grad, vjp, jacrev)"
-)
+from adderize.ops.autograd import FLOAT_OPS, FloatOp, gradients, refuse, refuse_forward_mode
 
 
 def call(name: str, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
@@ -32,8 +25,6 @@ def call(name: str, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     op: Callable[..., Tensor] = getattr(torch.ops.adderize, name)
     if torch.compiler.is_compiling():
         return op(input, weight, *arguments)
-    if forward_ad._current_level >= 0:
-        _refuse_tangents(input, weight)
     if torch._C._are_functorch_transforms_active() and _transformed():
         if torch.is_autocast_enabled(input.device.type):
             input, weight = FLOAT_OPS[name].cast(input, weight, input.device.type)
@@ -54,12 +45,6 @@ def _transformed() -> bool:
     """Whether a transform is active that ops of torch.library know nothing of."""
     stack = torch._C._functorch.get_interpreter_stack() or []
     return any(level.key() != torch._C._functorch.TransformType.Functionalize for level in stack)
-
-
-def _refuse_tangents(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise AdderizeError(_NO_FORWARD_MODE)
 
 
 def _batching_rule(op: Callable[..., Tensor], of: str) -> Callable[..., tuple[Tensor, int]]:
@@ -133,7 +118,7 @@ def _function(name: str, float_op: FloatOp) -> type[torch.autograd.Function]:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> None:
-            raise AdderizeError(_NO_FORWARD_MODE)
+            refuse_forward_mode()
 
     return Forward
 

@@ -145,6 +145,20 @@ def test_real_strides_are_those_of_the_fake(
         assert real.stride() == fake.stride()
 
 
+@pytest.mark.parametrize("filters", [(1, 3, 2, 2), (4, 3, 5, 5), (4, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_outputs_take_operations_in_place(
+    filters: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    """torch refuses them on a view that an op has made, as of one channel or a single pixel."""
+    x = torch.randn(2, 3, 5, 5).to(memory_format=memory_format)
+    w = torch.randn(filters, requires_grad=True)
+    output = adder_conv2d(x, w, [1, 1], [0, 0], [1, 1], 1, "full")
+    output.neg_().sum().backward()
+    expected = oracle.adder_conv2d(x, w.detach(), -torch.ones_like(output))
+    assert oracle.relative_error(w.grad, expected.weight_gradient) < 3e-5
+
+
 def test_gradients_of_another_dtype_shape_or_device_are_refused() -> None:
     x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
     arguments = ([1, 1], [0, 0], [1, 1], 1, "full")

@@ -214,6 +214,30 @@ def test_forward_mode_raises(kind: str, derivative: Callable[..., object]) -> No
 
 
 @pytest.mark.parametrize("kind", OPS)
+def test_forward_mode_raises_where_programs_call_the_ops(kind: str) -> None:
+    """Compiled and exported programs once gave tangents of zero, or none."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor) -> Tensor:
+            return OPS[kind](x, w, padding=1)
+
+    x, w = _operands((6, 4, 3, 3))
+    exported = torch.export.export(Layer(), (x, w)).module()
+    with torch.no_grad():
+        compiled = torch.compile(
+            lambda t: jvp(lambda w: Layer()(x, w), (w,), (t,)), backend="eager"
+        )
+        for program in (
+            lambda: compiled(w),
+            lambda: _dual(lambda w: exported(x, w), w),
+            lambda: jvp(lambda w: exported(x, w), (w,), (w,)),
+        ):
+            # Older versions of Dynamo wrap an error in one of their own.
+            with pytest.raises((AdderizeError, RuntimeError), match="no forward-mode derivatives"):
+                program()
+
+
+@pytest.mark.parametrize("kind", OPS)
 def test_second_derivatives_raise(kind: str) -> None:
     x, w = _operands((6, 4, 3, 3))
 

@@ -60,7 +60,7 @@ def _suits_onednn(weight: Tensor, geometry: Geometry) -> bool:
 
 
 def _depthwise_products(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    result = empty_nhwc(*weight.shape)
+    result = empty_nhwc(weight.shape)
     output_gradient, image = nhwc(grad), nhwc(input)
     pointers = output_gradient.data_ptr(), image.data_ptr(), result.data_ptr()
     shape = shape_of(input.shape, weight.shape, geometry)

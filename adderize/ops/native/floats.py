@@ -25,8 +25,8 @@ _FORMS = {"auto": 0, "fast": 1, "exact": 2}
 
 def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Y: (N, Cout, OH, OW), float32, of float32 tensors of any strides."""
-    image = nhwc(input)
-    output = empty_nhwc(*geometry.output_shape(input.shape, weight.shape))
+    image, wanted = nhwc(input), memory_format(input, weight)
+    output = empty_nhwc(geometry.output_shape(input.shape, weight.shape), wanted)
     call(
         "adderize_forward",
         shape_of(input.shape, weight.shape, geometry),
@@ -37,18 +37,17 @@ def adder_conv2d(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         _form(),
         torch.get_num_threads(),
     )
-    return in_format(output, memory_format(input, weight))
+    return in_format(output, wanted)
 
 
 def adder_conv2d_input_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, gradient: str
 ) -> Tensor:
     """dL/dX: shape and memory format of input."""
-    result = empty_nhwc(*input.shape)
-    _backward(
-        "adderize_input_gradient", grad, input, weight, geometry, result, int(SIGNS[gradient].input)
-    )
-    return in_format(result, memory_format(input))
+    wanted, sign = memory_format(input), int(SIGNS[gradient].input)
+    result = empty_nhwc(input.shape, wanted)
+    _backward("adderize_input_gradient", grad, input, weight, geometry, result, sign)
+    return in_format(result, wanted)
 
 
 def adder_conv2d_weight_gradient(
@@ -57,7 +56,7 @@ def adder_conv2d_weight_gradient(
     """dL/dF: shape and memory format of weight."""
     if not SIGNS[gradient].filters:
         return full_filter_gradient(grad, input, weight, geometry)
-    result = empty_nhwc(*weight.shape)
+    result = empty_nhwc(weight.shape)
     _backward("adderize_sign_filter_gradient", grad, input, weight, geometry, result)
     return result.contiguous(memory_format=memory_format(weight))
 

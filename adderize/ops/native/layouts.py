@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,20 +23,28 @@ def nhwc(image: Tensor) -> Tensor:
     return converted
 
 
+def empty_nhwc(shape: Sequence[int], wanted: torch.memory_format = torch.channels_last) -> Tensor:
+    """An image with its memory in N,H,W,C order, in the wanted format where that is the same."""
+    found = wanted if _is_same_memory(shape) else torch.channels_last
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=found)
+
+
 def in_format(image: Tensor, wanted: torch.memory_format) -> Tensor:
-    """An N,H,W,C image with the strides of the wanted memory format."""
-    if wanted == torch.channels_last:
+    """What ``empty_nhwc(shape, wanted)`` gave, in the wanted memory format.
+
+    It is no view: autograd would refuse in-place operations on an op's result.
+    """
+    if wanted == torch.channels_last or _is_same_memory(image.shape):
         return image
     n, c, h, w = image.shape
-    if c == 1 or h * w == 1:
-        return image.as_strided(image.shape, (c * h * w, h * w, w, 1))
     converted = torch.empty(image.shape, dtype=torch.float32, device="cpu")
     _transpose(image, converted, n, h * w, c)
     return converted
 
 
-def empty_nhwc(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+def _is_same_memory(shape: Sequence[int]) -> bool:
+    """Whether N,C,H,W and N,H,W,C are one order."""
+    return shape[1] == 1 or shape[2] * shape[3] == 1
 
 
 def _transpose(source: Tensor, target: Tensor, batch: int, rows: int, columns: int) -> None:
