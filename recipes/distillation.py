@@ -93,7 +93,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--kd-weight",
-        type=run.fraction,
+        type=run.share,
         default=0.3,
         help="of the teacher beside the labels (default: %(default)s)",
     )

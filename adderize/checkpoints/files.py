@@ -89,7 +89,9 @@ def _content(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise AdderizeError(f"{path} cannot be read: {error}") from error
+        raise AdderizeError(
+            f"{path} cannot be read: {error}; expected a readable, whole file"
+        ) from error
     except UnpicklingError as error:
         foreign = _FOREIGN.search(str(error))
         what = "is not a PyTorch checkpoint"

@@ -78,12 +78,12 @@ class Precision:
                 ratio / math.sqrt(12) for ratio in (self.usual / self.error, 1 / _MOST_LOST)
             )
             raise AdderizeError(
-                f"behind {self.kept} kept convolutions or linear layers in a row usual values are "
-                f"about {units:.2g} units; expected {least:.2g}. 32 bits hold the largest value of "
-                "any image, which each such layer takes further from the usual ones. Convert "
-                "layers between them to adders, whose inputs are bytes, or keep fewer in a row; "
-                "a network from an earlier version lacks the ranges of their inputs, which "
-                "quantize() notes now: quantize it anew"
+                f"usual values are about {units:.2g} units; expected {least:.2g}. 32 bits hold the "
+                "largest value of any image, which norms, sums and kept convolutions or linear "
+                f"layers ({self.kept} in a row here) take further from the usual ones. Convert "
+                "layers between them to adders, whose inputs are bytes; a network from an earlier "
+                "version lacks the ranges of kept layers' inputs, which quantize() notes now: "
+                "quantize it anew"
             )
 
 

@@ -20,6 +20,7 @@ from recipes.run.run_options import (
     positive_float,
     positive_int,
     seed,
+    share,
 )
 from recipes.run.stops import named_stops
 from recipes.run.trainer import choose_device, fit, make_trainer
@@ -46,5 +47,6 @@ __all__ = [
     "positive_int",
     "prepare_folder",
     "seed",
+    "share",
     "write_json",
 ]

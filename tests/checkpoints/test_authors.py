@@ -53,6 +53,11 @@ def test_files_that_are_no_checkpoint(tmp_path):
     torch.save({0: torch.zeros(1)}, tmp_path / "number.pth")
     with pytest.raises(AdderizeError, match="state dict"):
         load_authors_checkpoint(authors_network(), tmp_path / "number.pth")
+    torch.save(authors_network().state_dict(), tmp_path / "half.pth")
+    whole = (tmp_path / "half.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AdderizeError, match=r"half\.pth (cannot be read|is not a)"):
+        load_authors_checkpoint(authors_network(), tmp_path / "half.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(AdderizeError, match="state dict"):
         load_authors_checkpoint(authors_network(), tmp_path / "list.pth")

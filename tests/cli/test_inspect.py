@@ -70,6 +70,8 @@ def test_a_saved_model_with_images(
         (["resnet18", "--include", "nothing*"], "nothing*"),
         ([ARCH, "--data", ".", "--mean", "0.1,0.2"], "--mean has 2 values; expected 1"),
         (["resnet18", "--data", ".", "--std", "1,1"], "--std has 2 values; expected 1, or 3"),
+        ([ARCH, "--mean", "0.1"], "name some by --data"),
+        ([ARCH, "--input", "1,28,28"], "name some by --data"),
         ([ARCH, "--arch-options", "depth=3"], "unexpected keyword argument 'depth'"),
     ],
 )

@@ -87,7 +87,7 @@ def test_without_their_ranges_kept_layers_in_a_row_that_leave_too_little_are_nam
     record = quantization_of(quantized)
     assert record is not None
     record.kept_inputs.clear()  # as in folders of earlier versions
-    found = rf"\d+: behind {most} kept .* in a row usual values are about 0\.\d+ units"
+    found = rf"\d+: usual values are about 0\.\d+ units; .* \({most} in a row here\)"
     with pytest.raises(AdderizeError, match=found):
         integers_of(quantized)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from adderize.checkpoints import named
 from recipes import cifar, mnist, run
 from recipes.batches import InMemoryImages
-from recipes.distillation import Distillation, from_arguments
+from recipes.distillation import Distillation, add_arguments, from_arguments
 
 STATISTICS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -36,6 +37,14 @@ def test_the_loss_is_the_formula() -> None:
     expected = 0.7 * 3 * (q - p) / 6
     torch.testing.assert_close(logits.grad.double(), expected, rtol=1e-4, atol=1e-6)
     assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_the_teacher_may_have_all_the_weight() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    assert parser.parse_args(["--kd-weight", "1"]).kd_weight == 1
+    with pytest.raises(argparse.ArgumentError, match="not a number from 0 to 1"):
+        parser.parse_args(["--kd-weight", "1.1"])
 
 
 def test_the_teacher_is_in_eval_mode_and_not_trained() -> None:
