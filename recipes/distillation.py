@@ -178,6 +178,8 @@ def _stored_teacher(
     # A run's checkpoint says itself what it is of.
     arch = arguments.kd_arch or (None if file.suffix == ".ckpt" else arguments.arch)
     trusted = (arguments.arch,)
-    model = named.load(str(file), arch, arch_options=options, trusted=trusted, exclude="*").model
+    model = named.load(
+        str(file), arch, arch_options=options, trusted=trusted, otherwise={"exclude": "*"}
+    ).model
     # The weights that a run ends with, with statistics of norms that do not lag behind.
     return load_model(model, source / "model") if finished else model

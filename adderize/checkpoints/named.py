@@ -45,6 +45,7 @@ def load(
     *,
     arch_options: Mapping[str, Any] | None = None,
     trusted: Collection[str] = (),
+    otherwise: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Loaded:
     """Build a network, make its adders and load its weights.
@@ -62,6 +63,7 @@ def load(
             not say.
         trusted: architectures of the form ``package.module:callable`` that a checkpoint may name;
             a file alone gets no code run but for torchvision's, timm's and this package's.
+        otherwise: options for a plain state dict of which none are given.
         options: those of :func:`adderize.adderize`, where nothing else says which layers are
             adders: for architectures and plain state dicts.
 
@@ -82,7 +84,8 @@ def load(
         arch = _named(stored.said.get("arch") or arch, path)
         if "conversion" in stored.said or holds_authors_filters(stored.state):
             _check_unsaid(path, options)
-        model, note = _with_weights(_build(stored.said, arch, more), stored, path, arch, options)
+        model = _build(stored.said, arch, more)
+        model, note = _with_weights(model, stored, path, arch, options or otherwise or {})
         return Loaded(model, arch, note)
     if arch is not None:
         raise AdderizeError(f"{target} does not exist; expected a checkpoint of {arch}")
@@ -239,7 +242,7 @@ def _build(said: Mapping[str, Any], arch: str, more: Mapping[str, Any]) -> nn.Mo
 
 
 def _with_weights(
-    model: nn.Module, stored: Stored, path: Path, arch: str, options: dict[str, Any]
+    model: nn.Module, stored: Stored, path: Path, arch: str, options: Mapping[str, Any]
 ) -> tuple[nn.Module, str]:
     """The network with the adders and weights of a file, and what had to be assumed."""
     if holds_authors_filters(stored.state):

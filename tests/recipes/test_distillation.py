@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from adderize import adderize, save_model
 from adderize.checkpoints import named
+from adderize.models import resnet20
 from recipes import cifar, mnist, run
 from recipes.batches import InMemoryImages
 from recipes.distillation import Distillation, add_arguments, from_arguments
@@ -91,6 +93,21 @@ def test_a_network_of_timms_trained_here_sees_images_as_they_are(tmp_path: Path)
     cifar.train([*options, *more, "--arch", "timm:resnet10t", "--output", str(tmp_path)])
     _, distillation = _from_options(*options, "--kd-teacher", str(tmp_path))
     assert _seen_by(distillation, torch.zeros(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_what_is_saved_without_a_run_teaches(form: str, tmp_path: Path) -> None:
+    """A folder says which layers are adders; in a state dict none is taken for one."""
+    network = adderize(resnet20()) if form == "folder" else resnet20()
+    teacher = tmp_path / "teacher.pth"
+    if form == "folder":
+        save_model(network, teacher)
+    else:
+        torch.save(network.state_dict(), teacher)
+    more = ("--kd-teacher", str(teacher), "--kd-arch", "resnet20")
+    _, distillation = _from_options("--data", "fake:256", *more)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(distillation.teach(images), network.eval()(images))
 
 
 def test_weights_that_timm_publishes_see_what_timm_says(monkeypatch: pytest.MonkeyPatch) -> None:
