@@ -79,8 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.paper:
         _check_alone(arguments)
-    paths = {path.resolve() for path in (arguments.plot, arguments.output) if path}
-    if len(paths) == 1 and arguments.plot and arguments.output:
+    plot, output = arguments.plot, arguments.output
+    if plot and output and plot.resolve() == output.resolve():
         raise AdderizeError(f"--plot and --output are both {arguments.plot}: give two files")
     text = _paper(arguments) if arguments.paper else _budget(arguments)
     if arguments.output is None:

@@ -40,14 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.data and (arguments.input or arguments.mean or arguments.std):
+        raise AdderizeError("--input, --mean and --std are of images: name some by --data")
     loaded = named.load(
         arguments.model,
         arguments.arch,
         arch_options=arch_options(arguments),
         **conversion_options(arguments),
     )
-    if not arguments.data and (arguments.input or arguments.mean or arguments.std):
-        raise AdderizeError("--input, --mean and --std are of images: name some by --data")
     if loaded.note:
         note(loaded.note)
     if (report := report_of_shifts(loaded.model)) is not None:

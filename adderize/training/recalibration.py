@@ -137,12 +137,16 @@ def _variances() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise AdderizeError(
-            f"a batch is too small for a batch norm ({error}): pass batches of several images; a "
-            "DataLoader with drop_last=True leaves out a last batch of one"
-        ) from error
+        if "more than 1 value per channel" in str(error):
+            raise AdderizeError(
+                f"a batch is too small for a batch norm ({error}): pass batches of several images; "
+                "a DataLoader with drop_last=True leaves out a last batch of one"
+            ) from error
+        if "more than 1 spatial element" in str(error):
+            raise AdderizeError(
+                f"images are too small for an instance norm ({error}): pass larger ones"
+            ) from error
+        raise
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -248,6 +248,11 @@ def test_a_model_without_parameters() -> None:
         (norm_model(), [()], "a batch is empty"),
         (nn.BatchNorm1d(2), [torch.randn(4, 2), torch.randn(1, 2)], "a batch is too small.*size"),
         (
+            nn.InstanceNorm2d(2, track_running_stats=True),
+            [torch.randn(4, 2, 1, 1)],
+            "images are too small",
+        ),
+        (
             norm_model(),
             [{"image": IMAGES}],
             r"cannot be called with a dict of \['image'\]",
