@@ -17,8 +17,13 @@ UNFINISHED = ".unfinished-"
 def replaced_file(path: Path) -> Iterator[Path]:
     """A place beside a file for a new one, which takes its place once it is written.
 
-    Until then the old one stays as it is, whatever ends the process.
+    Until then the old one stays as it is, whatever ends the process. Of a link it is the file that
+    it names; what is no file, such as ``/dev/stdout``, is written to itself.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished

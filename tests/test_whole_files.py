@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +91,20 @@ def test_a_single_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         unfinished.write_text("ne")
         raise KeyError
     assert files_of(tmp_path) == {"file": "new"}
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    file, link = tmp_path / "folder" / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for text in ("new", "newer"):
+        with replaced_file(link) as unfinished:
+            unfinished.write_text(text)
+        assert link.is_symlink() and file.read_text() == text
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_what_is_no_file_is_written_to() -> None:
+    with replaced_file(Path(os.devnull)) as unfinished:
+        unfinished.write_text("text")
+    assert not Path(os.devnull).is_file()

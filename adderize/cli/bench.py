@@ -20,6 +20,7 @@ from adderize.errors import AdderizeError, first_line, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table, json_text, shape_text
+from adderize.whole_files import replaced_file
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
@@ -139,8 +140,8 @@ def _check_writable(file: Path) -> None:
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
-    with writing(file):
-        file.write_text(json_text(report) + "\n")
+    with writing(file), replaced_file(file) as unfinished:
+        unfinished.write_text(json_text(report) + "\n")
 
 
 def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

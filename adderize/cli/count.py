@@ -27,6 +27,7 @@ from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
 from adderize.surgery import adderize, binarize
+from adderize.whole_files import replaced_file
 
 HELP = "multiplications against additions, before and after a conversion"
 EXAMPLES = (
@@ -86,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text)
         return 0
-    with writing(arguments.output):
-        arguments.output.write_text(text + "\n")
+    with writing(arguments.output), replaced_file(arguments.output) as unfinished:
+        unfinished.write_text(text + "\n")
     note(f"wrote {arguments.output}")
     return 0
 

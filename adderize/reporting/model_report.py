@@ -9,6 +9,7 @@ from adderize.arguments import own_path
 from adderize.errors import writing
 from adderize.reporting.contents import Contents
 from adderize.reporting.page import page
+from adderize.whole_files import replaced_file
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,5 @@ class ModelReport(Contents):
             AdderizeError: as :meth:`to_html`; a path that cannot be written.
         """
         text = self.to_html()
-        with writing(path):
-            own_path(path).write_text(text, encoding="utf-8")
+        with writing(path), replaced_file(own_path(path)) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
