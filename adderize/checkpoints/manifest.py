@@ -68,7 +68,7 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AdderizeError(f"damaged: {error}") from error
         found = content.get("format") if isinstance(content, dict) else None
         if found != _FORMAT:
@@ -85,6 +85,9 @@ def _problem(content: dict[str, Any]) -> str | None:
         value = content.get(key, {} if key in _OPTIONAL else None)
         if not isinstance(value, dict):
             return f"{key} is {value!r}; expected names and what they stand for"
+    for name, settings in content.get("settings", {}).items():
+        if not isinstance(settings, dict):
+            return f"the settings of {name} are {settings!r}; expected names and values"
     problems = (entry_problem(name, entry) for name, entry in content["layers"].items())
     return next((problem for problem in problems if problem is not None), None)
 

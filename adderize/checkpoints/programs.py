@@ -13,7 +13,8 @@ from adderize.errors import AdderizeError, listed
 from adderize.integer import Instruction, Program, ShiftReport, Slot
 
 _VERSION = 2
-_KEYS = ("mean", "std", "logit_scale", "logit_zero")
+_OF_PIXELS = ("mean", "std")
+_OF_LOGITS = ("logit_scale", "logit_zero")
 
 
 def described(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -38,7 +39,7 @@ def described(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
         },
         "input": program.input,
         "output": program.output,
-        **{key: getattr(program, key) for key in _KEYS},
+        **{key: getattr(program, key) for key in (*_OF_PIXELS, *_OF_LOGITS)},
         "report": program.report.to_dict(),
     }
     return content, tensors
@@ -60,7 +61,8 @@ def program_from(content: Any, tensors: Mapping[str, Tensor]) -> Program:
         instructions = tuple(
             _instruction(layer, step, tensors) for layer, step in content["instructions"].items()
         )
-        numbers: dict[str, Any] = {key: _number(content[key]) for key in _KEYS}
+        numbers: dict[str, Any] = {key: _number(content[key]) for key in _OF_LOGITS}
+        numbers |= {key: tuple(map(float, content[key])) for key in _OF_PIXELS}
         report = ShiftReport.from_dict(content["report"])
         ends = {"input": content["input"], "output": content["output"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -72,6 +74,8 @@ def program_from(content: Any, tensors: Mapping[str, Tensor]) -> Program:
 
 
 def _instruction(layer: str, step: Any, tensors: Mapping[str, Tensor]) -> Instruction:
+    if not isinstance(step["kind"], str):
+        raise TypeError(f"{layer} is of the kind {step['kind']!r}; expected a name")
     names = [f"{layer}.{name}" for name in step["tensors"]]
     if missing := [name for name in names if name not in tensors]:
         raise AdderizeError(f"the tensors {listed(missing)} are missing")

@@ -87,16 +87,17 @@ def _prefixes(key: str, names: set[str]) -> Iterator[str]:
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:
-    """State-dict names of shared tensors -> the first name of each."""
+    """State-dict names of shared tensors -> the first such name of each."""
     first: dict[Tensor, str] = {}
     aliases: dict[str, str] = {}
+    state = model.state_dict()
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ):
-        if first.setdefault(tensor, name) != name:
+        if name in state and first.setdefault(tensor, name) != name:
             aliases[name] = first[tensor]
-    return {name: aliases[name] for name in model.state_dict() if name in aliases}
+    return {name: aliases[name] for name in state if name in aliases}
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,6 +70,8 @@ class Quantization:
             absorbed = content["absorbed"]
             if absorbed is not None:
                 absorbed = {name: list(followers) for name, followers in absorbed.items()}
+                if not all(isinstance(x, str) for names in absorbed.values() for x in names):
+                    raise TypeError("expected the names of nodes that adder calls took in")
             # Folders of earlier versions say nothing of hooks.
             hooked = {name: (int(a), int(b)) for name, (a, b) in content.get("hooked", {}).items()}
             settings = content.get("settings")
@@ -90,7 +93,9 @@ class Quantization:
 
 def _are_qparams(qparams: QParams) -> bool:
     kinds = [type(value) for value in (qparams.scale, qparams.zero_point, qparams.bits)]
-    return kinds == [float, int, int] and qparams.scale > 0 and 2 <= qparams.bits <= 8
+    if kinds != [float, int, int] or not abs(qparams.zero_point) < 2**63:
+        return False
+    return 0 < qparams.scale < math.inf and 2 <= qparams.bits <= 8
 
 
 def finished(model: nn.Module, record: Quantization) -> nn.Module:

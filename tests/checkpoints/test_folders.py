@@ -173,6 +173,28 @@ def test_shared_layers_and_tied_filters_stay_tied(tmp_path, device):
     assert torch.equal(loaded(x), saved(x))
 
 
+class UnsavedName(nn.Module):
+    """A buffer under two names, the first of which is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        mean = torch.rand(3, 1, 1)
+        self.register_buffer("first", mean, persistent=False)
+        self.register_buffer("second", mean)
+        self.register_buffer("third", mean)
+
+    def forward(self, x):
+        return x - self.second
+
+
+def test_a_tensor_whose_first_name_is_not_saved(tmp_path):
+    saved = UnsavedName()
+    save_model(saved, tmp_path)
+    loaded = load_model(UnsavedName(), tmp_path)
+    assert loaded.second.equal(saved.second)
+    assert loaded.first is loaded.second is loaded.third
+
+
 def test_a_tie_that_the_saved_model_did_not_have(tmp_path):
     saved = Tied()
     saved.third.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
@@ -257,6 +279,7 @@ DAMAGES = {
     "gradient": (lambda m: m["layers"]["1.0"].update(gradient="half"), r"1\.0 .*'half'"),
     "norm": (lambda m: m["layers"]["2.0"].update(norm=True), r"2\.0 .*norm True"),
     "eps": (lambda m: m["layers"]["2.0"]["norm"].update(eps="small"), r"2\.0 .*small"),
+    "settings": (lambda m: m["settings"].update({"1.0": 3}), r"settings of 1\.0 are 3"),
     "alias": (lambda m: m["shared"].update({"1.0.weight": "x.weight"}), r"x\.weight, which is not"),
 }
 

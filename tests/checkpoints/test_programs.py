@@ -80,6 +80,8 @@ def steps(content: dict[str, Any]) -> Any:
         (lambda c: c.update(version=1), r"of version 1; this version of adderize reads 2"),
         (lambda c: c.pop("slots"), "damaged: KeyError"),
         (lambda c: c.update(mean="x"), "damaged: ValueError"),
+        (lambda c: c.update(mean=0.5), "damaged: TypeError"),
+        (lambda c: steps(c)["conv2"].update(kind=["conv"]), r"conv2 is of the kind \['conv'\]"),
         (lambda c: c.update(mean=[0.1, 0.2]), "expected channels"),
         (lambda c: c.update(report={}), "report of the shifts is damaged"),
         (lambda c: c.update(output=99), "the output is slot 99 of"),

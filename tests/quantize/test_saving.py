@@ -107,6 +107,8 @@ def test_a_network_of_another_structure_is_refused(tmp_path):
         ("grids", {}),
         ("grids", {"conv1": 3}),
         ("absorbed", 5),
+        ("absorbed", {"stem": [["bn1"]]}),
+        ("grids", {"x": {"scale": 0.5, "zero_point": 10**20, "bits": 8}}),
         ("report", {}),
         ("grids", None),
         ("kept_inputs", {"stem": [0.0]}),
