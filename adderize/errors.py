@@ -30,7 +30,7 @@ def classed(error: BaseException) -> str:
 
 def classed_line(error: BaseException) -> str:
     """The class of an error and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

@@ -190,7 +190,7 @@ def model_of_input(
         if isinstance(inputs, Tensor) and not isinstance(error, TypeError):
             raise
         raise AdderizeError(
-            f"{name} cannot be called with {_described(inputs)} from a batch: "
+            f"{name} cannot be called with {described(inputs)} from a batch: "
             f"{classed_line(error)}. If its input is another, {ask}"
         ) from error
 
@@ -205,7 +205,8 @@ def _inputs(model: nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in by_position]
 
 
-def _described(inputs: Any) -> str:
+def described(inputs: Any) -> str:
+    """What a batch gives a network, for errors."""
     if isinstance(inputs, Tensor):
         return f"a tensor of shape {tuple(inputs.shape)}"
     if isinstance(inputs, Mapping):

@@ -65,7 +65,10 @@ class Bench:
         found: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
         for batch in images:
             inputs, targets = self._of_teacher(pair, batch)
-            inputs[0] = self._own_input(pair, batch)
+            own = self._own_input(pair, batch)
+            if own is None or not inputs:  # sizes or values may decide whether a layer is called
+                continue
+            inputs[0] = own
             for call, (x, y) in enumerate(zip(inputs, targets, strict=True)):
                 x, y = _in_rows(pair.adder, x), _in_rows(pair.adder, y)
                 if not len(x):
@@ -96,7 +99,7 @@ class Bench:
             run_until_reached(self.teacher, batch)
         return inputs, targets
 
-    def _own_input(self, pair: Pair, batch: Any) -> Tensor:
+    def _own_input(self, pair: Pair, batch: Any) -> Tensor | None:
         seen: list[Tensor] = []
 
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -105,7 +108,7 @@ class Bench:
 
         with pair.adder.register_forward_pre_hook(see, with_kwargs=True):
             run_until_reached(self.model, batch)
-        return seen[0]
+        return seen[0] if seen else None
 
     @torch.no_grad()
     def settle_norms(self, norms: Sequence[_NormBase], until: Pair | None) -> None:

@@ -52,6 +52,8 @@ def fit_filters(
     for number, features in enumerate(chunks):
         if not number:
             peak = _RATE * float(torch.stack([f.inputs.std() for f in features]).mean())
+        if not features:  # of images for which the layer is not called
+            continue
         sizes = torch.tensor(
             [float(f.targets.numel()) for f in features], dtype=torch.float32, device="cpu"
         )

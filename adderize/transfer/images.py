@@ -31,12 +31,11 @@ class Images:
         return next(iter(self))
 
     def chunks(self, count: int) -> list[Images]:
-        """The same images in `count` parts of about the same size."""
+        """The same images in `count` parts of about the same size, each from all over them."""
         parts = []
         for part in range(count):
-            start, end = (len(self.batches) * p // count for p in (part, part + 1))
             images = Images.__new__(Images)
-            images.device, images.batches = self.device, self.batches[start:end]
+            images.device, images.batches = self.device, self.batches[part::count]
             images.count = sum(map(_length, images.batches))
             parts.append(images)
         return parts
@@ -65,7 +64,9 @@ def _taken(batches: Iterable[Any], limit: int) -> tuple[list[Any], int]:
     if len(shapes) == 1 and all(isinstance(batch, Tensor) for batch in taken):
         values = max(1, math.prod(shapes.pop()))
         size = min(max(_VALUES_A_BATCH // values, 8), _BATCH)
-        taken = list(torch.cat(taken).tensor_split(math.ceil(count / size)))
+        together, parts = torch.cat(taken), math.ceil(count / size)
+        # Images may come class by class: each batch takes some from all over.
+        taken = [together[part::parts] for part in range(parts)]
     return taken, count
 
 

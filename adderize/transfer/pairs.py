@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 from adderize.layers import Adder
 from adderize.surgery.checks import check_model
-from adderize.training.recalibration import tracking_norms
+from adderize.training.recalibration import described, tracking_norms
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Reached(BaseException):
 
 def run_until_reached(module: nn.Module, inputs: Any) -> None:
     with contextlib.suppress(Reached):
-        module(inputs)
+        module(_copied(inputs))
+
+
+def _copied(inputs: Any) -> Any:
+    """For a forward pass, which may work in place on its input."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, inputs)
 
 
 def find_pairs(model: nn.Module, teacher: nn.Module, inputs: Any) -> tuple[list[Pair], list[str]]:
@@ -51,7 +57,8 @@ def find_pairs(model: nn.Module, teacher: nn.Module, inputs: Any) -> tuple[list[
         inputs: one batch, on the device of both; both networks run on it.
 
     Raises:
-        AdderizeError: models that are wrapped or compiled, are the same, or do not belong together.
+        AdderizeError: models that are wrapped or compiled, are the same, do not belong together, or
+            fail on the batch.
     """
     adders = _counterparts(model, teacher)
     norms = tracking_norms(model)
@@ -137,5 +144,14 @@ def _calls(network: nn.Module, modules: list[nn.Module], inputs: Any) -> list[nn
     with contextlib.ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_pre_hook(lambda m, _: seen.append(m)))
-        network(inputs)
+        try:
+            network(_copied(inputs))
+        except AdderizeError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise AdderizeError(
+                f"the network fails on {described(inputs)} from a batch: {first_line(error)}; "
+                "expected its own input, or a tuple or list that starts with it, as a DataLoader "
+                "gives them"
+            ) from error
     return seen

@@ -70,7 +70,7 @@ class Stages(Report):
         found = []
         with evaluation(model):
             for batch in steps(self.images.split(_BATCH), "comparing"):
-                logits = _logits(model, batch.to(device))
+                logits = _logits(model, batch.to(device, copy=True))
                 dimensions = (2, 3, 4) if self.maps else (2,)
                 if not isinstance(logits, Tensor) or logits.ndim not in dimensions:
                     shape = f" of {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adderize.arguments import own_path
-from adderize.errors import AdderizeError, first_line
+from adderize.errors import AdderizeError, classed_line, writing
 from adderize.whole_files import replaced_file
 
 
@@ -44,8 +45,8 @@ class StateFile:
             run, done = (dict(content)[key] for key in ("run", "done"))
         except Exception as error:
             raise AdderizeError(
-                f"{path} cannot be read as the state of a transfer: {first_line(error)}. Remove it "
-                "to start anew"
+                f"{path} cannot be read as the state of a transfer: {classed_line(error)}. Remove "
+                "it to start anew"
             ) from error
         other = [name for name, value in self.run.items() if run.get(name) != value]
         if other:
@@ -60,8 +61,11 @@ class StateFile:
         if self.path is None:
             return
         self.done[name] = entry
-        with replaced_file(self.path) as unfinished:
-            torch.save({"run": self.run, "done": self.done}, unfinished)
+        # Of a full disk torch.save says nothing that can be understood.
+        content = io.BytesIO()
+        torch.save({"run": self.run, "done": self.done}, content)
+        with writing(self.path), replaced_file(self.path) as unfinished:
+            unfinished.write_bytes(content.getbuffer())
 
 
 def fingerprint(content: Any) -> str:

@@ -83,7 +83,9 @@ def fine_tune(
         for step, (picked, crops) in enumerate(islice(batches, steps)):
             optimizer.param_groups[0]["lr"] = tuning.lr * (1 + math.cos(math.pi * step / steps)) / 2
             batch = crop_and_flip(images[picked].to(device), crops)
-            loss = _loss(model(batch), teacher, batch, None if labels is None else labels[picked])
+            loss = _loss(
+                model(batch.clone()), teacher, batch, None if labels is None else labels[picked]
+            )
             optimizer.zero_grad()
             loss.backward()
             scale_adder_gradients_(model, tuning.eta)

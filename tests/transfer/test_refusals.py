@@ -128,6 +128,15 @@ def test_batches_without_images_are_refused(original: nn.Module, batches: Any) -
         match(adderize(original, inplace=False), original, batches)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 10, 10), (3, 10, 10)])
+def test_batches_that_a_network_fails_on_are_named(
+    shape: tuple[int, ...], original: nn.Module
+) -> None:
+    what = rf"fails on a tensor of shape \({', '.join(map(str, shape))}\) from a batch"
+    with pytest.raises(AdderizeError, match=what):
+        match(adderize(original, inplace=False), original, [torch.zeros(shape)])
+
+
 @pytest.mark.parametrize("method", [match, reconstruct])
 def test_one_image_is_too_few_for_a_linear_layer(method: Callable[..., TransferReport]) -> None:
     original = nn.Sequential(nn.Flatten(), nn.Linear(300, 8), nn.ReLU(), nn.Linear(8, 5)).eval()

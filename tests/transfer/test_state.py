@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ def test_a_damaged_state_is_refused(content: bytes | str, tmp_path: Path) -> Non
     original = teacher(plain)
     with pytest.raises(AdderizeError, match=r"state\.pt cannot be read"):
         match(adderize(original, inplace=False), original, images(), state=state)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    original = teacher(plain)
+    with pytest.raises(AdderizeError, match=r"cannot write to .*state\.pt: No space left"):
+        match(
+            adderize(original, inplace=False), original, images(),
+            state=tmp_path / "state.pt", progress=False,
+        )  # fmt: skip
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

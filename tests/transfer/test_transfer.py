@@ -18,7 +18,7 @@ from adderize import adderize
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.features import Bench
-from tests.transfer.networks import KINDS, SIDE, images, plain, teacher
+from tests.transfer.networks import KINDS, SIDE, Block, Network, images, plain, teacher
 
 Adder = AdderConv2d | AdderLinear
 
@@ -166,8 +166,9 @@ def test_everything_else_stays_as_it_was() -> None:
 def test_hooks_are_gone_after_an_error() -> None:
     original = teacher(plain)
     model = _converted(original)
-    with pytest.raises(RuntimeError):
-        match(model, original, [torch.randn(4, 5, 10, 10)], progress=False)
+    wrong = torch.randn(4, 5, 10, 10)
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        match(model, original, [images(), wrong], progress=False)
     for network in (model, original):
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
@@ -246,6 +247,64 @@ def test_little_memory_works_part_by_part(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory / 8 < max(sizes) <= memory / 2
     assert len(sizes) >= 4 * len(report.layers)
     assert all(row.after > row.before for row in report.layers)
+
+
+@pytest.mark.parametrize("memory", [2**31, 2**19])
+def test_images_that_come_in_an_order_count_alike(memory: int) -> None:
+    """As those of class folders do: no part of them stands for all, no batch has their variance."""
+    original = teacher(KINDS["inserted norms"])
+    model = _converted(original)
+    x = torch.cat([images(512) / 10 - 1, images(512) + 1])
+    match(model, original, x, memory=memory, progress=False)
+    for name, layer in _adders(model).items():
+        if layer.norm is None:
+            continue
+        _, target = _first_call(original, name, x)
+        _, own = _first_call(model.eval(), name, x)
+        assert isinstance(layer.norm, nn.BatchNorm2d)
+        torch.testing.assert_close(layer.norm.weight, target.std((0, 2, 3)), rtol=0.1, atol=0.01)
+        torch.testing.assert_close(layer.norm.running_var, own.var((0, 2, 3)), rtol=0.1, atol=0.01)
+
+
+class OnOwnInput(Network):
+    """Normalises its images in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(2))
+
+
+def test_networks_that_change_their_images_in_place() -> None:
+    def build() -> nn.Module:
+        return OnOwnInput(Block(nn.Conv2d(8, 10, 3), 10), channels=10)
+
+    original = teacher(build)
+    x, unchanged = images(), images()
+    report = match(_converted(original), original, x, progress=False)
+    plainly = Network(Block(nn.Conv2d(8, 10, 3), 10), channels=10).eval()
+    plainly.load_state_dict(original.state_dict())
+    expected = match(_converted(plainly), plainly, (unchanged - 0.5) * 2, progress=False)
+    assert x.equal(unchanged)
+    assert report.layers[0].after == pytest.approx(expected.layers[0].after, abs=1e-5)
+
+
+class BySize(Network):
+    """A block for large images alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.blocks[0](x) if x.shape[-1] > 6 else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("memory", [2**31, 1])
+def test_a_layer_that_some_batches_do_not_reach(memory: int) -> None:
+    original = teacher(lambda: BySize(Block(nn.Conv2d(8, 8, 3, padding=1), 8), channels=8))
+    x = images()
+    batches = [x[:24], x[..., :6], x[24:]]
+    report = reconstruct(
+        _converted(original), original, batches, steps=4, memory=memory, progress=False
+    )
+    (row,) = report.layers
+    assert row.after > row.before
 
 
 class ByName(nn.Module):
