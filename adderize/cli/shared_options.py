@@ -121,10 +121,19 @@ def add_image_options(parser: argparse.ArgumentParser, *, limit: int) -> None:
 
 
 def images(
-    arguments: argparse.Namespace, arch: str, model: nn.Module, split: str = "test"
+    arguments: argparse.Namespace,
+    arch: str,
+    model: nn.Module,
+    split: str = "test",
+    *,
+    limit: int | None = None,
+    again: bool = False,
 ) -> Tensor:
-    """The images of `--data`, in the form that a network takes."""
-    return _read(arguments, arch, model, split, arguments.limit, again=False)[0]
+    """The images of `--data`, in the form that a network takes; `--limit` of them at most.
+
+    `again`, for a second split: what they are normalised with was said already.
+    """
+    return _read(arguments, arch, model, split, limit or arguments.limit, again=again)[0]
 
 
 def labelled_images(
@@ -136,11 +145,8 @@ def labelled_images(
     limit: int | None = None,
     again: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The images of `--data`, and their labels where they have some that the network's outputs can
-    be; `--limit` of them at most.
-
-    `again`, for a second split: what they are normalised with was said already.
-    """
+    """As :func:`images`, and their labels where they have some that the network's outputs can
+    be."""
     found, labels = _read(arguments, arch, model, split, limit or arguments.limit, again=again)
     classes = _outputs(model, found[:1])
     if labels is None or classes is None:
@@ -158,7 +164,7 @@ def _outputs(model: nn.Module, image: Tensor) -> int | None:
     device = device_of(model)
     try:
         with torch.no_grad(), evaluation(model):
-            logits = model(image.to(device))
+            logits = model(image.to(device, copy=True))
     except Exception:  # which is told where the network is used
         return None
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None

@@ -28,6 +28,7 @@ from adderize.cli.shared_options import (
     positive,
     usable_device,
 )
+from adderize.cli.shared_options import images as images_of
 from adderize.data.image_sources import SOURCES, evenly_spaced
 from adderize.errors import AdderizeError, writing
 from adderize.models import by_name
@@ -40,6 +41,7 @@ from adderize.training.recalibration import recalibrate, tracking_norms
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
+from adderize.whole_files import replaced_file
 
 HELP = "turn a trained network into an adder network that keeps what it knows"
 EXAMPLES = (
@@ -120,14 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check_numbers(arguments)
     check_apart(arguments.output, arguments.weights)
     teacher = _teacher(arguments)
-    images, labels = labelled_images(arguments, arguments.arch, teacher, "train")
-    test, test_labels = labelled_images(
-        arguments, arguments.arch, teacher, "test", limit=arguments.test_images, again=True
-    )
-    if arguments.labels and (labels is None or test_labels is None):
-        raise AdderizeError(f"{arguments.data} has no labels: leave --labels out")
-    if not arguments.labels:
-        labels = test_labels = None
+    images, labels = _split(arguments, teacher, "train")
+    test, test_labels = _split(arguments, teacher, "test", limit=arguments.test_images, again=True)
     few = images[evenly_spaced(len(images), arguments.images)]
     stages = Stages(teacher, test, test_labels)
     folder = arguments.output
@@ -145,12 +141,26 @@ def run(arguments: argparse.Namespace) -> int:
     last = stages.add("8 bits", eight_bit)
     save_model(eight_bit, folder / BYTES, card=_card(arguments, last))
     result = {**stages.to_dict(), "transfer": report.to_dict()}
-    with writing(folder):
-        (folder / REPORT).write_text(json_text(result) + "\n")
+    with writing(folder), replaced_file(folder / REPORT) as unfinished:
+        unfinished.write_text(json_text(result) + "\n")
     (folder / STATE).unlink(missing_ok=True)
     print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
     note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
     return 0
+
+
+def _split(
+    arguments: argparse.Namespace, teacher: nn.Module, split: str, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Images, and labels where they are asked for: of others nothing is said."""
+    if not arguments.labels:
+        return images_of(arguments, arguments.arch, teacher, split, **options), None
+    found, labels = labelled_images(arguments, arguments.arch, teacher, split, **options)
+    if labels is None:
+        raise AdderizeError(
+            f"{arguments.data} has no labels for the network's classes: leave --labels out"
+        )
+    return found, labels
 
 
 def _card(arguments: argparse.Namespace, stage: Stage) -> ModelCard:
@@ -187,7 +197,7 @@ def _transferred(
     # The transfer itself keeps the statistics of the norms before the first adder.
     converted = copy.deepcopy(model)
     if tracking_norms(converted):
-        recalibrate(converted, few.split(_BATCH))
+        recalibrate(converted, map(Tensor.clone, few.split(_BATCH)))
     stages.add("converted", converted)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

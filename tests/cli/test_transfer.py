@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from adderize import load_model
 from adderize.cli import main
@@ -179,11 +180,23 @@ def test_mistakes(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folders", [0, 2])
 def test_labels_that_are_not_there(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: int, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save(tmp_path / "images.npy", np.zeros((4, 28, 28), dtype=np.uint8))
+    """Or are others than the network's classes, which is said once."""
+    data = tmp_path / "data"
+    for folder in range(folders):
+        (data / str(folder)).mkdir(parents=True)
+        for image in range(4):
+            Image.new("L", (28, 28)).save(data / str(folder) / f"{image}.png")
+    if not folders:
+        np.save(data := tmp_path / "images.npy", np.zeros((4, 28, 28), dtype=np.uint8))
     command = _command(trained, tmp_path / "out", "--labels")
-    command[command.index("--data") + 1] = str(tmp_path / "images.npy")
+    command[command.index("--data") + 1] = str(data)
     assert main(command) == 1
-    assert "has no labels: leave --labels out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "has no labels for the network's classes: leave --labels out" in told
+    assert told.count("2 class folders, the network 10 classes: its labels are left out") == (
+        folders > 0
+    )
