@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adderize.arguments import own_path
 from adderize.counting.costs import CostTable
@@ -37,6 +37,15 @@ _COLUMNS = {
 # Only where there are any.
 _RARE_COLUMNS = {"shift after": ("after", "shifts"), "xnor after": ("after", "xnors")}
 _SHOWN_AS: dict[str, Callable[[float], str]] = {"energy_joule": joule, "latency_cycles": cycles}
+
+
+class Total(NamedTuple):
+    """A kind of operations or a cost of a network, before and after, and how it is shown."""
+
+    title: str
+    before: float
+    after: float
+    show: Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -206,15 +215,20 @@ class OpBudget(Report):
         return Table([*_HEADER, *columns], rows, texts=3)
 
     def _summary(self) -> Table:
-        before, after = self._both_costs(self.total).values()
         rows = []
-        for key in before:
-            if not before[key] and not after[key]:
-                continue
-            show = _SHOWN_AS.get(key, quantity)
-            ratio = f"{after[key] / before[key]:.4g}" if before[key] else "-"
-            rows.append([key.split("_")[0], show(before[key]), show(after[key]), ratio])
+        for title, before, after, show in self.totals():
+            ratio = f"{after / before:.4g}" if before else "-"
+            rows.append([title, show(before), show(after), ratio])
         return Table(["", "before", "after", "after / before"], rows, texts=1)
+
+    def totals(self) -> list[Total]:
+        """What occurs, summed over the network."""
+        before, after = self._both_costs(self.total).values()
+        return [
+            Total(key.split("_")[0], before[key], after[key], _SHOWN_AS.get(key, quantity))
+            for key in before
+            if before[key] or after[key]
+        ]
 
     def notes(self) -> list[str]:
         """Where the costs come from, what they leave out, and what no table shows."""

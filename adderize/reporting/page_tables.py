@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adderize.counting import OpBudget
-from adderize.counting.quantities import cycles, joule, quantity
+from adderize.counting.quantities import joule, quantity
 from adderize.counting.rows import Layer as Counted
 from adderize.inspection import Inspection, Layer, Range
 from adderize.inspection.findings import SATURATED
@@ -50,17 +50,9 @@ def _texts(*titles: str) -> list[Column]:
 
 def totals(budget: OpBudget) -> PageTable:
     """Sums over the network, of all that occurs."""
-    before, after = (budget.costs(budget.total, view) for view in ("before", "after"))
-    shown = {"energy_joule": joule, "latency_cycles": cycles}
     rows = [
-        [
-            Cell(key.split("_")[0]),
-            Cell(shown.get(key, quantity)(before[key]), before[key]),
-            Cell(shown.get(key, quantity)(after[key]), after[key]),
-            _ratio(before[key], after[key]),
-        ]
-        for key in before
-        if before[key] or after[key]
+        [Cell(title), Cell(show(before), before), Cell(show(after), after), _ratio(before, after)]
+        for title, before, after, show in budget.totals()
     ]
     numbers = [Column(title, True) for title in ("before", "after", "after / before")]
     return PageTable([Column("for one example"), *numbers], rows)
