@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from adderize.checkpoints.folders import load_model
 from adderize.checkpoints.hub import is_on_hub, local_folder, repository_of
 from adderize.checkpoints.manifest import MANIFEST
 from adderize.checkpoints.state_dicts import load_weights, own_part
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.models import by_name
 from adderize.surgery import Decision, adderize, binarize, plan
+from adderize.surgery.options import Options
 from adderize.surgery.small_filters import deviation_of_convolutions
 
 PUBLISHED = "published"
@@ -253,6 +255,7 @@ def _with_weights(
     notes = [stored.note] if stored.note else []
     state, _ = own_part(stored.state, model.state_dict(), path)
     if "conversion" in stored.said:
+        _check_options(stored.said, path)
         model = _converted(model, stored.said["conversion"])
         binarization = stored.said.get("binarization")
         model = model if binarization is None else binarize(model, **binarization)
@@ -273,6 +276,17 @@ def _with_weights(
             "convolution's filters compute nothing useful"
         )
     return model, "; ".join(notes)
+
+
+def _check_options(said: Mapping[str, Any], path: Path) -> None:
+    known = {option.name for option in fields(Options)}
+    for key in ("conversion", "binarization"):
+        if unknown := [name for name in said.get(key) or () if name not in known]:
+            raise AdderizeError(
+                f"{path} names options of a {key} that this version of adderize does not have, "
+                f"{listed([*map(str, unknown)])}; if they are not adderize's, save the state dict "
+                "as a file of its own"
+            )
 
 
 def _converted(model: nn.Module, options: Mapping[str, Any] | None) -> nn.Module:

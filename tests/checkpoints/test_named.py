@@ -189,6 +189,14 @@ def test_hyper_parameters_of_somebody_elses_module(said: dict[str, Any], tmp_pat
     assert_same(start_from(lenet5_bn(), ARCH, str(tmp_path / "last.ckpt")), model)
 
 
+def test_options_that_no_conversion_has_are_named(tmp_path: Path) -> None:
+    said = {"conversion": {"to": "coco", "stem": True}}
+    content = {"state_dict": lenet5_bn().state_dict(), "hyper_parameters": said}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(AdderizeError, match=r"options of a conversion that .* not have, to; if"):
+        load(str(tmp_path / "last.ckpt"), ARCH)
+
+
 def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
     content = {"state_dict": lenet5_bn().state_dict(), "hyper_parameters": {"data": tmp_path}}
     torch.save(content, tmp_path / "last.ckpt")
