@@ -26,6 +26,12 @@ _KEYWORDS = frozenset({
     "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union",
     "unsigned", "void", "volatile", "while",
 })  # fmt: skip
+# Of C's library: a folder that the compiler looks into for NAME.h must not hide them.
+_HEADERS = frozenset({
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits",
+    "locale", "math", "setjmp", "signal", "stdarg", "stdbool", "stddef", "stdint", "stdio",
+    "stdlib", "string", "tgmath", "time", "wchar", "wctype",
+})  # fmt: skip
 
 
 def export_c(
@@ -95,11 +101,11 @@ def _write(files: dict[str, str], folder: Path, head: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    taken = name in _KEYWORDS or name.startswith("adderize_")
+    taken = name in _KEYWORDS | _HEADERS or name.startswith("adderize_")
     if taken or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise AdderizeError(
             f"the name is {name!r}; expected letters, digits and underscores, a letter first, not "
-            "a word of C nor one that begins with adderize_"
+            "a word of C, a header of its library nor one that begins with adderize_"
         )
 
 
