@@ -77,7 +77,7 @@ def export_c(
         f"{name}.h": header(network, name),
         f"{name}.c": source(network, name),
         **constants(network, name),
-        **{file: (SOURCES / file).read_text() for file in LAYERS},
+        **{file: (SOURCES / file).read_text(encoding="utf-8") for file in LAYERS},
     }
     _write(files | _reports(report), own_path(folder), f"{name}.h")
     return report
@@ -97,7 +97,7 @@ def _reports(report: CReport) -> dict[str, str]:
 def _write(files: dict[str, str], folder: Path, head: str) -> None:
     with replaced_files(folder, head) as unfinished:
         for file, text in files.items():
-            (unfinished / file).write_text(text)
+            (unfinished / file).write_text(text, encoding="utf-8")
 
 
 def _check_name(name: str) -> None:
