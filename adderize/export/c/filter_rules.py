@@ -17,7 +17,7 @@ from adderize.export.c.placing import Placing, size
 from adderize.export.c.steps import Epilogue, Fields, Step
 from adderize.integer.program import Instruction
 
-MOST_PIXELS = 2**15 - 1
+_MOST = 2**15 - 1
 
 
 class FilterRules(Placing):
@@ -206,16 +206,11 @@ class FilterRules(Placing):
         around: Sequence[int],
     ) -> Fields:
         output = self._shape(instruction.output)
-        if max(*shape, *output, *kernel) > MOST_PIXELS:
-            raise AdderizeError(
-                f"it turns {size(shape)} into {size(output)}; expected sizes of at most "
-                f"{MOST_PIXELS}"
-            )
         channels, rows, columns = shape
         settings = cast(Any, instruction.settings)
         stride, dilation = settings["stride"], settings.get("dilation", (1, 1))
         line = columns * channels
-        return {
+        sizes = {
             "rows": rows,
             "columns": columns,
             "channels": channels,
@@ -229,6 +224,8 @@ class FilterRules(Placing):
             "stride_columns": stride[1],
             "dilation_rows": dilation[0],
             "dilation_columns": dilation[1],
+        }
+        return _within_16_bits(sizes) | {
             "start": -around[2] * line - around[0] * channels,
             "row_step": stride[0] * line,
             "column_step": stride[1] * channels,
@@ -241,17 +238,30 @@ def _groups(weight: Any, groups: int) -> Fields:
     """What each group of a convolution's filters sees of a window."""
     channels, taps = weight.shape[1], math.prod(weight.shape[2:])
     together = groups == 1
-    return {
+    counts = {
         "groups": groups,
         "filters": len(weight) // groups,
         "runs": 1 if together else taps,
+    }
+    return _within_16_bits(counts) | {
         "run": channels * taps if together else channels,
         "skip": 0 if together else channels * (groups - 1),
     }
 
 
 def _flat_groups(weight: Any) -> Fields:
-    return {"groups": 1, "filters": len(weight), "runs": 1, "run": weight.shape[1], "skip": 0}
+    counts = {"groups": 1, "filters": len(weight), "runs": 1}
+    return _within_16_bits(counts) | {"run": weight.shape[1], "skip": 0}
+
+
+def _within_16_bits(fields: dict[str, int]) -> dict[str, int]:
+    """Fields that are int16_t in adderize_layers.h."""
+    for name, value in fields.items():
+        if abs(value) > _MOST:
+            raise AdderizeError(
+                f"it has {name.replace('_', ' ')}: {abs(value)}; expected at most {_MOST} in C"
+            )
+    return fields
 
 
 def _kernel(weight: Any) -> str:

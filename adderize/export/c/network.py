@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adderize.export.c.arena import Arena, plan_arena
 from adderize.export.c.fusing import fused
 from adderize.export.c.steps import Step
-from adderize.export.c.text import identifiers
+from adderize.export.c.text import arrays, identifiers
 from adderize.export.c.translation import Translation
 from adderize.integer.program import Program
 
@@ -43,5 +43,7 @@ class Network:
         alone = plan_arena(steps, translation.sizes, (image, logits))
         arena = plan_arena(steps, translation.sizes, (image, logits), image)
         arena = arena if arena.size <= alone.size else alone
-        names = identifiers(step.layer for step in steps)
+        names = identifiers(
+            (step.layer, ("_layer", "_windows", *arrays(step.all_fields(), ""))) for step in steps
+        )
         return cls(program, steps, arena, image, logits, names)

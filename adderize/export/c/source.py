@@ -72,9 +72,17 @@ def header(network: Network, name: str) -> str:
 #define {name}_output_size {output.numel}
 #define {name}_arena_size {network.arena.size}
 
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
 {layout}
 void {name}_run(const uint8_t *image, int32_t *logits);
 {_image_place(network, name, "declared")}
+#ifdef __cplusplus
+}}
+#endif
+
 #endif
 """
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,31 @@ _TYPES = {"uint8": "uint8_t", "uint32": "uint32_t", "int32": "int32_t"}
 
 
 def comment(text: str) -> str:
-    """Of one line or several."""
+    """Of one line or several; names of layers may hold what would end it."""
+    text = text.replace("*/", "* /").replace("/*", "/ *")
     lines = textwrap.wrap(text, WIDTH - 6)
     return "/* " + "\n * ".join(lines) + " */"
 
 
-def identifiers(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of layers as names in C, each different from the others."""
+def identifiers(layers: Iterable[tuple[str, Collection[str]]]) -> tuple[str, ...]:
+    """Names of layers as names in C.
+
+    Args:
+        layers: names, each with the endings that make the names of its constants of it. All those
+            are different from each other, too, and from the type adderize_windows.
+    """
     result: list[str] = []
-    for name in names:
-        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    taken = {"adderize_windows"}
+    for layer, endings in layers:
+        plain = re.sub(r"\W", "_", layer, flags=re.ASCII)
         plain = plain if re.match("[A-Za-z]", plain) else f"layer_{plain}"
-        numbered = (f"{plain}_{count}" for count in range(2, len(result) + 3))
-        result.append(next(n for n in (plain, *numbered) if n not in result))
+        numbered = (f"{plain}_{count}" for count in itertools.count(2))
+        for name in itertools.chain([plain], numbered):
+            symbols = {name, *(name + ending for ending in endings)}
+            if taken.isdisjoint(symbols):
+                break
+        result.append(name)
+        taken |= symbols
     return tuple(result)
 
 
@@ -45,10 +58,13 @@ def number(value: int) -> str:
 
 
 def definition(name: str, values: Any) -> str:
-    """A constant array."""
-    numbers = ", ".join(map(number, values.reshape(-1).tolist()))
-    body = textwrap.fill(numbers, WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return f"{declaration(name, values)} = {{\n{body}\n}};"
+    """A constant array. Not in textwrap's lines, which take six times as long."""
+    widest = max(len(number(int(end))) for end in (values.min(), values.max()))
+    count = (WIDTH - 1) // (widest + 2)
+    flat = values.reshape(-1)
+    rows = (flat[start : start + count] for start in range(0, flat.size, count))
+    body = ",\n  ".join(", ".join(map(number, row.tolist())) for row in rows)
+    return f"{declaration(name, values)} = {{\n  {body}\n}};"
 
 
 def initialiser(fields: Fields, name: str) -> str:

@@ -26,6 +26,12 @@ _KEYWORDS = frozenset({
     "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union",
     "unsigned", "void", "volatile", "while",
 })  # fmt: skip
+# Of C's library: a folder that the compiler looks into for NAME.h must not hide them.
+_HEADERS = frozenset({
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits",
+    "locale", "math", "setjmp", "signal", "stdarg", "stdbool", "stddef", "stdint", "stdio",
+    "stdlib", "string", "tgmath", "time", "wchar", "wctype",
+})  # fmt: skip
 
 
 def export_c(
@@ -71,7 +77,7 @@ def export_c(
         f"{name}.h": header(network, name),
         f"{name}.c": source(network, name),
         **constants(network, name),
-        **{file: (SOURCES / file).read_text() for file in LAYERS},
+        **{file: (SOURCES / file).read_text(encoding="utf-8") for file in LAYERS},
     }
     _write(files | _reports(report), own_path(folder), f"{name}.h")
     return report
@@ -91,15 +97,15 @@ def _reports(report: CReport) -> dict[str, str]:
 def _write(files: dict[str, str], folder: Path, head: str) -> None:
     with replaced_files(folder, head) as unfinished:
         for file, text in files.items():
-            (unfinished / file).write_text(text)
+            (unfinished / file).write_text(text, encoding="utf-8")
 
 
 def _check_name(name: str) -> None:
-    taken = name in _KEYWORDS or name.startswith("adderize_")
+    taken = name in _KEYWORDS | _HEADERS or name.startswith("adderize_")
     if taken or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise AdderizeError(
             f"the name is {name!r}; expected letters, digits and underscores, a letter first, not "
-            "a word of C nor one that begins with adderize_"
+            "a word of C, a header of its library nor one that begins with adderize_"
         )
 
 

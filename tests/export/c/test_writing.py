@@ -7,18 +7,29 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from adderize import AdderizeError
+from adderize import AdderConv2d, AdderizeError
 from adderize.export import export_c
 from adderize.export.c.check import compare_on_host
-from adderize.export.c.tools import as_logits, as_pixels, host_compiler
+from adderize.export.c.network import Network
+from adderize.export.c.tools import (
+    as_logits,
+    as_pixels,
+    build_for_host,
+    host_compiler,
+    run_on_host,
+)
 from adderize.export.c.work import work_of
+from adderize.integer import IntegerNetwork, to_integer
 from tests.export.c.random_networks import random_network
+from tests.integer.test_integer_network import GREY, eight_bit, images
 from tests.test_whole_files import killed_at
 
 
@@ -94,6 +105,7 @@ def test_what_has_no_form_is_named_before_a_file_is_written(tmp_path: Path) -> N
         ({"name": "while"}, "the name is 'while'"),
         ({"name": "a b"}, "the name is 'a b'"),
         ({"name": "adderize_net"}, "nor one that begins with adderize_"),
+        ({"name": "stdint"}, "the name is 'stdint'; .* a header of its library"),
         ({"examples": torch.zeros(3)}, r"the examples are \(3,\)"),
         ({"examples": torch.zeros(0, 1, 5, 5)}, r"expected images, uint8 \(N, C, H, W\)"),
         ({"examples": torch.zeros(1, 2, 5, 5)}, "expected the raw bytes"),
@@ -130,6 +142,101 @@ int main(void) {
   return fwrite(logits, sizeof *logits, net_output_size, stdout) != net_output_size;
 }
 """
+
+
+class Named(nn.Module):
+    """Layers one behind the other, with names of one's own."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def lowered(model: nn.Module) -> IntegerNetwork:
+    quantized = eight_bit(model, images(8, (1, 6, 6)), GREY)
+    return to_integer(quantized, input_size=(1, 6, 6), **GREY)
+
+
+def test_names_of_layers_do_no_harm(compiler: str, tmp_path: Path) -> None:
+    """The first two had constants of one name, those of the second; the others did not compile."""
+    names = ("conv", "norm", "conv_epilogue", "adderize", "a */ b", "größe /*")
+    layers = (
+        AdderConv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1), AdderConv2d(5, 4, 3),
+        nn.BatchNorm2d(4), nn.Flatten(),
+    )  # fmt: skip
+    network = lowered(Named(**dict(zip(names, layers, strict=True))))
+    export_c(network, tmp_path, name="net")
+    flags = ("-O1", "-Werror")
+    program = build_for_host(
+        network.program, tmp_path, "net", tmp_path / "host", compiler=compiler, flags=flags
+    )
+    batch = images(4, (1, 6, 6))
+    assert torch.equal(run_on_host(program, batch), network(batch).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"settings": {"stride": (2**15, 1)}},
+            r"it has stride rows: 32768; expected at most 32767",
+        ),
+        ({"settings": {"padding": (2**15, 0, 0, 0)}}, r"it has left: 32768"),
+        ({"tensors": {"weight": torch.zeros(2**15, 4, 1, 1).byte()}}, r"it has filters: 32768"),
+    ],
+)
+def test_what_16_bits_do_not_hold_is_refused(change: dict[str, Any], message: str) -> None:
+    """C compiled with a warning, and ran on without an end."""
+    program = lowered(nn.Sequential(AdderConv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten())).program
+    position, step = next(
+        item for item in enumerate(program.instructions) if item[1].kind == "adder_conv"
+    )
+    changed = replace(step, **{key: {**getattr(step, key), **new} for key, new in change.items()})
+    steps = (*program.instructions[:position], changed, *program.instructions[position + 1 :])
+    with pytest.raises(AdderizeError, match=message):
+        Network.of(replace(program, instructions=steps))
+
+
+LINKED = """
+#include <cstdio>
+#include "one.h"
+#include "two.h"
+static unsigned char image[one_input_size + two_input_size];
+static int32_t first[one_output_size], second[two_output_size];
+int main() {
+  if (fread(image, 1, sizeof image, stdin) != sizeof image) return 1;
+  one_run(image, first);
+  two_run(image + one_input_size, second);
+  one_run(image, first);
+  fwrite(first, 4, one_output_size, stdout);
+  return fwrite(second, 4, two_output_size, stdout) != two_output_size;
+}
+"""
+
+
+def test_two_networks_in_a_program_of_cpp(compiler: str, tmp_path: Path) -> None:
+    cpp = shutil.which("c++")
+    if cpp is None:
+        pytest.skip("no C++ compiler")
+    networks = {name: random_network(seed) for name, seed in (("one", 0), ("two", 4))}
+    for name, (network, _) in networks.items():
+        export_c(network, tmp_path, name=name)
+    (tmp_path / "main.cpp").write_text(LINKED)
+    sources = ["adderize_layers.c", "one.c", "one_filters.c", "two.c", "two_filters.c"]
+    run = partial(subprocess.run, cwd=tmp_path, check=True)
+    run([compiler, "-std=c99", "-Wall", "-Werror", "-c", *sources])
+    objects = [source.replace(".c", ".o") for source in sources]
+    run([cpp, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "main.cpp", *objects, "-o", "main"])
+    pixels = b"".join(as_pixels(batch[:1]).numpy().tobytes() for _, batch in networks.values())
+    done = run([tmp_path / "main"], input=pixels, capture_output=True)
+    expected = [network(batch[:1]).flatten() for network, batch in networks.values()]
+    assert torch.equal(as_logits(done.stdout, 1).flatten(), torch.cat(expected))
 
 
 @pytest.mark.parametrize("seed", range(8))
