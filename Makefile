@@ -89,8 +89,8 @@ zoo: $(INSTALLED)
 
 sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
-	$(BIN)/cmake --build build/sanitize --parallel
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/cmake --build build/sanitize --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 
 # It needs the Debian packages g++-aarch64-linux-gnu and qemu-user. The tests run the wheel's own library.
 aarch64: export ADDERIZE_REQUIRE_NATIVE = 1

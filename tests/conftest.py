@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-# Small tensors gain nothing from threads, and threads on a busy machine wait for each other.
+# Small tensors gain nothing from threads, and threads on a busy machine wait for each other; nor
+# do few and small programs gain from a pool of processes that compile them.
 torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+# Modules and tests stay: searches for garbage need not look through them again and again.
+gc.disable()
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -23,23 +23,26 @@ import torch
 from torch import nn
 
 from adderize import adderize
+from tests import fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = ("fvcore", "lightning", "timm", "torchvision", "triton", "matplotlib")
 
 
-def _modules_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+def _modules_after(statement: str, run: Callable[[str], Any]) -> set[str]:
+    result = run(f"import sys; {statement}; print(*sys.modules)")
+    assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
+
+
+def _without_torch(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("statement", ["import adderize", "import adderize.cli"])
 def test_light_imports(statement: str) -> None:
-    assert not _modules_after(statement).intersection(HEAVY)
+    assert not _modules_after(statement, _without_torch).intersection(HEAVY)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_light_imports(statement: str) -> None:
 )
 def test_light_imports_with_the_ops(statement: str) -> None:
     # Torch's FLOP counter, which knows the ops, imports triton where it is installed.
-    after = _modules_after(statement) - {"triton"}
+    after = _modules_after(statement, fresh.run) - {"triton"}
     assert not after.intersection(HEAVY) and "adderize.ops.triton" not in after
 
 
@@ -92,22 +95,6 @@ assert adderize(model) is model and type(model[1]) is adderize.AdderConv2d
 assert adderize.adderize is adderize
 assert "example_input" in inspect.signature(adderize).parameters
 """
-# One interpreter that has loaded torch and nothing of adderize, and a fork of it for each program.
-FORKS = """
-import os, sys, warnings, torch
-warnings.simplefilter("ignore")
-for program in PROGRAMS:
-    child = os.fork()
-    if child == 0:
-        try:
-            exec(program, {})
-        except BaseException as error:
-            print(repr(error), "in", program, file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(1)
-"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -121,9 +108,9 @@ def test_every_order_of_imports() -> None:
     bound = re.compile(r"^(import adderize|from adderize import adderize$)", re.MULTILINE)
     programs = [f"{program}\n{USES}" for program in programs if bound.search(program)]
     assert len(programs) == 23
-    code = FORKS.replace("PROGRAMS", repr(programs))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    for program in programs:
+        result = fresh.run(program)
+        assert result.returncode == 0, f"{result.stderr} in {program}"
 
 
 def test_the_package_looks_like_its_function() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from adderize import adderize, save_model
 from adderize.cli import main
 from adderize.models import lenet5_bn
+from tests import fresh
 
 LENET = "adderize.models:lenet5_bn"
 ON_LENET = ["count", LENET, "--input", "1,32,32"]
@@ -191,7 +190,8 @@ def test_what_is_imported(arch: str, absent: set[str]) -> None:
         f"main(['count', {arch!r}]); assert not {absent | {'lightning', 'matplotlib'}!r}"
         " & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    result = fresh.run(code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_without_multiplications(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from adderize import adderize, recalibrate, save_model
 from adderize.cli import main
 from adderize.integer import multiplication_free
 from adderize.models import lenet5_bn
+from tests import fresh
 
 ARCH = "adderize.models:lenet5_bn"
 
@@ -93,7 +92,8 @@ def test_what_is_imported() -> None:
         "import sys; from adderize.cli import main; "
         f"main(['inspect', 'resnet18']); assert not {absent!r} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    result = fresh.run(code)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.shared

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from adderize import AdderConv2d, AdderizeError, adderize, binarize, count
 from adderize.counting import COUNTERS, FlopCountAnalysis
 from adderize.formulas import FREE, KINDS, Operations
 from adderize.quantize import quantize
+from tests import fresh
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 RESNET18 = 148_965_376  # fvcore's total for a convolutional one on 3x64x64
@@ -72,7 +71,7 @@ def test_every_order_of_imports(imports: str) -> None:
         "layer = AdderConv2d(1, 1, 2, bias=False)\n"
         "assert FlopCountAnalysis(layer, torch.ones(1, 1, 3, 3)).total() == 16"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = fresh.run(code)
     assert result.returncode == 0, result.stderr
     if imports.startswith("import adderize.counting"):
         assert result.stderr == ""

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from adderize import AdderConv2d, BinaryConv2d
+from tests import fresh
 
 
 def flops(module: torch.nn.Module, input: torch.Tensor) -> dict[str, int]:
@@ -81,7 +82,7 @@ def test_no_order_of_imports_gives_a_wrong_number(imports: str) -> None:
         "new = set(map(type, sys.meta_path)) - at_the_start\n"
         "print([finder for finder in new if 'adderize' in finder.__module__])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = fresh.run(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "[]\n"
 
@@ -95,7 +96,4 @@ def test_importing_adderize_leaves_the_counters_and_triton_alone() -> None:
 
 
 def test_importing_the_ops_leaves_fvcore_alone() -> None:
-    subprocess.run(
-        [sys.executable, "-c", "import sys, adderize.ops; assert 'fvcore' not in sys.modules"],
-        check=True,
-    )
+    fresh.run("import sys, adderize.ops; assert 'fvcore' not in sys.modules").check_returncode()

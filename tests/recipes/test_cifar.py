@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from torch.multiprocessing import ProcessExitedException
 
 from adderize import AdderConv2d, BinaryConv2d, load_model
 from adderize.data import load_cifar
@@ -21,8 +23,9 @@ from adderize.integer import multiplication_free
 from adderize.models.by_name import build
 from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
+from tests import ranks
 from tests.recipes.networks import BATCH_NORMS, GROUP_NORMS, arguments
-from tests.recipes.runs import exit_code, killed
+from tests.recipes.runs import exit_code, killed, killed_by_signal
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds_per_epoch", "images_per_second", "peak_memory_mb")
@@ -96,32 +99,25 @@ def _same_runs(first: Path, one: dict[str, Any], second: Path, other: dict[str, 
     assert one == other
 
 
-_DIES = """
-import os, signal, sys
-from huggingface_hub import ModelCard
-from lightning.pytorch import Callback
-from recipes import cifar, trained_start
-from recipes.run import trainer
-class Killed(Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.current_epoch == 1 and batch_idx == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-trainer.StopOnBrokenLoss = Killed
-cifar.train(sys.argv[1:])
-"""
-
-
 def test_resuming_after_kill_9(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _DIES, *arguments(tmp_path / "parts")]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        ranks.run(killed_by_signal, cifar.train, arguments(tmp_path / "parts"), ranks=1)
     parts = cifar.train(["--resume", str(tmp_path / "parts")])
     whole = cifar.train(arguments(tmp_path / "whole"))
     _same_runs(tmp_path / "whole", whole, tmp_path / "parts", parts)
 
 
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    _compare_processes(tmp_path, "fake")
+    """As a command, which starts the second process itself."""
+
+    def train(arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "recipes.cifar", *arguments]
+        environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("backend: ") == 1
+
+    _compare_processes(tmp_path, "fake", train)
 
 
 @pytest.mark.shared
@@ -129,18 +125,13 @@ def test_two_processes_on_real_images(data_folder: Path, tmp_path: Path) -> None
     for split, count in (("train", 512), ("test", 128)):
         table = pyarrow.parquet.read_table(data_folder / "cifar10" / f"{split}.parquet")
         pyarrow.parquet.write_table(table.slice(0, count), tmp_path / f"{split}.parquet")
-    _compare_processes(tmp_path, str(tmp_path))
+    _compare_processes(tmp_path, str(tmp_path), partial(ranks.train, cifar.train))
 
 
-def _compare_processes(tmp_path: Path, data: str) -> None:
+def _compare_processes(tmp_path: Path, data: str, train: Callable[[list[str]], None]) -> None:
     more = ("--layers", "adder", "--epochs", "3", "--data", data)
-    command = [sys.executable, "-m", "recipes.cifar",
-               *arguments(tmp_path / "two", *more, arch=GROUP_NORMS), "--batch-size", "32",
-               "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu"]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("backend: ") == 1
+    two = ("--batch-size", "32", "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu")
+    train(arguments(tmp_path / "two", *more, *two, arch=GROUP_NORMS))
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     one = cifar.train(arguments(tmp_path / "one", *more, arch=GROUP_NORMS))
     assert two["steps"] == one["steps"] >= 12

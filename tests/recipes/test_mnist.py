@@ -290,7 +290,9 @@ def test_the_reference_is_announced(
     assert "slow" not in capsys.readouterr().err
 
 
-def test_as_a_command(mnist_folder: Path, tmp_path: Path) -> None:
+def test_as_a_command(
+    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Results on stdout, progress and logs on stderr, no carriage returns when piped."""
     command = [sys.executable, "-m", "recipes.mnist"]
     done = subprocess.run(
@@ -301,6 +303,5 @@ def test_as_a_command(mnist_folder: Path, tmp_path: Path) -> None:
     assert "\r" not in done.stdout + done.stderr
     assert "epoch 1" not in done.stdout
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
-    asked = subprocess.run([*command, "--help"], capture_output=True, text=True)
-    assert asked.returncode == 0
-    assert "--data DIR|embedded" in asked.stdout
+    assert exit_code(mnist.main, ["--help"]) == 0
+    assert "--data DIR|embedded" in capsys.readouterr().out

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,9 @@ import torch
 
 from adderize import load_model
 from adderize.models.by_name import build
+from recipes import cifar
+from tests import ranks
 from tests.recipes.networks import BATCH_NORMS, arguments
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason="FSDP2 of torch 2.6 needs a GPU")
@@ -33,9 +30,6 @@ def _trained(folder: Path, strategy: str) -> torch.nn.Module:
     # Long steps make much of the last digits, in which the two differ.
     more = ("--shift-norm-terms", "1", "--shift-norm-after", "0.5", "--lr", "0.01")
     machine = ("--devices", "2", "--accelerator", "cpu", "--strategy", strategy)
-    command = [sys.executable, "-m", "recipes.cifar", *arguments(folder, *more, *machine)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    ranks.train(cifar.train, arguments(folder, *more, *machine))
     assert json.loads((folder / "metrics.json").read_text())["steps"] > 1
     return load_model(build(BATCH_NORMS), folder / "model")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adderize import plan
+from tests import ranks as processes
 from tests.surgery import two_lit_ranks as ranks
 from tests.surgery.test_adderize import adder_names
 
@@ -18,7 +19,7 @@ KINDS = [ranks.ConvertedInInit, ranks.ConvertedInConfigureModel]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("lightning")
-    torch.multiprocessing.spawn(ranks.main, args=(folder,), nprocs=2)
+    processes.run(ranks.main, folder)
     return folder
 
 

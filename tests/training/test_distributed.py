@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adderize import AdaptiveLearningRate
+from tests import ranks
 from tests.training import two_ranks
 from tests.training.tiny_lit import (
     FILTERS,
@@ -29,7 +30,7 @@ WITHOUT_FSDP2 = pytest.mark.skipif(OLD, reason="FSDP2 of torch 2.6 needs a GPU")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(two_ranks.main, args=(folder,), nprocs=2)
+    ranks.run(two_ranks.main, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
