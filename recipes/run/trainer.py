@@ -17,6 +17,11 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -124,7 +129,8 @@ def make_trainer(
         enable_progress_bar=interactive,
         enable_checkpointing=not arguments.fast_dev_run,
         callbacks=everything,
-        plugins=WholeCheckpoints(),
+        plugins=[WholeCheckpoints(), *_cluster()],
+        default_root_dir=folder,
     )
 
 
@@ -149,6 +155,16 @@ def _strategy(arguments: argparse.Namespace) -> Strategy | str:
         )
     name: str = arguments.strategy
     return name
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """SLURM without what Lightning saves there in mid-epoch before the job is requeued.
+
+    It would be loaded before the tests, in place of the network that the training ends with, and by
+    every other run that starts in the same folder.
+    """
+    serves = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if serves else []
 
 
 def _loggers(folder: Path) -> list[Logger]:
