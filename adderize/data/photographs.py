@@ -154,7 +154,7 @@ def timm_splits(name: str) -> tuple[Photographs, Photographs]:
     """
     from timm.data.dataset_factory import create_dataset
 
-    root = own_path(os.environ.get("ADDERIZE_DATA", "data"))
+    root = str(own_path(os.environ.get("ADDERIZE_DATA", "data")))
     splits, numbers = [], []
     for split in ("train", "validation"):
         try:
