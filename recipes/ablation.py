@@ -132,9 +132,10 @@ def ablation(argv: Sequence[str] | None = None) -> list[Cell]:
 def _run(arguments: argparse.Namespace, gradient: str, rate: str, seed: int) -> Trial:
     folder: Path = arguments.output / f"{gradient}-{rate}-{seed}"
     argv = _command_line(arguments, folder, gradient, rate, seed)
-    if (folder / run.ARGUMENTS).exists():
+    ended = any((folder / name).exists() for name in (run.METRICS, DIVERGED))
+    if ended or (folder / run.ARGUMENTS).exists():
         _check_same(folder, argv)
-    if not any((folder / name).exists() for name in (run.METRICS, DIVERGED)):
+    if not ended:
         _train(folder, argv)
     if not (folder / run.METRICS).exists():
         return Trial(seed, None, _history(folder))

@@ -102,14 +102,14 @@ def train(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         AdderizeError: bad arguments or data, or a training that diverges.
     """
-    arguments = run.parse(make_parser(), argv)
+    arguments = run.parse(make_parser(), argv, last=RESULTS)
     Ranges(arguments.method, arguments.bits, arguments.filter_bits).check()
-    if arguments.trained is None:
+    folder = Path(arguments.output)
+    if arguments.trained is None and not (arguments.resume and (folder / run.METRICS).exists()):
         classifier.train(arguments, "mcu", _load, _build)
-        folder = Path(arguments.output)
     else:
         run.choose_device(arguments)
-        folder = run.prepare_folder(arguments, "mcu")
+        run.prepare_folder(arguments, "mcu")
     return _micro_network(arguments, folder) or {}
 
 

@@ -61,7 +61,7 @@ def _from_folder(name: str, source: str | None) -> tuple[_Splits, str]:
     readers: dict[str, Callable[[Path], _Splits | None]] = {
         "parquet files": lambda folder: _from_parquet(name, folder),
         "torchvision's files": lambda folder: _from_torchvision(name, folder),
-        "class folders": _from_class_folders,
+        "class folders": lambda folder: _from_class_folders(name, folder),
     }
     given = own_path(source)
     for folder in (given / name, given):
@@ -81,9 +81,14 @@ def _from_parquet(name: str, folder: Path) -> _Splits | None:
     return None if found is None else _decoded(found, str(folder))
 
 
-def _from_class_folders(folder: Path) -> _Splits | None:
+def _from_class_folders(name: str, folder: Path) -> _Splits | None:
     found = class_folder_splits(folder)
-    return None if found is None else _decoded(found[:2], str(folder))
+    if found is None:
+        return None
+    *splits, classes = found
+    if classes != CLASSES[name]:
+        raise AdderizeError(f"{folder} has {classes} class folders; {name} has {CLASSES[name]}")
+    return _decoded((splits[0], splits[1]), str(folder))
 
 
 def _decoded(splits: tuple[Photographs, Photographs], where: str) -> _Splits:

@@ -70,7 +70,10 @@ def load_photographs(source: str | None) -> Splits:
 
 def _numbered(name: str, train: Photographs, test: Photographs) -> Splits:
     """As many classes as the labels' numbers tell."""
-    return Splits(name, train, test, 1 + max(max(train.labels), max(test.labels)))
+    classes = 1 + max(max(train.labels), max(test.labels))
+    if classes == 1:
+        raise AdderizeError(f"{name} has one class; expected several")
+    return Splits(name, train, test, classes)
 
 
 def _fake(count: int) -> Photographs:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from adderize.arguments import own_path
 from adderize.data.image_files import image_files, visible_folders
 from adderize.data.parquet import parquet_files, read_rows
 from adderize.data.placement import on_cpu
@@ -19,6 +20,7 @@ from adderize.errors import AdderizeError, listed
 TIMM = "timm:"
 _DEEP_MODES = ("I", "F")  # of PIL: 16 and 32 bits, floats
 VALIDATION = ("val", "validation", "test")
+_SPLITS = frozenset({"eval", "test", "testing", "train", "training", "valid", *VALIDATION})
 
 
 class Photographs(NamedTuple):
@@ -69,15 +71,31 @@ def from_class_folders(folder: Path) -> tuple[Photographs, list[str]]:
     """The images in a folder for each class, and the classes.
 
     Raises:
-        AdderizeError: no such folders, or one without images.
+        AdderizeError: no such folders or a single one, one without images, or one that is a split.
     """
     files = {path.name: image_files(path) for path in visible_folders(folder)}
     if not files:
         raise AdderizeError(f"{folder} has no class folders; expected one with images for a class")
+    if splits := [name for name, found in files.items() if _is_split(folder / name, found)]:
+        raise AdderizeError(
+            f"{folder} has {listed(splits)} with folders of images, which would count as classes; "
+            f"expected the class folders themselves, or train/ and one of {', '.join(VALIDATION)}"
+        )
+    if len(files) == 1:
+        raise AdderizeError(
+            f"{folder} has one class folder, {next(iter(files))}; expected several: "
+            "name the folder that holds them"
+        )
     if empty := [name for name, found in files.items() if not found]:
         raise AdderizeError(f"the class folders {listed(empty)} in {folder} have no images")
     labels = [label for label, found in enumerate(files.values()) for _ in found]
     return from_files([str(path) for found in files.values() for path in found], labels), [*files]
+
+
+def _is_split(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether a folder is a split of a data set by its name, and holds classes, not images."""
+    inside = {file.parent for file in files}
+    return folder.name.lower() in _SPLITS and len(inside) > 1 and folder not in inside
 
 
 def class_folder_splits(folder: Path) -> tuple[Photographs, Photographs, int] | None:
@@ -132,12 +150,12 @@ def timm_splits(name: str) -> tuple[Photographs, Photographs]:
     """A data set of timm's ``create_dataset``, below ``$ADDERIZE_DATA`` or ``./data``.
 
     Raises:
-        AdderizeError: timm cannot create it.
+        AdderizeError: timm cannot create it, or the splits have different classes.
     """
     from timm.data.dataset_factory import create_dataset
 
-    root = os.environ.get("ADDERIZE_DATA", "data")
-    splits = []
+    root = str(own_path(os.environ.get("ADDERIZE_DATA", "data")))
+    splits, numbers = [], []
     for split in ("train", "validation"):
         try:
             images: Any = create_dataset(
@@ -148,9 +166,14 @@ def timm_splits(name: str) -> tuple[Photographs, Photographs]:
             labels = _labels(images)
         except Exception as error:
             raise AdderizeError(f"timm cannot create the data set {name!r}: {error}") from error
+        numbers.append(getattr(getattr(images, "reader", None), "class_to_idx", None))
         items = [(images, index) for index in range(len(labels))]
         names = [f"image {index} of timm's {name}" for index in range(len(labels))]
         splits.append(Photographs(labels, items, names, _open_timm))
+    if numbers[0] != numbers[1]:
+        raise AdderizeError(
+            f"timm's data set {name!r} in {root} has other classes for training than for validation"
+        )
     return splits[0], splits[1]
 
 

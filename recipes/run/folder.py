@@ -29,10 +29,17 @@ LAST = Path(CHECKPOINTS) / "last.ckpt"
 _FREE = {"accelerator", "data_on_device", "num_threads", "output", "resume", "workers"}
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, last: str = METRICS
+) -> argparse.Namespace:
     """The arguments; those of the run that `--resume` names, where it is given.
 
     `arguments.resume` becomes the checkpoint's path, or stays None.
+
+    Args:
+        parser: of the recipe.
+        argv: the command line's arguments; None for those of the process.
+        last: the file that the recipe writes last.
 
     Raises:
         AdderizeError: nothing to resume, or an argument differs from the run's own.
@@ -51,12 +58,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if checkpoint.is_dir():
         checkpoint = checkpoint / LAST
     folder = checkpoint.parent.parent
-    if arguments.output and Path(arguments.output).resolve() != folder.resolve():
+    own = arguments.output in (None, parser.get_default("output"))
+    if not own and Path(arguments.output).resolve() != folder.resolve():
         raise AdderizeError(
             f"--output {arguments.output} is not the resumed run's folder {folder}: leave it out"
         )
-    if (folder / METRICS).exists():
-        raise AdderizeError(f"the run in {folder} is finished: see {folder / METRICS}")
+    if (folder / last).exists():
+        raise AdderizeError(f"the run in {folder} is finished: see {folder / last}")
     try:
         saved = json.loads((folder / ARGUMENTS).read_text())
         torch.load(checkpoint, map_location="meta", weights_only=True)
@@ -128,13 +136,25 @@ def _new_folder(arguments: argparse.Namespace, recipe: str) -> Path:
         if (folder / ARGUMENTS).exists():
             raise AdderizeError(f"{folder} holds a run already: {_advice(folder)}")
     else:
-        number = 0
-        while (folder := Path("runs") / recipe / f"version_{number}").exists():
-            number += 1
+        folder = Path("runs") / recipe
     with writing(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
+        if not arguments.output:
+            folder = _numbered_folder(folder)
         write_json(folder / ARGUMENTS, vars(arguments))
     return folder
+
+
+def _numbered_folder(parent: Path) -> Path:
+    """A new one; runs that start at the same moment, as those of a job array, get one each."""
+    number = 0
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def _advice(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -154,23 +155,29 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
         raise AdderizeError(
             f"cannot read --config {config}: {error}; expected {_presets()}, or a YAML file"
         ) from error
-    known = {action.dest for action in parser._actions} - {"config"}
+    actions = {action.dest: action for action in parser._actions}
+    known = actions.keys() - {"config", "help"}
     if not isinstance(options, dict) or not options.keys() <= known:
         unknown = sorted(map(str, options.keys() - known)) if isinstance(options, dict) else options
         raise AdderizeError(
             f"{path} has unknown options: {unknown}; see --help for those there are"
         )
-    return [*(token for item in options.items() for token in _tokens(*item)), *argv]
+    said = (_tokens(actions[key], value, path) for key, value in options.items())
+    return [*itertools.chain.from_iterable(said), *argv]
 
 
 def _presets() -> str:
     return ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 
 
-def _tokens(key: str, value: object) -> list[str]:
-    option = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
+def _tokens(action: argparse.Action, value: object, path: Path) -> list[str]:
+    """What a preset says of an option, as a command line says it."""
+    option, off = (f"--{no}{action.dest.replace('_', '-')}" for no in ("", "no-"))
+    if isinstance(value, bool) and action.nargs in (0, "?"):
+        return [option] if value else [off] if off in action.option_strings else []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(each, (bool, dict, list)) for each in values):
+        raise AdderizeError(f"{path}: {action.dest} is {value!r}; see --help for what it takes")
     if isinstance(value, list):
-        return [f"--{option}", *map(str, value)]
-    return [] if value is None else [f"--{option}={value}"]
+        return [option, *map(str, value)]
+    return [] if value is None else [f"{option}={value}"]

@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -124,7 +127,8 @@ def make_trainer(
         enable_progress_bar=interactive,
         enable_checkpointing=not arguments.fast_dev_run,
         callbacks=everything,
-        plugins=WholeCheckpoints(),
+        plugins=[WholeCheckpoints(), *_cluster()],
+        default_root_dir=folder,
     )
 
 
@@ -149,6 +153,16 @@ def _strategy(arguments: argparse.Namespace) -> Strategy | str:
         )
     name: str = arguments.strategy
     return name
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """SLURM without what Lightning saves there in mid-epoch before the job is requeued.
+
+    It would be loaded before the tests, in place of the network that the training ends with, and by
+    every other run that starts in the same folder.
+    """
+    serves = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if serves else []
 
 
 def _loggers(folder: Path) -> list[Logger]:

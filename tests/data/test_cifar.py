@@ -68,6 +68,15 @@ def test_class_folders(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(data.train.images, torch.from_numpy(PIXELS[order]).permute(0, 3, 1, 2))
 
 
+def test_class_folders_of_another_number_of_classes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "abc":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(PIXELS[0]).save(tmp_path / split / name / "0.png")
+    with pytest.raises(AdderizeError, match="has 3 class folders; cifar100 has 100"):
+        load_cifar("cifar100", str(tmp_path))
+
+
 @pytest.mark.parametrize("place", [".", "cifar-10-batches-py"])
 def test_torchvisions_folder_or_what_holds_it(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

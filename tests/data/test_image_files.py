@@ -80,6 +80,30 @@ def test_classes_without_images_are_named_before_a_training(tmp_path: Path) -> N
         load_photographs(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (("train",), "has train with folders of images"),
+        (("train", "valid"), "has train, valid with folders of images"),
+        (("Train", "Val"), "has Train, Val with folders of images"),
+        (("set",), "has one class folder, set"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(
+    splits: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    for name in splits:
+        write_classes(tmp_path / name)
+    with pytest.raises(AdderizeError, match=message):
+        load_photographs(str(tmp_path))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "stored")
+    (folder / "c").rename(folder / "train")
+    assert_classes(folder, [0, 0, 1, 1, 2, 2])
+
+
 def test_an_image_too_large_for_pil_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,3 +171,13 @@ def test_a_damaged_run_is_named(
     (folder / "arguments.json").write_text("{")
     assert ablation.main(arguments(mnist_folder, tmp_path / "ablation")) == 1
     assert "full-alr-3/arguments.json" in capsys.readouterr().err
+
+
+def test_results_of_unknown_arguments_are_refused(
+    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ablation" / "full-alr-3"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"test.top1": 99.9, "history": []}')
+    assert ablation.main(arguments(mnist_folder, tmp_path / "ablation")) == 1
+    assert "cannot read" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from adderize.integer import multiplication_free
 from adderize.models.by_name import build
 from recipes import cifar, trained_start
 from recipes.image_classifier import ImageClassifier
+from recipes.run import parse
 from tests import ranks
 from tests.recipes.networks import BATCH_NORMS, GROUP_NORMS, arguments
 from tests.recipes.runs import exit_code, killed, killed_by_signal
@@ -182,6 +183,10 @@ def test_presets_lie_below_the_command_line(tmp_path: Path) -> None:
         ("epochs: [", 1, "cannot read --config"),
         ("epochs: none", 2, "argument --epochs"),
         ("layers: adders", 2, "argument --layers"),
+        ("help: true", 1, "unknown options: ['help']"),
+        ("recalibrate: false", 1, "mine.yaml: recalibrate is False; see --help"),
+        ("arch_options: {shortcut: A}", 1, "mine.yaml: arch_options is {'shortcut': 'A'}"),
+        ("milestones: [0.2, [0.3]]", 1, "mine.yaml: milestones is [0.2, [0.3]]"),
     ],
 )
 def test_wrong_presets(
@@ -191,6 +196,14 @@ def test_wrong_presets(
     preset.write_text(text)
     assert exit_code(cifar.main, ["--config", str(preset)]) == code
     assert message in capsys.readouterr().err
+
+
+def test_presets_switch_options_off(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("fast_dev_run: false\ncompile: false\nnesterov: false\naugment: true\nema:\n")
+    found = parse(cifar._parser(), ["--config", str(preset)])
+    assert (found.fast_dev_run, found.compile, found.nesterov) == (False, None, False)
+    assert (found.augment, found.ema) == (True, None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,18 @@ def test_parquet_and_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     splits = load_photographs("timm:folder")
     assert (len(splits.train.labels), len(splits.test.labels), splits.num_classes) == (12, 3, 3)
     assert np.array_equal(np.array(splits.train.load(3)), expected)
+    shutil.rmtree(tmp_path / "validation" / "cat")
+    with pytest.raises(AdderizeError, match="other classes for training than for validation"):
+        load_photographs("timm:folder")
+
+    pyarrow.parquet.write_table(
+        table.set_column(1, "label", [[0] * 12]), stored / "train-00000-of-00001.parquet"
+    )
+    (stored / "validation-00000-of-00001.parquet").write_bytes(
+        (stored / "train-00000-of-00001.parquet").read_bytes()
+    )
+    with pytest.raises(AdderizeError, match="has one class"):
+        load_photographs(str(stored.parent))
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -62,6 +62,24 @@ def test_fine_tuning_alone_starts_from_a_run(mnist_folder: Path, tmp_path: Path)
     assert not (tmp_path / "b" / "model").exists()
 
 
+def test_fine_tuning_that_was_cut_off_is_done_again(
+    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    whole = mcu.train(arguments(mnist_folder, folder))
+    (folder / "mcu.json").unlink()
+    (folder / "c" / "mnist.c").unlink()
+    model = (folder / "model" / "model.safetensors").stat()
+    parts = mcu.train(["--resume", str(folder)])
+    for results in (whole, parts):
+        for row in results["tuning"]:
+            row.pop("seconds")
+    assert parts == whole and (folder / "c" / "mnist.c").is_file()
+    assert (folder / "model" / "model.safetensors").stat() == model
+    assert mcu.main(["--resume", str(folder)]) == 1
+    assert f"is finished: see {folder / 'mcu.json'}" in capsys.readouterr().err
+
+
 def test_the_first_of_several_processes_goes_on_alone(
     mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

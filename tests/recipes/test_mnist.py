@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from adderize.errors import AdderizeError
 from adderize.models import lenet5_bn
 from recipes import mnist
 from recipes.image_classifier import ImageClassifier
+from recipes.run.folder import _numbered_folder
 from tests.recipes.runs import exit_code, killed
 
 ADDERS = {
@@ -223,6 +225,12 @@ def test_no_run_is_overwritten(
     for number in range(2):
         assert mnist.main(["--data", str(mnist_folder), "--batch-size", "96", "--steps", "1"]) == 0
         assert (tmp_path / "runs" / "mnist" / f"version_{number}" / "metrics.json").exists()
+
+
+def test_runs_that_start_at_once_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(_numbered_folder, [tmp_path] * 64))
+    assert sorted(found) == sorted(tmp_path / f"version_{number}" for number in range(64))
 
 
 def test_a_run_resumes_only_as_itself(mnist_folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from recipes import mnist
 from recipes.figures import __main__ as figures
@@ -108,3 +109,29 @@ def test_figures_go_on_with_interrupted_runs(
     monkeypatch.setattr(ImageClassifier, "training_step", step)
     assert figures.main(options) == 0
     assert (tmp_path / "out" / "filters.png").exists()
+
+
+def test_slurm_s_requeueing_leaves_runs_alone(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would save in mid-epoch at SIGUSR1, and load that for the tests and other runs."""
+    expected = mnist.train(arguments(mnist_folder, tmp_path / "elsewhere"))["test.top1"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"what another job was requeued with")
+    for name in ("NTASKS", "NTASKS_PER_NODE", "NNODES", "JOB_ID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_JOB_NAME", "training")
+    handlers = set()
+    step = ImageClassifier.training_step
+
+    def watched(self: ImageClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        handlers.add(signal.getsignal(signal.SIGUSR1))
+        assert isinstance(self.trainer._accelerator_connector.cluster_environment, SLURMEnvironment)
+        return step(self, batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(ImageClassifier, "training_step", watched)
+    assert mnist.train(arguments(mnist_folder, tmp_path / "run"))["test.top1"] == expected
+    assert handlers == {before}
