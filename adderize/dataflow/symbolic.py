@@ -14,8 +14,14 @@ from adderize.dataflow.in_place import PLAIN_OPERATORS, changed_in_place
 from adderize.dataflow.memory import Memory, seen_through
 from adderize.dataflow.nodes import ONE_AT_A_TIME, Flow, Node, function_name, is_leaf
 
-_QUERIES = {"size", "dim", "numel", "stride", "is_contiguous", "get_device", "element_size"}
-_TENSOR_ATTRIBUTES = {"T", "mT", "H", "mH", "data"}
+# Methods and attributes that tell about a tensor; all others may be one (`.real`, `.values`).
+_QUERIES = {
+    "data_ptr", "device", "dim", "dtype", "element_size", "get_device", "grad_fn", "is_complex",
+    "is_contiguous", "is_cpu", "is_cuda", "is_floating_point", "is_inference", "is_leaf", "is_meta",
+    "is_mps", "is_nested", "is_quantized", "is_signed", "is_sparse", "is_xpu", "itemsize", "layout",
+    "names", "nbytes", "ndim", "ndimension", "nelement", "numel", "output_nr", "requires_grad",
+    "shape", "size", "storage_offset", "stride", "_version",
+}  # fmt: skip
 
 
 def trace_symbolically(model: nn.Module, arguments: int = 1) -> Flow:
@@ -174,6 +180,5 @@ for _function in PLAIN_OPERATORS:
 
 
 def is_query(node: fx.Node) -> bool:
-    if node.target is getattr:
-        return node.args[1] not in _TENSOR_ATTRIBUTES
-    return node.op == "call_method" and node.target in _QUERIES
+    asked = node.args[1] if node.target is getattr else node.target
+    return (node.target is getattr or node.op == "call_method") and asked in _QUERIES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,13 +32,14 @@ class Geometry(NamedTuple):
         groups: int = 1,
     ) -> Geometry:
         """The geometry that integers and pairs stand for; AdderizeError for anything else."""
-        if not isinstance(groups, int):
+        (number,) = _integers((groups,)) or (None,)
+        if number is None:
             raise AdderizeError(f"groups is {groups!r}; expected an integer")
         return cls(
             as_pair(stride, "stride"),
             as_pair(padding, "padding"),
             as_pair(dilation, "dilation"),
-            groups,
+            number,
         )
 
     def padded(self, vertical: int, horizontal: int) -> Geometry:
@@ -118,12 +120,22 @@ def as_pair(value: int | Sequence[int], name: str) -> Pair:
     """An integer or a sequence of one or two as (rows, columns); AdderizeError if it is neither."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) == 1:
+    pair = _integers(tuple(value) if isinstance(value, Sequence) else (value, value))
+    if pair is not None and len(pair) == 1:
         pair *= 2
-    if len(pair) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in pair):
+    if pair is None or len(pair) != 2:
         raise AdderizeError(f"{name} is {value!r}; expected an integer or a pair of integers")
     return pair
+
+
+def _integers(values: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """The values as Python's integers, as which NumPy's count for torch; None where one is none."""
+    if all(isinstance(value, (int, torch.SymInt)) for value in values):
+        return values
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        return None
 
 
 def _output_shape(geometry: Geometry, input: Sequence[int], weight: Sequence[int]) -> Shape:

@@ -162,12 +162,13 @@ class QuantAdderConv2d(QuantAdder):
     """
 
     def __init__(self, layer: AdderConv2d, qparams: QParams, epilogue: Epilogue) -> None:
-        super().__init__(layer.weight, layer.bias, layer.groups, qparams, epilogue)
+        geometry, around = effective_geometry(layer)
+        super().__init__(layer.weight, layer.bias, geometry.groups, qparams, epilogue)
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size = layer.kernel_size
         self.padding_mode = layer.padding_mode
         self.same = isinstance(layer, AdderConv2dSame)
-        geometry, self.around = effective_geometry(layer)
+        self.around = around
         self.stride, self.padding, self.dilation = map(list, geometry[:3])
         self.gives_channels_last = is_channels_last(layer.weight)
 

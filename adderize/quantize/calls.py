@@ -86,6 +86,12 @@ def carriers(graph: fx.Graph) -> set[Node]:
     return found
 
 
+def read_layers(graph: fx.Graph) -> set[str]:
+    """The names of the modules whose parameters or buffers the graph reads itself, which therefore
+    stay what they are."""
+    return {str(node.target).rpartition(".")[0] for node in graph.find_nodes(op="get_attr")}
+
+
 def addend(node: Node, operand: Node) -> Node | None:
     """What a plain addition of two tensors adds to an operand; None for any other node."""
     if operation(node) != "add" or node.kwargs or len(node.args) != 2:

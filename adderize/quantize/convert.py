@@ -16,7 +16,13 @@ from adderize.layers.shift_add import statistics_of_norm
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import Epilogue, QuantAdder, quantized_layer
 from adderize.quantize.byte_tensors import ByteTensors
-from adderize.quantize.calls import clamp_bounds, free_name, is_max_pool, module_of
+from adderize.quantize.calls import (
+    clamp_bounds,
+    free_name,
+    is_max_pool,
+    module_of,
+    read_layers,
+)
 from adderize.quantize.fake_layers import FAKE_ADDERS
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
@@ -147,8 +153,10 @@ class GraphConversion:
         (self._bytes if to_bytes else self._floats)[end] = call
 
     def _new_name(self, fusion: Fusion) -> str:
-        """The layer's own, or another one where an earlier call of the layer has that."""
-        if fusion.name not in {call.target for call in self.calls.values()}:
+        """The layer's own, or another one where that is taken: by an earlier call of the layer, or
+        because the network reads the layer's filters."""
+        used = {call.target for call in self.calls.values()} | read_layers(self.graph)
+        if fusion.name not in used:
             return fusion.name
         taken = {name for name, _ in self.traced.named_modules(remove_duplicate=False)}
         return free_name(fusion.name, taken)

@@ -25,7 +25,7 @@ from adderize.dataflow.in_place import (
 )
 from adderize.dataflow.nodes import function_name
 from adderize.errors import AdderizeError
-from adderize.quantize.calls import is_foldable, is_plain, module_of, operation
+from adderize.quantize.calls import is_foldable, is_plain, module_of, operation, read_layers
 from adderize.quantize.fake_layers import FakeQuantize
 from adderize.quantize.float_tracer import FloatTracer, Hooked
 from adderize.quantize.positional import put_operands_first
@@ -243,6 +243,7 @@ def _is_identity(node: Node) -> bool:
 
 def _fold_into_convolutions(traced: fx.GraphModule) -> None:
     calls = [module_of(node) for node in traced.graph.nodes]
+    read = [traced.get_submodule(name) for name in read_layers(traced.graph)]
     for node in list(traced.graph.nodes):
         norm = module_of(node)
         if not isinstance(norm, nn.BatchNorm2d) or not is_foldable(norm):
@@ -250,7 +251,8 @@ def _fold_into_convolutions(traced: fx.GraphModule) -> None:
         (source,) = node.all_input_nodes
         convolution = module_of(source)
         once = len(source.users) == 1 and calls.count(convolution) == 1
-        if type(convolution) is nn.Conv2d and once and is_plain(convolution):
+        alone = once and not any(convolution is layer for layer in read)
+        if type(convolution) is nn.Conv2d and alone and is_plain(convolution):
             traced.set_submodule(str(source.target), _folded(convolution, norm))
             _take_out(node, source)
 

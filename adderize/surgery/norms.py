@@ -26,45 +26,72 @@ _PASSING_FUNCTIONS = frozenset({
     "tensor_split", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unsqueeze",
     "view", "vstack",
 })  # fmt: skip
+# Behind them, a channel of a norm may be made of several of the layer's.
+_RESHAPES = frozenset({"Unflatten", "reshape", "unflatten", "view"})
+_MOVES = _RESHAPES | {
+    "PixelShuffle", "moveaxis", "movedim", "permute", "pixel_shuffle", "stack", "swapaxes",
+    "transpose", "unsqueeze",
+}  # fmt: skip
 
 
 def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """The trainable norms that all of a layer's output goes to, in every call of the layer.
 
     A norm counts where every path from the layer reaches it through identity, dropout, reshape,
-    concatenation or pooling only.
+    concatenation or pooling only. Of a batch or instance norm each channel must be of one of the
+    layer's, which reshapes such as pixel shuffles do not leave so.
 
     Returns:
         the norms in order of execution; empty where some path meets an addition, an activation, a
         frozen norm or the model's output first.
     """
-    return _find_norms(flow, layer, "users", _passes)
+    channels = output_channels(layer)
+
+    def counts(norm: nn.Module, moved: str) -> bool:
+        if moved and keeps_channels_apart(norm):
+            found = _channels(norm)
+            if found % channels or (found != channels and moved not in _RESHAPES):
+                return False
+        return is_trainable_norm(norm)
+
+    return _find_norms(flow, layer, "users", _passes, counts)
 
 
 def find_norms_before(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """The trainable norms that all of a layer's input comes from, in every call of the layer.
 
-    As :func:`find_norms`, but a maximum of normalised values is not centred any more.
+    As :func:`find_norms`, but a maximum of normalised values is not centred any more, and whichever
+    channels they are of does not matter.
     """
-    return _find_norms(flow, layer, "sources", lambda node: _passes(node) and not _is_maximum(node))
+
+    def passes(node: Node) -> bool:
+        return _passes(node) and not _is_maximum(node)
+
+    return _find_norms(flow, layer, "sources", passes, lambda norm, _: is_trainable_norm(norm))
 
 
 def _find_norms(
-    flow: Flow, layer: nn.Module, side: str, passes: Callable[[Node], bool]
+    flow: Flow,
+    layer: nn.Module,
+    side: str,
+    passes: Callable[[Node], bool],
+    counts: Callable[[nn.Module, str], bool],
 ) -> list[nn.Module]:
     found: list[Node] = []
-    seen: set[Node] = set()
-    stack = list(flow.calls(layer))
+    seen: set[tuple[Node, str]] = set()
+    stack = [(call, "") for call in flow.calls(layer)]
     while stack:
-        neighbours: list[Node] = getattr(stack.pop(), side)
+        last, moved = stack.pop()
+        neighbours: list[Node] = getattr(last, side)
         for node in neighbours:
-            if node in seen:
+            step = node, node.name if node.name in _MOVES else moved
+            if step in seen:
                 continue
-            seen.add(node)
-            if node.module is not None and is_trainable_norm(node.module):
+            seen.add(step)
+            if isinstance(node.module, NORMS) and counts(node.module, moved):
                 found.append(node)
             elif passes(node):
-                stack.append(node)
+                stack.append(step)
             else:
                 return []
     found.sort(key=lambda node: node.position)

@@ -27,7 +27,8 @@ def check_ties(model: nn.Module, flows: Sequence[Flow], layers: Mapping[nn.Modul
     owners = {
         parameter: name
         for layer, name in layers.items()
-        for parameter in layer.parameters(recurse=False)
+        for key, parameter in layer.named_parameters(recurse=False)
+        if key in ("weight", "bias")  # what a user put beside them stays as it is
     }
     memory = _Memory(owners)
     for name, module in model.named_modules():

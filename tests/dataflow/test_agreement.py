@@ -262,3 +262,37 @@ def test_a_layer_of_what_does_not_come_from_the_input():
         symbolic, recorded = flows_of(model, torch.empty(2, 3, 8, 8))
     assert described(model, symbolic) == described(model, recorded)
     assert len(symbolic.calls(model.conv)) == 2
+
+
+ATTRIBUTES = {
+    "real part": lambda y: torch.fft.ifft2(torch.fft.fft2(y)).real,
+    "imaginary part": lambda y: torch.complex(y, y).imag,
+    "largest values": lambda y: torch.max(y, 1, keepdim=True).values.expand(-1, 4, -1, -1),
+    "sorted values": lambda y: y.sort(1).values,
+    "transposed": lambda y: y.mT,
+}
+
+
+@pytest.mark.parametrize("case", ATTRIBUTES)
+def test_attributes_that_are_tensors(case):
+    class Through(Tail):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(ATTRIBUTES[case](self.conv(self.stem(x)))))
+
+    model = Through(None)
+    symbolic, recorded = flows_of(model, torch.empty(2, 3, 8, 8))
+    assert described(model, symbolic) == described(model, recorded)
+    rows = {row.name: row for row in plan(model).rows}
+    assert (rows["conv"].decision, rows["conv"].norm) == ("convert", "inserted")
+    assert rows["stem"].reason.startswith("stem")
+
+
+def test_what_a_forward_asks_about_a_tensor_is_no_path():
+    class Asking(Tail):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(self.stem(x))
+            return self.head(self.norm(y)) / y.nelement() + y.ndimension() + y.shape.numel()
+
+    model = Asking(None)
+    (row,) = (row for row in plan(model).rows if row.name == "conv")
+    assert (row.norm, row.method) == ("norm", "fx")

@@ -59,7 +59,7 @@ class Operators(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
         self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.BatchNorm2d(8))
         self.grouped = nn.Sequential(
-            nn.Conv2d(8, 12, 3, 1, 2, dilation=2, groups=2, padding_mode="reflect"),
+            nn.Conv2d(8, 12, 3, 1, 2, dilation=2, groups=np.int64(2), padding_mode="reflect"),
             nn.BatchNorm2d(12), nn.ReLU(),
         )  # fmt: skip
         self.kept = nn.Conv2d(20, 8, 3, padding="same", padding_mode="replicate")

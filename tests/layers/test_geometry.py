@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,19 @@ def test_traced_forms(kind: str, change: str) -> None:
     assert torch.equal(torch.fx.symbolic_trace(layer)(_images()), expected)
     program = torch.export.export(layer, (_images(),)).module()
     assert torch.equal(program(_images()), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_integers_of_numpy(kind: str) -> None:
+    """torch's convolutions take them: sizes that a search or a file gives are often such."""
+    geometry = {"stride": 2, "padding": (1, 0), "dilation": 1, "groups": 2}
+    layer = KINDS[kind](4, 6, KERNEL, **geometry).eval()
+    expected = layer(_images())
+    layer.stride, layer.groups = np.int64(2), np.int64(2)
+    layer.padding, layer.dilation = (np.int32(1), np.int64(0)), [np.uint8(1)]
+    assert torch.equal(layer(_images()), expected)
+    assert torch.equal(torch.export.export(layer, (_images(),)).module()(_images()), expected)
+    assert all(type(n) is int for pair in effective_geometry(layer)[0][:3] for n in pair)
 
 
 @pytest.mark.parametrize("kind", KINDS)

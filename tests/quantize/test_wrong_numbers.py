@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from adderize import AdderizeError, adderize, load_model, recalibrate, save_model
 from adderize.layers import AdderConv2dSame
-from adderize.quantize import quantize, quantize_report
+from adderize.quantize import prepare_qat, quantize, quantize_report
 from tests.quantize.networks import conv
 
 X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -469,6 +469,43 @@ def test_options_of_forward_have_their_defaults():
         quantized(X, state=X)
     with pytest.raises(Exception, match="mode"):
         quantized(X, mode="once")
+
+
+# Parameters that a forward reads
+
+
+class Reads(Two):
+    """A penalty on filters, and a bias and a stem's filters that take part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_of_stem = nn.BatchNorm2d(8)
+        self.a.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.relu(self.norm_of_stem(self.stem(x)))
+        y = F.relu(self.na(self.a(y) * self.a.scale + self.a.bias.view(-1, 1, 1)))
+        y = self.head(self.nb(self.b(y))) * self.stem.weight.abs().mean()
+        return y, self.b.weight.abs().sum()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["calibrated", "trained with the rounding"])
+def test_parameters_that_a_forward_reads_stay_floats(trained: bool, tmp_path) -> None:
+    model = Reads()
+    model.a.bias = nn.Parameter(torch.randn(8))
+    prepared(model)
+    quantized = quantize(prepare_qat(model, [X]).eval() if trained else model, [X])
+    assert isinstance(quantized, fx.GraphModule), quantize_report(quantized).remarks
+    assert len(quantize_report(quantized).layers) == 2
+    with torch.no_grad():
+        found, expected = quantized(X), model(X)
+    assert relative_error(found[0], expected[0]) < 0.1
+    assert torch.equal(found[1], expected[1])
+    if not trained:
+        save_model(quantized, tmp_path)
+        fresh = Reads()
+        fresh.a.bias = nn.Parameter(torch.zeros(8))
+        assert torch.equal(load_model(fresh, tmp_path)(X)[0], found[0])
 
 
 # Memory formats

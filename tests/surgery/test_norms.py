@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize import adderize, plan
@@ -46,6 +47,15 @@ FOUND = {
         [nn.BatchNorm2d(2), nn.BatchNorm2d(2)],
     ),
     "two norms": (lambda y, x, n: n[0](y) + n[1](y), [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]),
+    "shuffled channels": (
+        lambda y, x, n: n[0](y.view(-1, 2, 2, 8, 8).transpose(1, 2).reshape(-1, 4, 8, 8)),
+        [nn.BatchNorm2d(4)],
+    ),
+    "rows of tokens": (
+        lambda y, x, n: n[0](y.flatten(2).transpose(1, 2).reshape(-1, 4)),
+        [nn.BatchNorm1d(4)],
+    ),
+    "split channels": (lambda y, x, n: n[0](F.pixel_unshuffle(y, 2)), [nn.BatchNorm2d(16)]),
     "a size on the way": (lambda y, x, n: n[0](y.view(y.size(0), -1)), [nn.BatchNorm1d(256)]),
     "unused chunk": (lambda y, x, n: n[0](y.chunk(2, 1)[0]), [nn.BatchNorm2d(2)]),
 }
@@ -63,6 +73,15 @@ MISSING = {
     "interpolation": (
         lambda y, x, n: n[0](nn.functional.interpolate(y, scale_factor=2.0)),
         [nn.BatchNorm2d(4)],
+    ),
+    "pixel shuffle": (lambda y, x, n: n[0](F.pixel_shuffle(y, 2)), [nn.BatchNorm2d(1)]),
+    "groups as images": (lambda y, x, n: n[0](y.view(-1, 2, 8, 8)), [nn.BatchNorm2d(2)]),
+    "rows as channels": (lambda y, x, n: n[0](y.permute(0, 2, 3, 1)), [nn.BatchNorm2d(8)]),
+    "stacked": (lambda y, x, n: n[0](torch.stack([y, y], 1)), [nn.BatchNorm3d(2)]),
+    "a volume": (lambda y, x, n: n[0](y.unsqueeze(1)), [nn.InstanceNorm3d(1)]),
+    "one way of two": (
+        lambda y, x, n: n[0](torch.cat([y, F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2)], 1)),
+        [nn.BatchNorm2d(8)],
     ),
     "root mean square norm": (lambda y, x, n: n[0](y), [nn.RMSNorm([4, 8, 8])]),
 }
@@ -117,12 +136,17 @@ def test_norms_over_several_channels_get_a_batch_norm_before_them(case, inserted
     assert [*model.norms] == norms
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [[nn.GroupNorm(1, 32)], [nn.PixelShuffle(4), nn.BatchNorm2d(2)]],
+    ids=["one group", "pixel shuffle"],
+)
 @pytest.mark.parametrize(("norm", "low", "high"), [("ignore", 0.0, 0.1), ("insert", 0.9, 1.1)])
 def test_what_images_change_is_lost_in_a_norm_over_all_channels(
-    norm: str, low: float, high: float
+    tail: list[nn.Module], norm: str, low: float, high: float
 ) -> None:
     """The share of the outputs' variance that lies between images, not between channels."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(16, 32, 1), nn.GroupNorm(1, 32))
+    model = nn.Sequential(nn.Conv2d(16, 32, 1), *tail)
     outputs = adderize(model, stem=True, head=True, norm=norm)(torch.randn(64, 16, 1, 1))
     assert low < float(outputs.var(0).mean() / outputs.var()) < high

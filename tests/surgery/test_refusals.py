@@ -471,6 +471,23 @@ def test_who_only_holds_filters_does_no_harm(holder):
     model(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
+def test_parameters_that_a_user_put_on_a_layer_are_no_filters():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_cnn()
+            self.net[1][0].scale = nn.Parameter(torch.full((1, 4, 1, 1), 2.0))
+
+        def forward(self, x):
+            block = self.net[1]
+            y = block[0](self.net[0](x)) * block[0].scale
+            return self.net[3:](self.net[2](block[1:](y)))
+
+    model = adderize(Scaled())
+    assert adder_names(model) == ["net.1.0", "net.2.0"]
+    assert bool((model.net[1][0].scale == 2).all())
+
+
 @pytest.mark.parametrize("direct", [False, True], ids=["holder", "layer's own"])
 def test_who_computes_a_convolution_with_filters_is_named(direct):
     class Reading(nn.Module):
