@@ -43,12 +43,13 @@ def _check(name: str, kernel: str, sm: int, dtype: str, sign: bool = False) -> N
     # A limit of registers, ours or the assembler's, may cost one instruction in a hundred before
     # and after the loop (of groups also Triton 3.6's, 8 in all); in the loop only that of the
     # filter gradient of fp16 or of many taps, where fewer blocks on a multiprocessor would cost
-    # more.
+    # more (on sm_80 three in a hundred).
     grouped = LAYERS[name].channels > 1
     may_reload = kernel == "filter_gradient" and (dtype == "fp16" or LAYERS[name].kernel_height > 3)
     strict = sm >= 90 and dtype == "fp32" and not sign and not may_reload
     assert found.machine.spills <= (8 * grouped if strict else found.instructions // 100)
-    assert loop["LDL"] + loop["STL"] <= (loop.total() // 100 if may_reload else 0)
+    most_reloads = (3 if sm == 80 else 1) * loop.total() // 100
+    assert loop["LDL"] + loop["STL"] <= (most_reloads if may_reload else 0)
     assert not loop["LDS"] + loop["LDS.128"] + loop["BAR"], "a tile changes hands in the loop"
     # Four neighbours at once: 16 bytes of float32, 8 of half precision. Single values are filters',
     # which the input gradient looks at once more for NaN.
