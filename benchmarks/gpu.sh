@@ -4,10 +4,11 @@
 #
 #   benchmarks/gpu.sh FOLDER [SECONDS]
 #
-# FOLDER gets kernels.log, report.json, report.log, tests.log, tune.log, cache/ and summary.txt. A step
-# that fails or runs out of its time is said to have, and the next one follows; what it found until
-# then is in its files. $PYTHON (python3) is used as it is where it has what these steps need;
-# otherwise `make install` fetches that first.
+# FOLDER gets kernels.log, report.json, report.log, tests.log, tune.log, summary.txt and the tiles in
+# cache/tiles: eight files at most, with install.log. A step that fails or runs out of its time is said
+# to have, and the next one follows; what it found until then is in its files. One that is left out is
+# told with its command. $PYTHON (python3) is used as it is where it has what these steps need; otherwise
+# the summary names the first thing that is missing, and `make install` fetches it.
 set -u
 
 if [ $# -lt 1 ]; then
@@ -33,7 +34,7 @@ step() {
     shift 2
     [ "$most" -le "$(left)" ] || most=$(left)
     if [ "$most" -le 0 ]; then
-        status="left out for want of time"
+        status="left out for want of time; it is: ${*@Q}"
     else
         # Interrupted, pytest still writes what it has. (In the background shells ignore SIGINT.)
         timeout --signal=INT --kill-after=10 "$most" env --default-signal=INT "$@" \
@@ -48,8 +49,10 @@ adderize() { echo 'import sys; from adderize.cli import main; sys.exit(main(sys.
 
 needs='import torch, torchvision, lightning, timm, torchmetrics, safetensors, tqdm, filelock, yaml
 import pytest, triton'
-if ! "$python" -c "$needs" 2> /dev/null; then
-    step install 200 make install PYTHON="$python"
+if ! missing=$("$python" -c "$needs" 2>&1); then
+    echo "missing in $python: ${missing##*$'\n'}" | tee -a "$summary"
+    # Where there is no network pip would go on trying for minutes.
+    step install 200 env PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=15 make install PYTHON="$python"
     # Without a network: with what there is.
     .venv/bin/python -c "$needs" 2>> "$folder/install.log" && python=$PWD/.venv/bin/python
 fi
@@ -71,4 +74,5 @@ step report "$((most > 200 ? most - 60 : most))" "$python" -c "$(adderize)" benc
     -o "$folder/report.json" --budget $((most > 200 ? most - 100 : most / 2))
 tests tests 150 "${others[@]}"
 step tune 80 "$python" -c "$(adderize)" doctor --tune resnet18 --batch 128 --precision fp32 bf16
+rm -f "$folder"/cache/tiles/*.lock "$folder"/*.unfinished
 exit "$failed"

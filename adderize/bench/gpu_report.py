@@ -34,8 +34,8 @@ PRECISIONS = ("fp32", "bf16")
 # stopped, or so long after the time is up.
 _SECONDS, _EPOCHS_SECONDS = (5.0, 90.0), (30.0, 100.0)
 _AFTER_THE_END = 30.0
-# Of the time, what compiling may take.
-_COMPILING = 0.4
+# Of the time, what compiling may take; trainings, in processes of their own, end so long before it.
+_COMPILING, _BEFORE_THE_END = 0.4, 3.0
 
 LAYERS = (
     Layer("3x3 64, 56x56", 64, 64, 56, 64, 3, Geometry.of(padding=1)),
@@ -174,7 +174,8 @@ def write_report(
         run: _Run = _run_here
         if gpu.is_cuda(device):
             limit = _COMPILING * budget
-            run_in_processes(_untimed(settings, device, limit), limit)
+            end = time.monotonic() + limit - _BEFORE_THE_END
+            run_in_processes(_untimed(settings, device, end), limit)
             tick("compiling")
             worker = Worker()
             stack.callback(worker.stop)
@@ -215,15 +216,20 @@ def _parts(settings: Settings, device: str) -> Iterator[Part]:
     yield from _epochs(settings.epochs[2:])
 
 
-def _untimed(settings: Settings, device: str, limit: float) -> Iterator[Callable[[], Any]]:
-    """What the parts would have to compile first, in `limit` seconds; the longest first."""
+def _untimed(settings: Settings, device: str, end: float) -> Iterator[Callable[[], Any]]:
+    """What the parts would have to compile first, until `end` (monotonic); the longest first."""
     for epoch in settings.epochs:
-        yield partial(measure_epoch, epoch.of_few_steps(), limit)
+        yield partial(_few_steps, epoch, end)
     for network in settings.networks:
         for precision in PRECISIONS:
             yield partial(run_step, network, precision, device)
     for layer in settings.layers:
         yield partial(run_passes, layer, device)
+
+
+def _few_steps(epoch: Epoch, end: float) -> None:
+    """Nothing of it may run beside what is timed: killing a process spares those it has started."""
+    measure_epoch(epoch.of_few_steps(), end - time.monotonic())
 
 
 def _epochs(epochs: Sequence[Epoch]) -> Iterator[Part]:

@@ -180,12 +180,19 @@ def test_parts_on_a_gpu_come_in_the_order_of_their_use() -> None:
 
 def test_what_is_compiled_first_runs_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, where nothing is to be compiled; the epochs by their options."""
-    ran: list[Any] = []
-    monkeypatch.setattr(gpu_report, "measure_epoch", lambda epoch, limit: ran.append(epoch))
+    ran, limits = list[Any](), list[float]()
+
+    def epoch(epoch: Epoch, limit: float) -> None:
+        ran.append(epoch)
+        limits.append(limit)
+
+    monkeypatch.setattr(gpu_report, "measure_epoch", epoch)
     monkeypatch.setattr(gpu_report, "run_step", lambda *what: ran.append(what))
     monkeypatch.setattr(gpu_report, "run_passes", lambda *what: ran.append(what))
+    monkeypatch.setattr(gpu_report, "time", SimpleNamespace(monotonic=lambda: 5.0))
     for call in gpu_report._untimed(ON_CPU, "cpu", 9.0):
         call()
+    assert limits == [4.0]
     assert ran[0].options[-4:] == ("--epochs", "1", "--max-steps", "3")
     (network,) = ON_CPU.networks
     assert ran[1:3] == [(network, "fp32", "cpu"), (network, "bf16", "cpu")]

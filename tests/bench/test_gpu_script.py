@@ -73,6 +73,32 @@ def test_no_step_starts_when_the_time_is_up(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout.count("left out for want of time") == 4
 
 
+LACKING = """#!/bin/sh
+echo "Traceback (most recent call last):
+ModuleNotFoundError: No module named 'timm'" >&2
+exit 1
+"""
+
+
+def test_what_is_missing_and_left_out_is_named(tmp_path: Path) -> None:
+    done = _run(tmp_path, str(tmp_path / "out"), "0", python_text=LACKING)
+    missing, install, *_, tune = done.stdout.splitlines()
+    assert missing.endswith("/python: ModuleNotFoundError: No module named 'timm'")
+    assert install.startswith("install: left out for want of time; it is: 'env' 'PIP_RETRIES=1' ")
+    assert tune.startswith("tune: left out for want of time; it is: ")
+    assert "'doctor' '--tune' 'resnet18'" in tune
+
+
+def test_what_only_processes_need_is_not_left_in_the_folder(tmp_path: Path) -> None:
+    tiles = tmp_path / "out" / "cache" / "tiles"
+    tiles.mkdir(parents=True)
+    for file in (tiles / "H100.lock", tiles / "H100.json", tmp_path / "out" / "r.7.unfinished"):
+        file.touch()
+    _run(tmp_path, str(tmp_path / "out"), "0")
+    assert [file.name for file in tiles.iterdir()] == ["H100.json"]
+    assert [file.name for file in (tmp_path / "out").iterdir() if file.is_file()] == ["summary.txt"]
+
+
 def test_the_folder_is_asked_for(tmp_path: Path) -> None:
     done = _run(tmp_path)
     assert done.returncode == 2 and "usage: " in done.stderr

@@ -92,6 +92,10 @@ CASES = {
     "depthwise, dilations": Case(
         (1, 4, 7, 9), (4, 1, 3, 3), stride=(1, 3), padding=(2, 3), dilation=(2, 3), groups=4
     ),
+    "depthwise 5x5, strips of 7": Case((2, 20, 7, 5), (20, 1, 5, 5), padding=(2, 2), groups=20),
+    "depthwise 7x7, strips of 8, bfloat16": Case(
+        (1, 4, 8, 3), (4, 1, 7, 7), padding=(3, 3), groups=4, dtype=torch.bfloat16
+    ),
     "depthwise 1x3, NCHW": Case(
         (2, 20, 3, 5), (20, 1, 1, 3), padding=(0, 1), groups=20, channels_last=False
     ),
@@ -307,6 +311,9 @@ def _not_a_number(case: Case) -> dict[str, bool]:
         changed[0, 0, 1, 1], changed[1, channel, 1, 1] = float("nan"), float("inf")
         grad = torch.ones(2, 4, 4, 4)
         expected = oracle.adder_conv2d(input, weight, grad, padding=(1, 1), groups=case.groups)
+        if where == "weight":
+            signs = case._replace(gradient="sign")
+            found["weight filter gradient of signs"] = _equal_signs(signs, grad, input, weight)
         output = kernels.adder_conv2d(input, weight, case.geometry)
         found[f"{where} forward"] = torch.equal(output.isfinite(), expected.output.isfinite())
         gradients = (
@@ -319,6 +326,15 @@ def _not_a_number(case: Case) -> dict[str, bool]:
             lost = gradient.isfinite() & ~wanted.isfinite()
             found[f"{where} {what} gradient"] = not lost.any()
     return found
+
+
+def _equal_signs(case: Case, grad: Tensor, input: Tensor, weight: Tensor) -> bool:
+    from adderize.ops import reference
+    from adderize.ops import triton as kernels
+
+    arguments = grad, input, weight, case.geometry, case.gradient
+    expected = reference.adder_conv2d_weight_gradient(*arguments)
+    return torch.allclose(kernels.adder_conv2d_weight_gradient(*arguments), expected, atol=1e-5)
 
 
 def filter_gradients_in_every_memory_format(device: str) -> dict[str, bool]:

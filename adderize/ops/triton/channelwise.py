@@ -16,7 +16,8 @@ from adderize.ops.triton.layer import Layer, taps_by_channel, taps_by_filter
 
 _THREADS = 128
 _NEIGHBOURS = 4  # channels of a thread: 16 bytes of float32
-_PROGRAMS = 1056  # eight on each of an H100's multiprocessors, whatever the device
+# Of a filter gradient: two for each that an H100 runs at once, so that the last ones end together.
+_MULTIPROCESSORS, _REGISTERS, _TURNS = 132, 2**16, 2
 _FEWEST_STEPS = 4
 _MOST_ROWS_OF_TAPS, _LONGEST_WINDOW, _LONGEST_STRIDE = 7, 64, 4
 # Triton before 3.3 has none; its depthwise layers are groups of one channel.
@@ -91,7 +92,8 @@ def filter_gradient_launch(layer: Layer, sign: bool) -> Launch:
         vectors = _vector_tiles(layer.groups * layer.filters, tile)
         blocks = vectors * layer.taps * (layer.channels // tile["IN"])
     steps = layer.images * _blocks(rows, tile)
-    splits = max(1, min(_PROGRAMS // blocks, steps // _FEWEST_STEPS))
+    at_once = _REGISTERS // (_THREADS * tile.get("maxnreg", 128)) * _MULTIPROCESSORS
+    splits = max(1, min(_TURNS * at_once // blocks, steps // _FEWEST_STEPS))
     return Launch(kernel, tile, blocks * splits, steps / splits, splits)
 
 
@@ -123,13 +125,34 @@ def _depthwise_tile(layer: Layer) -> dict[str, int]:
 
 
 def _depthwise_filter_tile(layer: Layer, sign: bool) -> dict[str, int]:
-    """With as many columns of taps as their sums find registers."""
+    """With as many columns of taps as their sums find registers, and long strips for many rows."""
     sums = 9 if sign else 15
     columns = max(1, min(3, layer.kernel_width, sums // layer.kernel_height))
     tile = {**_depthwise_tile(layer), "TAPS_W": columns}
     if not sign and layer.stride_h <= 2 and layer.dilation_h == 1 and tile["VECTOR"] == 4:
-        tile |= _at_most(128 if columns * layer.kernel_height <= 9 else 168)
+        few = columns * layer.kernel_height <= 9
+        tile |= _at_most(128 if few else 168)
+        if not few and layer.stride_h == 1:
+            tile |= _long_strips(layer)
     return tile
+
+
+def _long_strips(layer: Layer) -> dict[str, int]:
+    """The strip that reads the fewest rows of the input, in the tile that wastes the least."""
+
+    def rows_read(strip: int) -> int:
+        return -(-layer.out_height // strip) * (strip + layer.kernel_height - 1)
+
+    strip = min((4, 7, 8), key=rows_read)
+    positions = -(-layer.out_height // strip) * layer.out_width
+
+    def taken(columns: int) -> int:
+        rows = _THREADS * _NEIGHBOURS // columns
+        return -(-positions // rows) * rows * -(-layer.groups // columns) * columns
+
+    # Of equals 32: many columns leave many parts of sums, and few are read in short pieces.
+    columns = min((32, 64, 16), key=taken)
+    return {"STRIP": strip, "COLUMNS": columns, "ROWS": _THREADS * _NEIGHBOURS // columns}
 
 
 def _group_tile(summed: int, results: int, positions_a_thread: int) -> dict[str, int]:

@@ -7,7 +7,9 @@ convolution inside the filter gradient is cuDNN's and follows torch.backends.cud
 deterministic. Layers of small groups have a kernel of their own instead.)
 
 In the input gradient a NaN among the inputs gives NaN at that pixel and channel, and one among the
-filters at every pixel of its channel, or of small groups at least at those that see it.
+filters at every pixel of its channel, or of small groups at least at those that see it. In the
+filters' gradient the sign of a NaN among the filters is 0, as for torch.sign; one among the inputs
+counts as if it lay below every filter.
 """
 
 from __future__ import annotations

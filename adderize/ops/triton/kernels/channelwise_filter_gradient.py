@@ -2,8 +2,9 @@
 
     dF = sum g x - F * G,    sum g x = sum g (x - c) + c * G,    G = sum of g
 
-A program has a part of the positions, and c is the mean of the pixels that it sees first. Parts
-are those of sum g x and of G, in float64, which `combine` adds. SIGN: sums of g sgn(x - F), no G.
+A program has a part of the positions, and c is the mean of the pixels that it sees first; 0 for
+depthwise layers in half precision, whose inputs have too few digits to gain from it. Parts are
+those of sum g x and of G, in float64, which `combine` adds. SIGN: sums of g sgn(x - F), no G.
 """
 
 from __future__ import annotations
@@ -74,8 +75,11 @@ def depthwise(
     stop = (steps * (split + 1) // splits).to(tl.int32)
 
     first_w = block * TAPS_W
+    CENTRED: tl.constexpr = (not SIGN) and x_ptr.dtype.element_ty == tl.float32
+    row_step, tap_step = width.to(tl.int64) * channels, dilation_w.to(tl.int64) * channels
+    out_row_step = out_width.to(tl.int64) * channels
     centre = tl.zeros([COLUMNS], tl.float32)
-    if not SIGN:
+    if CENTRED:
         image, strip, out_column, live, channel = tile_of_strips(
             start * column_tiles + column_tile, strips, out_width, channels, ROWS, COLUMNS
         )
@@ -94,12 +98,17 @@ def depthwise(
         )
         real = channel < channels
         g = ()
+        g_row = ((image * out_height + strip * STRIP) * out_width + out_column) * channels
+        g_at = g_ptr + g_row[:, None] + channel[None, :]
+        mask = live[:, None] & real[None, :]
         for r in tl.static_range(STRIP):
-            out_row = strip * STRIP + r
-            mask = (live & (out_row < out_height))[:, None] & real[None, :]
-            at = ((image * out_height + out_row) * out_width + out_column) * channels
-            g = g + (tl.load(g_ptr + at[:, None] + channel[None, :], mask=mask, other=0.0),)
-            total += g[r].to(tl.float64)
+            exists = (strip * STRIP + r < out_height)[:, None]
+            g = g + (tl.load(g_at, mask=mask & exists, other=0.0),)
+            g_at += out_row_step
+        strip_sum = g[0]
+        for r in tl.static_range(1, STRIP):
+            strip_sum += g[r]
+        total += strip_sum.to(tl.float64)
         top = strip * (STRIP * STRIDE) - padding_h
         left = out_column * stride_w - padding_w + first_w * dilation_w
         x_row = ((image * height + top) * width + left) * channels
@@ -109,11 +118,13 @@ def depthwise(
             if SIGN:
                 w_at = w_ptr + tl.minimum(first_w + tap_w, kernel_width - 1) * channels + channel
                 w = column_of_taps(w_at, real, kernel_width * channels, KERNEL_H)
+            x_row_at = x_at
+            x_at += tap_step
             for row in tl.static_range((STRIP - 1) * STRIDE + (KERNEL_H - 1) * DILATION + 1):
-                offset = (row * width + tap_w * dilation_w) * channels.to(tl.int64)
                 mask = inside & within(top + row, height)[:, None]
-                x = tl.load(x_at + offset, mask=mask, other=0.0).to(tl.float32)
-                difference = x - centre[None, :]
+                x = tl.load(x_row_at, mask=mask, other=0.0).to(tl.float32)
+                x_row_at += row_step
+                difference = x - centre[None, :] if CENTRED else x
                 for r in tl.static_range(STRIP):
                     for tap_h in tl.static_range(KERNEL_H):
                         if r * STRIDE + tap_h * DILATION == row:
@@ -132,7 +143,8 @@ def depthwise(
     for tap_h in tl.static_range(KERNEL_H):
         for tap_w in tl.static_range(TAPS_W):
             result = tl.sum(sums[tap_h * TAPS_W + tap_w], 0).to(tl.float64)
-            result += centre.to(tl.float64) * grad_sum
+            if CENTRED:
+                result += centre.to(tl.float64) * grad_sum
             at = (tap_h * kernel_width + first_w + tap_w) * channels + channel
             tl.store(parts_ptr + at, result, mask=real & (first_w + tap_w < kernel_width))
 
@@ -260,7 +272,10 @@ def combine(
     at = filter.to(tl.int64) * (channels * taps)
     at += tap * channels + channel if NHWC else channel * taps + tap
     result = tl.sum(total, 0)
-    if not SIGN:
-        w = tl.load(w_ptr + at, mask=filter < filters, other=0.0)
+    w = tl.load(w_ptr + at, mask=filter < filters, other=0.0)
+    if SIGN:
+        # As for torch.sign: the sign of NaN is 0.
+        result = tl.where(w == w, result, 0.0)
+    else:
         result -= w.to(tl.float64) * tl.sum(grad_sum, 0)
     tl.store(dw_ptr + at, result.to(tl.float32), mask=filter < filters)

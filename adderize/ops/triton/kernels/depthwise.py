@@ -31,7 +31,8 @@ def tile_of_strips(program, strips, width, channels, ROWS: tl.constexpr, COLUMNS
 
 @triton.jit
 def within(at, size):
-    return (at >= 0) & (at < size)
+    """Whether 0 <= at < size, in one comparison."""
+    return at.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
 
 
 @triton.jit

@@ -167,4 +167,5 @@ def dense(
         dw_ptr + split.to(tl.int64) * dw_split, w_row, 1,
         ROW_REGISTERS, ROW_THREADS, COLUMN_REGISTERS, COLUMN_THREADS, _VECTOR,
     )  # fmt: skip
-    tl.store(dw_at, total * 2, mask=mask)
+    # As for torch.sign: the sign of NaN is 0.
+    tl.store(dw_at, tl.where(w == w, total * 2, 0.0), mask=mask)
