@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import subprocess
@@ -38,7 +39,9 @@ for line in sys.stdin:
 def _waiting() -> subprocess.Popen[str]:
     command = [sys.executable, "-c", _WAITING]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=_ROOT)
+    server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=_ROOT)
+    atexit.register(server.communicate)  # closes its input, at which it ends
+    return server
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
