@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.utils import _pair
 
 from adderize.errors import AdderizeError
 from adderize.layers import scripted
-from adderize.ops.geometry import Geometry, resolve
+from adderize.ops.geometry import Geometry, as_integer, as_pair, resolve
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -57,13 +56,13 @@ class ConvLayer(_ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            _pair(kernel_size),
-            _pair(stride),
-            padding if isinstance(padding, str) else _pair(padding),
-            _pair(dilation),
+            as_pair(kernel_size, "kernel_size"),
+            as_pair(stride, "stride"),
+            padding if isinstance(padding, str) else as_pair(padding, "padding"),
+            as_pair(dilation, "dilation"),
             False,
-            _pair(0),
-            groups,
+            (0, 0),
+            as_integer(groups, "groups"),
             bias,
             padding_mode,
             device=device,

@@ -32,14 +32,11 @@ class Geometry(NamedTuple):
         groups: int = 1,
     ) -> Geometry:
         """The geometry that integers and pairs stand for; AdderizeError for anything else."""
-        (number,) = _integers((groups,)) or (None,)
-        if number is None:
-            raise AdderizeError(f"groups is {groups!r}; expected an integer")
         return cls(
             as_pair(stride, "stride"),
             as_pair(padding, "padding"),
             as_pair(dilation, "dilation"),
-            number,
+            as_integer(groups, "groups"),
         )
 
     def padded(self, vertical: int, horizontal: int) -> Geometry:
@@ -114,6 +111,14 @@ def resolve(
         step * (taps - 1) for step, taps in zip(geometry.dilation, kernel, strict=True)
     )
     return geometry.padded(vertical // 2, horizontal // 2), (vertical % 2, horizontal % 2)
+
+
+def as_integer(value: int, name: str) -> int:
+    """An integer as Python's; AdderizeError for anything else."""
+    found = _integers((value,))
+    if found is None:
+        raise AdderizeError(f"{name} is {value!r}; expected an integer")
+    return found[0]
 
 
 def as_pair(value: int | Sequence[int], name: str) -> Pair:

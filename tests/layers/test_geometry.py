@@ -108,14 +108,21 @@ def test_traced_forms(kind: str, change: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_of_numpy(kind: str) -> None:
     """torch's convolutions take them: sizes that a search or a file gives are often such."""
-    geometry = {"stride": 2, "padding": (1, 0), "dilation": 1, "groups": 2}
-    layer = KINDS[kind](4, 6, KERNEL, **geometry).eval()
+    plain: dict[str, Any] = {"stride": 2, "padding": (1, 0), "dilation": 1, "groups": 2}
+    integers = {"stride": np.int64(2), "padding": (np.int32(1), np.int64(0)),
+                "dilation": [np.uint8(1)], "groups": np.int64(2)}  # fmt: skip
+    layer = KINDS[kind](4, 6, tuple(map(np.int64, KERNEL)), **integers).eval()
     expected = layer(_images())
-    layer.stride, layer.groups = np.int64(2), np.int64(2)
-    layer.padding, layer.dilation = (np.int32(1), np.int64(0)), [np.uint8(1)]
-    assert torch.equal(layer(_images()), expected)
+    assert {name: getattr(layer, name) for name in plain} == {
+        "stride": (2, 2), "padding": (1, 0), "dilation": (1, 1), "groups": 2
+    }  # fmt: skip
     assert torch.equal(torch.export.export(layer, (_images(),)).module()(_images()), expected)
-    assert all(type(n) is int for pair in effective_geometry(layer)[0][:3] for n in pair)
+    other = KINDS[kind](4, 6, KERNEL, **plain).eval()
+    other.load_state_dict(layer.state_dict())
+    for name, value in integers.items():
+        setattr(other, name, value)
+    assert torch.equal(other(_images()), expected)
+    assert all(type(n) is int for pair in effective_geometry(other)[0][:3] for n in pair)
 
 
 @pytest.mark.parametrize("kind", KINDS)
