@@ -125,5 +125,5 @@ def _odd_layers() -> dict[str, Layer]:
 def test_every_form_compiles(name: str, kernel: str, flags: dict[str, bool]) -> None:
     loop = forecast(_odd_layers()[name], kernel, dtype="bf16", **flags).machine.loop
     # Of a strip's sixteen rows at dilation 6 four addresses find no register: 4 in 2,009.
-    most_reloads = loop.total() // 100 if kernel == "filter_gradient" else 0
-    assert loop["LDL"] + loop["STL"] <= most_reloads
+    crowded = (name, kernel, flags.get("SIGN")) == ("dilation 6", "filter_gradient", True)
+    assert loop["LDL"] + loop["STL"] <= (4 if crowded else 0)

@@ -163,21 +163,20 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_damaged_run_is_named(
-    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("arguments.json", "{"), ("metrics.json", '{"test.top1": 99.9, "history": []}')],
+)
+def test_a_run_without_the_arguments_that_it_is_of_is_refused(
+    file: str,
+    content: str,
+    mnist_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "ablation" / "full-alr-3"
     folder.mkdir(parents=True)
-    (folder / "arguments.json").write_text("{")
+    (folder / file).write_text(content)
     assert ablation.main(arguments(mnist_folder, tmp_path / "ablation")) == 1
-    assert "full-alr-3/arguments.json" in capsys.readouterr().err
-
-
-def test_results_of_unknown_arguments_are_refused(
-    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "ablation" / "full-alr-3"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text('{"test.top1": 99.9, "history": []}')
-    assert ablation.main(arguments(mnist_folder, tmp_path / "ablation")) == 1
-    assert "cannot read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cannot read" in error and "full-alr-3/arguments.json" in error

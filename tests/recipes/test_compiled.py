@@ -222,6 +222,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
 def test_networks_are_one_graph_and_so_is_the_rule() -> None:
     network = adderize(build("resnet20"), init="normal")
     images = torch.randn(2, 3, 32, 32)
+    explained = torch._dynamo.explain(network)(images)
+    assert explained.graph_count == 1 and explained.graph_break_count == 0
     torch._dynamo.reset()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     compiled(images).sum().backward()
