@@ -27,6 +27,7 @@ import torch
 
 from adderize import AdderizeError
 from adderize.tables import Table, csv_text
+from adderize.whole_files import write_whole
 from recipes import mnist, run
 from recipes.run.monitors import History, TrainingDiverged
 
@@ -245,8 +246,7 @@ def _write_curves(path: Path, cells: Sequence[Cell]) -> None:
         for trial in cell.trials
         for epoch in trial.history
     ]
-    text = csv_text(["gradient", "rate", "seed", *CURVES], rows)
-    path.write_text(text + "\n", newline="\n")
+    write_whole(path, csv_text(["gradient", "rate", "seed", *CURVES], rows) + "\n")
 
 
 main = run.command("ablation", ablation)

@@ -24,10 +24,10 @@ from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
 from adderize.bench.worker import Worker
-from adderize.errors import AdderizeError, classed, writing
+from adderize.errors import AdderizeError, classed
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 PRECISIONS = ("fp32", "bf16")
 # What a part takes at least and at most: with less time left it does not start, after more it is
@@ -163,12 +163,12 @@ def write_report(
         "took": {},
         "seconds": 0.0,
     }
-    _write(file, report)
+    write_whole(file, json_text(report) + "\n")
 
     def tick(name: str) -> None:
         before, report["seconds"] = report["seconds"], clock() - start
         report["took"][name] = report["seconds"] - before
-        _write(file, report)
+        write_whole(file, json_text(report) + "\n")
 
     with ExitStack() as stack:
         run: _Run = _run_here
@@ -287,8 +287,3 @@ def _add(report: dict[str, Any], part: Part, run: _Run, limit: float) -> None:
         report[part.section].append(result)
     else:
         report[part.section] = result
-
-
-def _write(file: Path, report: dict[str, Any]) -> None:
-    with writing(file), replaced_file(file) as unfinished:
-        unfinished.write_text(json_text(report) + "\n")

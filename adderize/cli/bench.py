@@ -20,7 +20,7 @@ from adderize.errors import AdderizeError, first_line, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table, json_text, shape_text
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         # What was measured before an error, or Ctrl-C, is kept; an older file is, if nothing was.
         if arguments.json and report["rows"]:
-            _write(arguments.json, report)
+            write_whole(arguments.json, json_text(report) + "\n")
     return 0
 
 
@@ -137,11 +137,6 @@ def _check_writable(file: Path) -> None:
         file.open("a").close()
         if is_new:
             file.unlink()
-
-
-def _write(file: Path, report: dict[str, Any]) -> None:
-    with writing(file), replaced_file(file) as unfinished:
-        unfinished.write_text(json_text(report) + "\n")
 
 
 def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

@@ -22,12 +22,12 @@ from adderize.cli.shared_options import (
     output_file,
     size,
 )
-from adderize.errors import AdderizeError, writing
+from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
 from adderize.surgery import adderize, binarize
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "multiplications against additions, before and after a conversion"
 EXAMPLES = (
@@ -87,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text)
         return 0
-    with writing(arguments.output), replaced_file(arguments.output) as unfinished:
-        unfinished.write_text(text + "\n")
+    write_whole(arguments.output, text + "\n")
     note(f"wrote {arguments.output}")
     return 0
 

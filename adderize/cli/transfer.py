@@ -41,7 +41,7 @@ from adderize.training.recalibration import recalibrate, tracking_norms
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "turn a trained network into an adder network that keeps what it knows"
 EXAMPLES = (
@@ -141,8 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
     last = stages.add("8 bits", eight_bit)
     save_model(eight_bit, folder / BYTES, card=_card(arguments, last))
     result = {**stages.to_dict(), "transfer": report.to_dict()}
-    with writing(folder), replaced_file(folder / REPORT) as unfinished:
-        unfinished.write_text(json_text(result) + "\n")
+    write_whole(folder / REPORT, json_text(result) + "\n")
     (folder / STATE).unlink(missing_ok=True)
     print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
     note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
