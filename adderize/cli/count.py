@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from adderize.checkpoints import named
@@ -22,6 +21,7 @@ from adderize.cli.shared_options import (
     output_file,
     size,
 )
+from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
 from adderize.models import by_name
@@ -125,8 +125,8 @@ def _budget(arguments: argparse.Namespace) -> str:
     if arguments.layers == "bnn":
         if options.pop("linear", False):
             raise AdderizeError("--linear has no binary form: leave it out with --layers bnn")
-        example = torch.empty((1, *input_size), device="meta")
-        model, options = binarize(model, example_input=example, **options), {}
+        options["example_input"] = blank_input(model, input_size)
+        model, options = binarize(model, **options), {}
     if arguments.multiplication_free:
         model, options = _without_products(arguments, options), {}
     tables = {"energy": arguments.energy, "latency": arguments.latency}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from adderize import formulas
 from adderize.counting import call_formulas as of
 from adderize.counting.rows import Views
 from adderize.counting.trace import Call, blank_copy
-from adderize.dataflow.recording import floating_dtype
+from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
@@ -20,7 +19,7 @@ from adderize.layers import Converted, ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPoo
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdder
 from adderize.surgery import adderize, plan
-from adderize.surgery.engine import ADDER
+from adderize.surgery.engine import ADDER, converted_layers
 
 ADDERS = (*ADDER.classes, QuantAdder)
 SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)
@@ -43,9 +42,7 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     twin = blank_copy(model)
     if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin
-    options["example_input"] = torch.empty(
-        (1, *input_size), dtype=floating_dtype(model), device="meta"
-    )
+    options["example_input"] = blank_input(model, input_size)
     if plan(twin, **options).converted:
         adderize(twin, **options)
     return twin.eval()
@@ -92,11 +89,7 @@ class Reading:
 
 def own_norms(model: nn.Module) -> set[str]:
     """Names of the norms that converted layers own: a convolutional network does not have them."""
-    return {
-        f"{name}.norm".removeprefix(".")
-        for name, module in model.named_modules()
-        if isinstance(module, Converted)
-    }
+    return {f"{name}.norm".removeprefix(".") for name in converted_layers(model)}
 
 
 def read_as(call: Call, form: str) -> Operations:

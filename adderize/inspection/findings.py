@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adderize.dataflow import Flow, Node
+from adderize.dataflow import Flow, Node, flow_of
 from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
 from adderize.inspection.result import Finding, Layer
@@ -63,7 +63,7 @@ def findings_of(
     ]
     for row in rows:
         layer = layers[row.name]
-        called = not flows or any(flow.calls(layer) for flow in flows)
+        called = not flows or flow_of(flows, layer) is not None
         if called and isinstance(layer, Adder):
             found += _adder_findings(row, norms)
         found += [] if new else _input_findings(row)
@@ -160,11 +160,11 @@ def _below_zero(measured: Measured, channels: int) -> Tensor:
 
 def _only_relu_after(layer: nn.Module, norm: nn.Module, flows: Sequence[Flow]) -> bool:
     """Whether all of the norm's output goes through a ReLU next, max pooling aside."""
-    owns = getattr(layer, "norm", None) is norm
-    flow = next((flow for flow in flows if flow.calls(layer if owns else norm)), None)
+    module = layer if getattr(layer, "norm", None) is norm else norm
+    flow = flow_of(flows, module)
     if flow is None:
         return False
-    waiting: list[Node] = list(flow.calls(layer if owns else norm))
+    waiting: list[Node] = list(flow.calls(module))
     while waiting:
         for user in waiting.pop().users:
             if user.name in _POOLS:

@@ -34,6 +34,11 @@ _MOVES = _RESHAPES | {
 }  # fmt: skip
 
 
+def find_norms_after(flow: Flow | None, layer: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """As :func:`find_norms`; where no flow is known, by the order of registration."""
+    return find_norms(flow, layer) if flow else _find_norm_by_order(model, layer)
+
+
 def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """The trainable norms that all of a layer's output goes to, in every call of the layer.
 
@@ -128,7 +133,7 @@ def keeps_channels_apart(norm: nn.Module) -> bool:
     return not isinstance(norm, nn.LayerNorm)
 
 
-def find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
+def _find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The norm registered right after a layer, if it has as many channels; the last resort."""
     leaves = [module for module in model.modules() if is_leaf(module)]
     position = next(i for i, module in enumerate(leaves) if module is layer)
