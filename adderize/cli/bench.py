@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from adderize.bench.timing import machine
 from adderize.cli import gpu_report
 from adderize.cli.shared_options import duration, images, positive, size, usable_device
 from adderize.data.image_sources import SOURCES
-from adderize.errors import AdderizeError, first_line, writing
+from adderize.errors import AdderizeError, failing, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table, json_text, shape_text
@@ -206,7 +205,7 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     timing = _timing(arguments)
     for arch, shape in shapes:
         for batch in arguments.batch:
-            with _told(arch, shape):
+            with failing(f"{arch} fails on images of {shape_text(shape)}"):
                 row = twins.measure(arguments.task, arch, shape, batch, arguments.device, **timing)
             cells = "".join(
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
@@ -227,18 +226,6 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[str, tuple[int, ...]]]:
     """Names and inputs, all of them before the first is measured: one of them may be wrong."""
     built = [(arch, blank(arch)) for arch in arguments.arch]
     return [(arch, arguments.input or input_size(arch, model)) for arch, model in built]
-
-
-@contextmanager
-def _told(arch: str, shape: tuple[int, ...]) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, AdderizeError):
-            raise
-        raise AdderizeError(
-            f"{arch} fails on images of {shape_text(shape)}: {first_line(error)}"
-        ) from error
 
 
 def _gpu_networks_line(row: dict[str, Any]) -> str:
@@ -265,7 +252,7 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             batch = torch.randn(
                 *(32, *shape), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
             )
-        with _told(arch, shape):
+        with failing(f"{arch} fails on images of {shape_text(shape)}"):
             for row in integers.measure(arch, batch, arguments.batch, **timing):
                 print(f"{arch}, batch {row['batch']}, threads: {row['threads']}", end="")
                 print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")

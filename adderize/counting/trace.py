@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from adderize.counting.operators import Numbers, count_call
 from adderize.dataflow import blank_input
 from adderize.dataflow.snapshot import Snapshot
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 from adderize.formulas import Operations, Shape
 
 
@@ -117,8 +117,7 @@ def without_fast_attention() -> Iterator[None]:
 
 
 def untraceable(input_size: Sequence[int], where: str, error: Exception) -> AdderizeError:
-    lines = str(error).splitlines()
-    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    reason = first_line(error).rstrip(".")
     return AdderizeError(
         f"an input of {tuple(input_size)} cannot be traced through {where}: {reason}. Is the size "
         "right: (C, H, W), without the batch? Counting runs without data: the model must take one "
