@@ -13,7 +13,8 @@ from adderize.bench import integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
-from adderize.cli.shared_options import duration, images, positive, size, usable_device
+from adderize.cli.images import images
+from adderize.cli.shared_options import add_input, duration, positive, usable_device
 from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError, failing, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
@@ -44,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         network.add_argument(
             "--batch", nargs="+", type=positive, default=[8], metavar="N", help="images (8)"
         )
-        network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+        add_input(network)
         network.set_defaults(measure=_networks, task=task)
         if task == "inference":
             _configure_int8(network)

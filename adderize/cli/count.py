@@ -16,10 +16,12 @@ from adderize.cli.shared_options import (
     add_conversion_options,
     add_cost_options,
     add_format,
+    add_input,
+    add_layers,
     arch_options,
     conversion_options,
     output_file,
-    size,
+    refuse,
 )
 from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
@@ -49,15 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
     add_arch_options(parser)
-    parser.add_argument(
-        "--layers", choices=("adder", "bnn"), default="adder",
-        help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
-    )  # fmt: skip
+    add_layers(parser)
     parser.add_argument(
         "--multiplication-free", action="store_true",
         help="with every scale of the adder network as shifts and additions",
     )  # fmt: skip
-    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    add_input(parser)
     parser.add_argument(
         "--counter", choices=("meta", "fvcore"), default="meta",
         help="traces PyTorch's dispatcher without data (default), or TorchScript with fvcore",
@@ -103,11 +102,8 @@ def _check_alone(arguments: argparse.Namespace) -> None:
         if action.dest not in ("model", "help", "format", "output")
         and getattr(arguments, action.dest, None) != alone.get(action.dest)
     ]
-    if given:
-        raise AdderizeError(
-            f"--paper is a table of the paper's networks and takes no {' and no '.join(given)}: "
-            "leave it out, or name an architecture"
-        )
+    instead = "leave it out, or name an architecture"
+    refuse("--paper is a table of the paper's networks and", given, instead)
 
 
 def _paper(arguments: argparse.Namespace) -> str:
