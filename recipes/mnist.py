@@ -38,12 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="adder",
         help="adder: all layers; adder-inner: all but the first and the linear ones",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR|embedded",
-        help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
-        "download into ./data)",
-    )
+    add_data(parser)
     parser.add_argument(
         "--distort",
         action=argparse.BooleanOptionalAction,
@@ -60,6 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     run.add_arguments(parser)
     return parser
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="DIR|embedded",
+        help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
+        "download into ./data)",
+    )
 
 
 def train(argv: Sequence[str] | None = None) -> dict[str, object]:
