@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from adderize import formulas
-from adderize.counting import call_formulas as of
+from adderize.counting.operators import ADDER_FORMULAS
 from adderize.counting.rows import Views
 from adderize.counting.trace import Call, blank_copy
 from adderize.dataflow import blank_input
@@ -24,12 +24,6 @@ from adderize.surgery.engine import ADDER, converted_layers
 ADDERS = (*ADDER.classes, QuantAdder)
 SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)
 _BINARY_OPERATOR = "adderize::binary_conv2d"
-_ADDER_OPERATORS = {
-    "adderize::adder_conv2d": of.adder,
-    "adderize::adder_conv2d_u8": of.adder_of_bytes,
-    "adderize::adder_conv2d_u8_packed": of.adder_of_packed_bytes,
-}
-_ON_BYTES = {name: count for name, count in _ADDER_OPERATORS.items() if "_u8" in name}
 _FORMS = {
     "convolution": formulas.convolution,
     "adder": formulas.adder,
@@ -74,8 +68,9 @@ class Reading:
         """Both views by the format of the numbers: the pairs of an adder on bytes are bytes, their
         scales and shifts are not; the bits that a binary layer counts make integers."""
         views = Views(self.before(call), self.after(call))
-        if call.operator in _ON_BYTES:
-            epilogue = _ON_BYTES[call.operator](call.arguments, call.output, lambda *_: FREE)
+        if call.operator in ADDER_FORMULAS and "_u8" in call.operator:
+            formula = ADDER_FORMULAS[call.operator]
+            epilogue = formula(call.arguments, call.output, lambda *_: FREE)
             pairs = Views(*(view + -1 * epilogue for view in views))
             return {"int8": pairs, call.dtype: Views(epilogue, epilogue)}
         if call.operator == _BINARY_OPERATOR:
@@ -97,8 +92,8 @@ def read_as(call: Call, form: str) -> Operations:
 
     Binary layers become convolutions with them; otherwise they stay what they are.
     """
-    if call.operator in _ADDER_OPERATORS:
-        return _ADDER_OPERATORS[call.operator](call.arguments, call.output, _FORMS[form])
+    if call.operator in ADDER_FORMULAS:
+        return ADDER_FORMULAS[call.operator](call.arguments, call.output, _FORMS[form])
     if call.operator == _BINARY_OPERATOR and form == "convolution":
         input, weight, *_ = call.arguments
         return formulas.convolution(input, weight, call.output)

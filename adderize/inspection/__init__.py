@@ -11,7 +11,8 @@ from adderize.errors import AdderizeError, failing
 from adderize.inspection.findings import findings_of
 from adderize.inspection.measurement import LAYERS, Measured, measure
 from adderize.inspection.norm_states import find_norm_states, staleness
-from adderize.inspection.result import Finding, Inspection, Layer, NormState, Range
+from adderize.inspection.result import Inspection
+from adderize.inspection.rows import Finding, Layer, NormState, Range
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import shifts_of_network
 from adderize.quantize.record import quantization_of

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from adderize.dataflow import Flow, Node, flow_of
+from adderize.errors import listed
 from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
-from adderize.inspection.result import Finding, Layer
+from adderize.inspection.rows import Finding, Layer
 from adderize.layers import Adder
 from adderize.surgery.norms import keeps_channels_apart, output_channels
 from adderize.tables import layer_text
@@ -132,8 +133,7 @@ def _dead_filters(
             dead = dead | _below_zero(measured[norm], len(dead))
         if bool(dead.any()):
             channels = dead.nonzero().flatten().tolist()
-            listed = ", ".join(map(str, channels[:6])) + (", ..." if len(channels) > 6 else "")
-            found = f"{len(channels)} of {len(dead)} channels: {listed}"
+            found = f"{len(channels)} of {len(dead)} channels: {listed([*map(str, channels)])}"
             yield _finding("dead filters", name, found)
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.dataflow import Flow, flow_of
 from adderize.inspection.measurement import batches_of
-from adderize.inspection.result import NormState
+from adderize.inspection.rows import NormState
 from adderize.layers import Adder
 from adderize.surgery.norms import find_norms_after, is_norm, is_trainable_norm
 from adderize.training.recalibration import estimate_statistics, tracking_norms
