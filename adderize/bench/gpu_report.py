@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,16 +170,12 @@ def write_report(
         report["took"][name] = report["seconds"] - before
         write_whole(file, json_text(report) + "\n")
 
-    with ExitStack() as stack:
-        run: _Run = _run_here
-        if gpu.is_cuda(device):
-            limit = _COMPILING * budget
-            end = time.monotonic() + limit - _BEFORE_THE_END
-            run_in_processes(_untimed(settings, device, end), limit)
-            tick("compiling")
-            worker = Worker()
-            stack.callback(worker.stop)
-            run = worker.run
+    if gpu.is_cuda(device):
+        limit = _COMPILING * budget
+        end = time.monotonic() + limit - _BEFORE_THE_END
+        run_in_processes(_untimed(settings, device, end), limit)
+        tick("compiling")
+    with _runs(device) as run:
         for part in parts:
             left = budget - (clock() - start)
             least, most = part.seconds
@@ -189,9 +185,17 @@ def write_report(
     return report
 
 
-def _run_here(call: Callable[[], Any], limit: float) -> Any:
-    """Where nothing hangs, as on a CPU."""
-    return call()
+@contextmanager
+def _runs(device: str) -> Iterator[_Run]:
+    """How parts are run: a GPU's in a process that can be ended; on a CPU nothing hangs."""
+    if not gpu.is_cuda(device):
+        yield lambda call, limit: call()
+        return
+    worker = Worker()
+    try:
+        yield worker.run
+    finally:
+        worker.stop()
 
 
 def machine_facts(device: str) -> dict[str, Any]:
