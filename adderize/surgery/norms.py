@@ -70,7 +70,7 @@ def find_norms_before(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """
 
     def passes(node: Node) -> bool:
-        return _passes(node) and not _is_maximum(node)
+        return _passes(node) and "max" not in node.name.lower()
 
     return _find_norms(flow, layer, "sources", passes, lambda norm, _: is_trainable_norm(norm))
 
@@ -101,10 +101,6 @@ def _find_norms(
                 return []
     found.sort(key=lambda node: node.position)
     return list(dict.fromkeys(node.module for node in found if node.module is not None))
-
-
-def _is_maximum(node: Node) -> bool:
-    return "max" in node.name.lower()
 
 
 def _passes(node: Node) -> bool:
