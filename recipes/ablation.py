@@ -13,9 +13,7 @@ OUTPUT/curves.csv                   the learning curves of all runs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -145,11 +143,8 @@ def _run(arguments: argparse.Namespace, gradient: str, rate: str, seed: int) -> 
 
 
 def _train(folder: Path, argv: list[str]) -> None:
-    argv = run.continued(argv, folder)
-    print(f"python -m recipes.mnist {shlex.join(argv)}", file=sys.stderr, flush=True)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            mnist.train(argv)
+        mnist.train_for(argv, folder)
     except TrainingDiverged as error:
         print(error, file=sys.stderr, flush=True)
         run.write_json(folder / DIVERGED, {"error": str(error)})
