@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adderize.bench import integers, layers, processor_limits, twins
+from adderize.bench import gpu, integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
@@ -156,7 +156,7 @@ def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         names = "; ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
     timing = _timing(arguments)
-    on_gpu = torch.device(arguments.device).type == "cuda"
+    on_gpu = gpu.is_cuda(arguments.device)
     if on_gpu:
         print("adder milliseconds (times the convolution's in float32, TF32 and bfloat16)")
     else:

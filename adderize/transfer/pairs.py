@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from adderize.errors import AdderizeError, failing
 from adderize.layers import Adder
 from adderize.surgery.checks import check_model
-from adderize.training.recalibration import described, tracking_norms
+from adderize.training.batches import described
+from adderize.training.recalibration import tracking_norms
 
 
 @dataclass(frozen=True)
