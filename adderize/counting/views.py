@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,10 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
         return twin
     options["example_input"] = blank_input(model, input_size)
     if plan(twin, **options).converted:
-        adderize(twin, **options)
+        with warnings.catch_warnings():
+            # What is counted need not learn.
+            warnings.filterwarnings("ignore", "adderize: the filters of .* are frozen")
+            adderize(twin, **options)
     return twin.eval()
 
 

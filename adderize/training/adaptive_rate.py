@@ -168,8 +168,12 @@ def held_filters(filters: dict[str, nn.Parameter], optimizer: Optimizer) -> dict
 
 def held_by(optimizers: Iterable[Optimizer]) -> set[int]:
     """The identities of all parameters that some optimizers step."""
-    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-    return {id(parameter) for group in groups for parameter in group["params"]}
+    return {
+        id(parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
