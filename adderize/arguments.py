@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import nn
 
@@ -34,6 +36,13 @@ def check_module(model: object) -> None:
 def check_switch(key: str, value: object) -> None:
     if not isinstance(value, bool):
         raise AdderizeError(f"{key} is {value!r}; expected True or False")
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether an argument is a finite number, and no switch."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
 
 
 def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:

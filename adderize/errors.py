@@ -40,6 +40,17 @@ def listed(names: Sequence[str], separator: str = ", ") -> str:
 
 
 @contextmanager
+def failing(what: str, advice: str = "") -> Iterator[None]:
+    """What a user's network raises meanwhile becomes an AdderizeError: what fails, and why."""
+    try:
+        yield
+    except AdderizeError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise AdderizeError(f"{what}: {first_line(error)}{advice}") from error
+
+
+@contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """What the file system refuses meanwhile becomes an AdderizeError that names the path."""
     try:

@@ -19,17 +19,31 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
     Until then the old one stays as it is, whatever ends the process. Of a link it is the file that
     it names; what is no file, such as ``/dev/stdout``, is written to itself.
+
+    Raises:
+        AdderizeError: the file cannot be written.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = path.resolve()
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with writing(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = path.resolve()
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
+        try:
+            yield unfinished
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file with this text in the place of the one that is there.
+
+    Raises:
+        AdderizeError: the file cannot be written.
+    """
+    with replaced_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager

@@ -13,9 +13,7 @@ OUTPUT/curves.csv                   the learning curves of all runs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ import torch
 
 from adderize import AdderizeError
 from adderize.tables import Table, csv_text
+from adderize.whole_files import write_whole
 from recipes import mnist, run
 from recipes.run.monitors import History, TrainingDiverged
 
@@ -144,11 +143,8 @@ def _run(arguments: argparse.Namespace, gradient: str, rate: str, seed: int) -> 
 
 
 def _train(folder: Path, argv: list[str]) -> None:
-    argv = run.continued(argv, folder)
-    print(f"python -m recipes.mnist {shlex.join(argv)}", file=sys.stderr, flush=True)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            mnist.train(argv)
+        mnist.train_for(argv, folder)
     except TrainingDiverged as error:
         print(error, file=sys.stderr, flush=True)
         run.write_json(folder / DIVERGED, {"error": str(error)})
@@ -245,8 +241,7 @@ def _write_curves(path: Path, cells: Sequence[Cell]) -> None:
         for trial in cell.trials
         for epoch in trial.history
     ]
-    text = csv_text(["gradient", "rate", "seed", *CURVES], rows)
-    path.write_text(text + "\n", newline="\n")
+    write_whole(path, csv_text(["gradient", "rate", "seed", *CURVES], rows) + "\n")
 
 
 main = run.command("ablation", ablation)

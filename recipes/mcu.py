@@ -38,7 +38,7 @@ from adderize.models import micro_cnn
 from adderize.quantize import prepare_qat, quantize
 from adderize.quantize.start import Ranges
 from adderize.tables import Table
-from recipes import classifier, distillation, run
+from recipes import classifier, distillation, mnist, run
 from recipes.batches import ImageData, InMemoryImages
 from recipes.fine_tuning import fine_tune
 from recipes.image_classifier import ImageClassifier
@@ -56,12 +56,7 @@ _RECALIBRATION_BATCHES = 50
 def make_parser() -> argparse.ArgumentParser:
     parser = run.make_parser("mcu", __doc__)
     parser.set_defaults(arch=ARCH, layers="adder")
-    parser.add_argument(
-        "--data",
-        metavar="DIR|embedded",
-        help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
-        "download into ./data)",
-    )
+    mnist.add_data(parser)
     parser.add_argument(
         "--distortion",
         type=run.non_negative_float,

@@ -7,8 +7,11 @@ python -m recipes.mnist --data embedded     5,000 digits that the package mlxten
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from adderize import AdaptiveLearningRate, AdderizeError
@@ -38,12 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="adder",
         help="adder: all layers; adder-inner: all but the first and the linear ones",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR|embedded",
-        help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
-        "download into ./data)",
-    )
+    add_data(parser)
     parser.add_argument(
         "--distort",
         action=argparse.BooleanOptionalAction,
@@ -62,6 +60,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="DIR|embedded",
+        help="folder with MNIST/raw, or the embedded digits (default: $ADDERIZE_DATA, or else a "
+        "download into ./data)",
+    )
+
+
 def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     """One run from the command line's arguments; the contents of its metrics.json.
 
@@ -72,6 +79,17 @@ def train(argv: Sequence[str] | None = None) -> dict[str, object]:
     if not arguments.resume:  # the run's own arguments are resolved, and were checked
         _check_adder_options(arguments)
     return classifier.train(arguments, "mnist", _load, _build)
+
+
+def train_for(argv: Sequence[str], folder: Path) -> None:
+    """One run into `folder` for another command, whose stdout it leaves alone.
+
+    It goes on with what an interruption left there.
+    """
+    argv = run.continued(argv, folder)
+    print(f"python -m recipes.mnist {shlex.join(argv)}", file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        train(argv)
 
 
 def _load(arguments: argparse.Namespace) -> InMemoryImages:

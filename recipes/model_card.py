@@ -24,15 +24,35 @@ def model_card(
     data: ImageData,
 ) -> ModelCard:
     """What it says, for :func:`adderize.save_model`."""
+    kind = _KINDS[arguments.layers.partition("-")[0]]
+    accuracies = {"accuracy": round(metrics["test.top1"] / 100, 6)}
+    if "test.top5" in metrics:
+        accuracies["top-5-accuracy"] = round(metrics["test.top5"] / 100, 6)
+    pretrained = getattr(arguments, "pretrained", None)
+    return ModelCard(
+        title=f"{budget.model} as {kind}",
+        base_model=hub_name(module.hparams["arch"], pretrained) if pretrained else "",
+        dataset=(re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-"), data.name),
+        metrics=accuracies,
+        text=_text(arguments.command, metrics, module, budget, data),
+    )
+
+
+def _text(
+    command: str,
+    metrics: dict[str, Any],
+    module: ImageClassifier,
+    budget: OpBudget,
+    data: ImageData,
+) -> str:
     options = {"num_classes": data.num_classes, **(module.hparams["arch_options"] or {})}
     build = ", ".join(
         [f'"{module.hparams["arch"]}"', *(f"{key}={value!r}" for key, value in options.items())]
     )
-    kind = _KINDS[arguments.layers.partition("-")[0]]
     top5 = f"| test top-5, % | {metrics['test.top5']:.2f} |\n" if "test.top5" in metrics else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (data.mean, data.std))
     size = shape_text(data.input_size)
-    text = f"""Trained on {data.train_size:,} and tested on {data.test_size:,} images of
+    return f"""Trained on {data.train_size:,} and tested on {data.test_size:,} images of
 {data.name}.
 Inputs are {size}, pixels in [0, 1] normalised with mean {mean} and deviation {std}.
 
@@ -61,17 +81,6 @@ model = load_model(build({build}), "model").eval()
 ## Training
 
 ```console
-$ {arguments.command}
+$ {command}
 ```
 """
-    accuracies = {"accuracy": round(metrics["test.top1"] / 100, 6)}
-    if "test.top5" in metrics:
-        accuracies["top-5-accuracy"] = round(metrics["test.top5"] / 100, 6)
-    pretrained = getattr(arguments, "pretrained", None)
-    return ModelCard(
-        title=f"{budget.model} as {kind}",
-        base_model=hub_name(module.hparams["arch"], pretrained) if pretrained else "",
-        dataset=(re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-"), data.name),
-        metrics=accuracies,
-        text=text,
-    )

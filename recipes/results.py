@@ -21,7 +21,7 @@ from adderize.callbacks import ShiftNorms
 from adderize.counting.budget import OpBudget
 from adderize.counting.rows import Layer, Views
 from adderize.errors import listed
-from adderize.layers import Converted
+from adderize.surgery.engine import converted_layers
 from adderize.training.recalibration import tracking_norms
 from adderize.training.shift_norms import round_norm_scales_
 from recipes.batches import ImageData
@@ -62,7 +62,7 @@ def finish(
         "test.top1_running_statistics": before["top1"],
         **({"test.top5": after["top5"]} if "top5" in after else {}),
         **_training_metrics(trainer, data, device),
-        "converted": converted_layers(network),
+        "converted": list(converted_layers(network)),
         "layers": arguments.layers,
         "backend": backend,
         "seed": arguments.seed,
@@ -83,11 +83,6 @@ def finish(
     write_json(folder / METRICS, metrics)
     print(_summary(metrics, data, folder), flush=True)
     return metrics
-
-
-def converted_layers(network: nn.Module) -> list[str]:
-    """Names of the adders and binary layers."""
-    return [name for name, layer in network.named_modules() if isinstance(layer, Converted)]
 
 
 def _accuracies(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ from adderize.bench.gpu_steps import Network, measure_step, run_step
 from adderize.bench.layers import Layer, run_passes
 from adderize.bench.timing import machine
 from adderize.bench.worker import Worker
-from adderize.errors import AdderizeError, classed, writing
+from adderize.errors import AdderizeError, classed
 from adderize.ops.geometry import Geometry
 from adderize.tables import json_text
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 PRECISIONS = ("fp32", "bf16")
 # What a part takes at least and at most: with less time left it does not start, after more it is
@@ -163,23 +163,19 @@ def write_report(
         "took": {},
         "seconds": 0.0,
     }
-    _write(file, report)
+    write_whole(file, json_text(report) + "\n")
 
     def tick(name: str) -> None:
         before, report["seconds"] = report["seconds"], clock() - start
         report["took"][name] = report["seconds"] - before
-        _write(file, report)
+        write_whole(file, json_text(report) + "\n")
 
-    with ExitStack() as stack:
-        run: _Run = _run_here
-        if gpu.is_cuda(device):
-            limit = _COMPILING * budget
-            end = time.monotonic() + limit - _BEFORE_THE_END
-            run_in_processes(_untimed(settings, device, end), limit)
-            tick("compiling")
-            worker = Worker()
-            stack.callback(worker.stop)
-            run = worker.run
+    if gpu.is_cuda(device):
+        limit = _COMPILING * budget
+        end = time.monotonic() + limit - _BEFORE_THE_END
+        run_in_processes(_untimed(settings, device, end), limit)
+        tick("compiling")
+    with _runs(device) as run:
         for part in parts:
             left = budget - (clock() - start)
             least, most = part.seconds
@@ -189,9 +185,17 @@ def write_report(
     return report
 
 
-def _run_here(call: Callable[[], Any], limit: float) -> Any:
-    """Where nothing hangs, as on a CPU."""
-    return call()
+@contextmanager
+def _runs(device: str) -> Iterator[_Run]:
+    """How parts are run: a GPU's in a process that can be ended; on a CPU nothing hangs."""
+    if not gpu.is_cuda(device):
+        yield lambda call, limit: call()
+        return
+    worker = Worker()
+    try:
+        yield worker.run
+    finally:
+        worker.stop()
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -287,8 +291,3 @@ def _add(report: dict[str, Any], part: Part, run: _Run, limit: float) -> None:
         report[part.section].append(result)
     else:
         report[part.section] = result
-
-
-def _write(file: Path, report: dict[str, Any]) -> None:
-    with writing(file), replaced_file(file) as unfinished:
-        unfinished.write_text(json_text(report) + "\n")

@@ -30,9 +30,8 @@ from adderize.integer.multiplication_free import (
 from adderize.layers.settings import differences, settings_of
 from adderize.quantize.fake_layers import check_no_fakes
 from adderize.quantize.record import Quantization, quantization_of, rebuild
-from adderize.surgery.engine import become_original, original_kind
 from adderize.surgery.entries import convert_like, converted_entries, filter_deviations
-from adderize.surgery.fusion_guard import guard_fusion
+from adderize.surgery.restoration import all_or_none
 
 
 def save_model(model: nn.Module, folder: str | Path, *, card: ModelCard | None = None) -> None:
@@ -159,9 +158,9 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
             "load into a model that is not converted, or restore() this one first"
         )
     new = {name: entry for name, entry in saved.items() if name not in present}
-    if new:
-        convert_like(model, new)
-    try:
+    with all_or_none(model):
+        if new:
+            convert_like(model, new)
         entries = converted_entries(model)
         different = [name for name, entry in entries.items() if entry != saved[name]]
         if different:
@@ -170,13 +169,6 @@ def load_model(model: nn.Module | str | Path, folder: str | Path | None = None) 
                 "norm; load into a model that is not converted"
             )
         _load(model, manifest, state, folder)
-    except AdderizeError:
-        for layer in map(model.get_submodule, new):
-            kind = original_kind(layer)
-            assert kind is not None
-            become_original(layer, kind)
-        guard_fusion(model)
-        raise
     return model
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adderize.bench import integers, layers, processor_limits, twins
+from adderize.bench import gpu, integers, layers, processor_limits, twins
 from adderize.bench.rivals import onnxruntime_missing
 from adderize.bench.timing import machine
 from adderize.cli import gpu_report
-from adderize.cli.shared_options import duration, images, positive, size, usable_device
+from adderize.cli.images import images
+from adderize.cli.shared_options import add_input, duration, positive, usable_device
 from adderize.data.image_sources import SOURCES
-from adderize.errors import AdderizeError, first_line, writing
+from adderize.errors import AdderizeError, failing, writing
 from adderize.models.by_name import FORMS, blank, build, input_size
 from adderize.ops.native.register_loops import LOOPS
 from adderize.tables import Table, json_text, shape_text
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "speed and memory beside the convolution, side by side in one process"
 EXAMPLES = (
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         network.add_argument(
             "--batch", nargs="+", type=positive, default=[8], metavar="N", help="images (8)"
         )
-        network.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+        add_input(network)
         network.set_defaults(measure=_networks, task=task)
         if task == "inference":
             _configure_int8(network)
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         # What was measured before an error, or Ctrl-C, is kept; an older file is, if nothing was.
         if arguments.json and report["rows"]:
-            _write(arguments.json, report)
+            write_whole(arguments.json, json_text(report) + "\n")
     return 0
 
 
@@ -139,11 +139,6 @@ def _check_writable(file: Path) -> None:
             file.unlink()
 
 
-def _write(file: Path, report: dict[str, Any]) -> None:
-    with writing(file), replaced_file(file) as unfinished:
-        unfinished.write_text(json_text(report) + "\n")
-
-
 def _limits(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     rates = processor_limits.measure_every_instruction_set(**_timing(arguments))
     rows = [
@@ -161,7 +156,7 @@ def _layers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
         names = "; ".join(layer.name for layer in layers.LAYERS)
         raise AdderizeError(f"no layer's name contains {arguments.only!r}; there are: {names}")
     timing = _timing(arguments)
-    on_gpu = torch.device(arguments.device).type == "cuda"
+    on_gpu = gpu.is_cuda(arguments.device)
     if on_gpu:
         print("adder milliseconds (times the convolution's in float32, TF32 and bfloat16)")
     else:
@@ -211,7 +206,7 @@ def _networks(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     timing = _timing(arguments)
     for arch, shape in shapes:
         for batch in arguments.batch:
-            with _told(arch, shape):
+            with failing(f"{arch} fails on images of {shape_text(shape)}"):
                 row = twins.measure(arguments.task, arch, shape, batch, arguments.device, **timing)
             cells = "".join(
                 f"{row[f'{name}_ms']:>10.1f} ms {row[f'{name}_peak_mb']:>6.0f} MB"
@@ -232,18 +227,6 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[str, tuple[int, ...]]]:
     """Names and inputs, all of them before the first is measured: one of them may be wrong."""
     built = [(arch, blank(arch)) for arch in arguments.arch]
     return [(arch, arguments.input or input_size(arch, model)) for arch, model in built]
-
-
-@contextmanager
-def _told(arch: str, shape: tuple[int, ...]) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, AdderizeError):
-            raise
-        raise AdderizeError(
-            f"{arch} fails on images of {shape_text(shape)}: {first_line(error)}"
-        ) from error
 
 
 def _gpu_networks_line(row: dict[str, Any]) -> str:
@@ -270,7 +253,7 @@ def _integers(arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
             batch = torch.randn(
                 *(32, *shape), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
             )
-        with _told(arch, shape):
+        with failing(f"{arch} fails on images of {shape_text(shape)}"):
             for row in integers.measure(arch, batch, arguments.batch, **timing):
                 print(f"{arch}, batch {row['batch']}, threads: {row['threads']}", end="")
                 print(f"; int8 against float32: cosine {row['cosine_mean']:.4f} ", end="")

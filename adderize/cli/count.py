@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from adderize.checkpoints import named
@@ -17,17 +16,20 @@ from adderize.cli.shared_options import (
     add_conversion_options,
     add_cost_options,
     add_format,
+    add_input,
+    add_layers,
     arch_options,
     conversion_options,
     output_file,
-    size,
+    refuse,
 )
-from adderize.errors import AdderizeError, writing
+from adderize.dataflow import blank_input
+from adderize.errors import AdderizeError
 from adderize.integer import multiplication_free
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
 from adderize.surgery import adderize, binarize
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "multiplications against additions, before and after a conversion"
 EXAMPLES = (
@@ -49,15 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arch", metavar="ARCH", help="the architecture of a saved model")
     add_arch_options(parser)
-    parser.add_argument(
-        "--layers", choices=("adder", "bnn"), default="adder",
-        help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
-    )  # fmt: skip
+    add_layers(parser)
     parser.add_argument(
         "--multiplication-free", action="store_true",
         help="with every scale of the adder network as shifts and additions",
     )  # fmt: skip
-    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    add_input(parser)
     parser.add_argument(
         "--counter", choices=("meta", "fvcore"), default="meta",
         help="traces PyTorch's dispatcher without data (default), or TorchScript with fvcore",
@@ -87,8 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text)
         return 0
-    with writing(arguments.output), replaced_file(arguments.output) as unfinished:
-        unfinished.write_text(text + "\n")
+    write_whole(arguments.output, text + "\n")
     note(f"wrote {arguments.output}")
     return 0
 
@@ -104,11 +102,8 @@ def _check_alone(arguments: argparse.Namespace) -> None:
         if action.dest not in ("model", "help", "format", "output")
         and getattr(arguments, action.dest, None) != alone.get(action.dest)
     ]
-    if given:
-        raise AdderizeError(
-            f"--paper is a table of the paper's networks and takes no {' and no '.join(given)}: "
-            "leave it out, or name an architecture"
-        )
+    instead = "leave it out, or name an architecture"
+    refuse("--paper is a table of the paper's networks and", given, instead)
 
 
 def _paper(arguments: argparse.Namespace) -> str:
@@ -126,8 +121,8 @@ def _budget(arguments: argparse.Namespace) -> str:
     if arguments.layers == "bnn":
         if options.pop("linear", False):
             raise AdderizeError("--linear has no binary form: leave it out with --layers bnn")
-        example = torch.empty((1, *input_size), device="meta")
-        model, options = binarize(model, example_input=example, **options), {}
+        options["example_input"] = blank_input(model, input_size)
+        model, options = binarize(model, **options), {}
     if arguments.multiplication_free:
         model, options = _without_products(arguments, options), {}
     tables = {"energy": arguments.energy, "latency": arguments.latency}

@@ -12,7 +12,7 @@ from adderize import __version__
 from adderize.bench.gpu import PRECISIONS
 from adderize.bench.tuning import kept, tune
 from adderize.cli.messages import note
-from adderize.cli.shared_options import positive, size
+from adderize.cli.shared_options import add_input, positive
 from adderize.errors import AdderizeError
 from adderize.models.by_name import build, input_size
 from adderize.ops import native
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "(default: a rule chooses, nothing is timed)",
     )  # fmt: skip
     group.add_argument("--batch", type=positive, default=128, metavar="N", help="images (128)")
-    group.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    add_input(group)
     group.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=["fp32"],
         help="in which the training runs (fp32)",

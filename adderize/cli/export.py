@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adderize.checkpoints import named
 from adderize.cli.messages import note
-from adderize.cli.shared_options import add_arch_options, arch_options, output_folder, size
+from adderize.cli.shared_options import add_arch_options, load_network, output_folder, refuse, size
 from adderize.data.image_sources import SOURCES, load_labelled
 from adderize.data.normalisation import Statistics
 from adderize.errors import AdderizeError
@@ -76,9 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.model} is no integer network; expected a folder that adderize quantize "
             "--integer wrote"
         )
-    loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
-    if loaded.note:
-        note(loaded.note)
+    loaded = load_network(arguments)
     stem = re.sub(r"\W", "_", Path(arguments.model).resolve().stem, flags=re.ASCII)
     name = arguments.name or stem
     if not integers:
@@ -108,8 +106,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         "--input": arguments.input and form != "onnx",
     }
     given = [name for name, is_wrong in wrong.items() if is_wrong]
-    if given:
-        raise AdderizeError(f"--format {form} takes no {' and no '.join(given)}: leave it out")
+    refuse(f"--format {form}", given)
     if arguments.examples is not None and arguments.examples < 1:
         raise AdderizeError(f"--examples is {arguments.examples}; expected at least 1")
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from adderize.checkpoints import named
-from adderize.cli.messages import note
+from adderize.cli.images import images
 from adderize.cli.shared_options import (
     add_conversion_options,
     add_format,
     add_image_options,
     add_network_arguments,
-    arch_options,
     conversion_options,
-    images,
+    load_network,
 )
-from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.inspection import inspect
 from adderize.integer.integer_report import report_of_shifts
@@ -30,11 +27,9 @@ EXAMPLES = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser, fresh=True)
-    parser.add_argument(
-        "--data", metavar="PATH",
-        help=f"images to measure on: {SOURCES}; without it only filters and norms are shown",
-    )  # fmt: skip
-    add_image_options(parser, limit=256)
+    add_image_options(
+        parser, "images to measure on", limit=256, without="only filters and norms are shown"
+    )
     add_format(parser)
     add_conversion_options(parser)
 
@@ -42,14 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.data and (arguments.input or arguments.mean or arguments.std):
         raise AdderizeError("--input, --mean and --std are of images: name some by --data")
-    loaded = named.load(
-        arguments.model,
-        arguments.arch,
-        arch_options=arch_options(arguments),
-        **conversion_options(arguments),
-    )
-    if loaded.note:
-        note(loaded.note)
+    loaded = load_network(arguments, **conversion_options(arguments))
     if (report := report_of_shifts(loaded.model)) is not None:
         if arguments.data:
             raise AdderizeError("a network of shifts has nothing to measure: leave out --data")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adderize.errors import AdderizeError, classed
+from adderize.errors import AdderizeError, classed, one_line
 
 _PROGRAM = "adderize"
 
@@ -21,7 +21,7 @@ def failed(error: BaseException, code: int, *, debug: bool) -> int:
     """Say why a command failed, with the traceback where it was asked for; returns the code."""
     if debug:
         traceback.print_exception(error)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, KeyboardInterrupt):
         text = "interrupted"
     elif not isinstance(error, AdderizeError):
@@ -50,5 +50,5 @@ def _one_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    text = " ".join(str(message).split())
-    return f"{_PROGRAM}: warning: {text.removeprefix(f'{_PROGRAM}: ')}\n"
+    text = " ".join(str(message).split()).removeprefix(f"{_PROGRAM}: ")
+    return f"{_PROGRAM}: warning: {text}\n"

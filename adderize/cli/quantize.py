@@ -12,19 +12,16 @@ from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
 from adderize.checkpoints.hub import is_on_hub, repository_of
 from adderize.checkpoints.model_card import ModelCard
+from adderize.cli.images import image_statistics, images, labelled_images
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_format,
     add_image_options,
     add_network_arguments,
-    arch_options,
     check_apart,
-    image_statistics,
-    images,
-    labelled_images,
+    load_network,
     output_folder,
 )
-from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError
 from adderize.integer import IntegerNetwork, integer_report, to_integer
 from adderize.models.by_name import input_size
@@ -44,10 +41,9 @@ _BATCH = 32
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser, fresh=False)
-    parser.add_argument(
-        "--data", metavar="PATH", required=True,
-        help=f"images to calibrate on, training ones where there are any: {SOURCES}",
-    )  # fmt: skip
+    add_image_options(
+        parser, "images to calibrate on, training ones where there are any", limit=1024
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -79,7 +75,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--terms", type=int, nargs=2, metavar=("SCALE", "WEIGHT"),
         help="of --integer: powers of two for a scale, and for a weight of kept layers (3 3)",
     )  # fmt: skip
-    add_image_options(parser, limit=1024)
     add_format(parser, ("table", "json"))
 
 
@@ -87,9 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.terms and not arguments.integer:
         raise AdderizeError("--terms is of --integer: leave it out, or give both")
     check_apart(arguments.output, arguments.model)
-    loaded = named.load(arguments.model, arguments.arch, arch_options=arch_options(arguments))
-    if loaded.note:
-        note(loaded.note)
+    loaded = load_network(arguments)
     batches = images(arguments, loaded.arch, loaded.model, split="train").split(_BATCH)
     if arguments.integer:
         return _into_integers(arguments, loaded, batches)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from adderize.checkpoints import named
+from adderize.cli.images import image_statistics, images, normalisation
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_conversion_options,
@@ -15,12 +16,9 @@ from adderize.cli.shared_options import (
     arch_options,
     check_apart,
     conversion_options,
-    image_statistics,
-    images,
-    normalisation,
+    load_network,
     output_file,
 )
-from adderize.data.image_sources import SOURCES
 from adderize.models import by_name
 from adderize.reporting import report
 
@@ -38,26 +36,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", type=output_file, required=True,
         help="the page, in HTML; it needs no other file and no network",
     )  # fmt: skip
-    parser.add_argument(
-        "--data", metavar="PATH",
-        help=f"images to measure on: {SOURCES}; without it inputs, outputs, saturation and the "
-        "errors in 8 bits are left out",
+    add_image_options(
+        parser, "images to measure on", limit=128,
+        without="inputs, outputs, saturation and the errors in 8 bits are left out",
     )  # fmt: skip
-    add_image_options(parser, limit=128)
     add_cost_options(parser)
     add_conversion_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     check_apart(arguments.output, arguments.model)
-    options, more = conversion_options(arguments), arch_options(arguments)
+    options = conversion_options(arguments)
     if named.has_weights(arguments.model, arguments.arch):
-        loaded = named.load(arguments.model, arguments.arch, arch_options=more, **options)
-        options = {}
+        loaded, options = load_network(arguments, **options), {}
     else:
-        loaded = named.Loaded(by_name.build(arguments.model, **more), arguments.model)
-    if loaded.note:
-        note(loaded.note)
+        model = by_name.build(arguments.model, **arch_options(arguments))
+        loaded = named.Loaded(model, arguments.model)
     size = arguments.input or by_name.input_size(loaded.arch, loaded.model)
     batch, source = None, ""
     if arguments.data:

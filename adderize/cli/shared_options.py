@@ -1,4 +1,4 @@
-"""Command-line options that several commands share: those of `adderize()`, images, sizes."""
+"""Command-line options that several commands share: networks, conversions, images, paths."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from adderize.arguments import own_path
 from adderize.checkpoints import named
 from adderize.checkpoints.manifest import MANIFEST, WEIGHTS
 from adderize.cli.messages import note
-from adderize.data.image_sources import class_folders, load_labelled
-from adderize.data.normalisation import Statistics, usual_statistics
+from adderize.data.image_sources import SOURCES
 from adderize.errors import AdderizeError, first_line
-from adderize.evaluation import device_of, evaluation
-from adderize.models.by_name import FORMS, input_size, options_from
+from adderize.models.by_name import FORMS, options_from
 from adderize.tables import FORMATS
 
 _FLAGS = {
@@ -52,6 +49,15 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> No
     parser.add_argument("model", metavar=name, help=text)
     parser.add_argument("--arch", metavar="ARCH", help=f"what the weights belong to: {FORMS}")
     add_arch_options(parser)
+
+
+def load_network(arguments: argparse.Namespace, **conversion: Any) -> named.Loaded:
+    """What :func:`add_network_arguments` names; says what had to be assumed about it."""
+    more = arch_options(arguments)
+    loaded = named.load(arguments.model, arguments.arch, arch_options=more, **conversion)
+    if loaded.note:
+        note(loaded.note)
+    return loaded
 
 
 def add_arch_options(parser: argparse.ArgumentParser) -> None:
@@ -106,12 +112,22 @@ def add_cost_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency", metavar="FILE", help="a JSON file; default: VIA Nano 2000")
 
 
-def add_image_options(parser: argparse.ArgumentParser, *, limit: int) -> None:
-    """How the images of `--data` are read; their number is at most `limit` by default."""
+def add_image_options(
+    parser: argparse.ArgumentParser, what: str, *, limit: int, without: str = ""
+) -> None:
+    """`--data`, and how its images are read.
+
+    Args:
+        what: the images are.
+        limit: so many at most by default.
+        without: what a command does without them; empty where it needs some.
+    """
+    text = f"{what}: {SOURCES}" + (f"; without it {without}" if without else "")
+    parser.add_argument("--data", metavar="PATH", required=not without, help=text)
     parser.add_argument(
         "--limit", type=int, default=limit, metavar="N", help=f"images at most ({limit})"
     )
-    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
+    add_input(parser)
     parser.add_argument(
         "--mean", type=numbers, metavar="M,...",
         help="that pixels in [0, 1] are normalised with (default: the model's own; else MNIST's "
@@ -120,92 +136,21 @@ def add_image_options(parser: argparse.ArgumentParser, *, limit: int) -> None:
     parser.add_argument("--std", type=numbers, metavar="S,...", help="likewise")
 
 
-def images(
-    arguments: argparse.Namespace,
-    arch: str,
-    model: nn.Module,
-    split: str = "test",
-    *,
-    limit: int | None = None,
-    again: bool = False,
-) -> Tensor:
-    """The images of `--data`, in the form that a network takes; `--limit` of them at most.
-
-    `again`, for a second split: what they are normalised with was said already.
-    """
-    return _read(arguments, arch, model, split, limit or arguments.limit, again=again)[0]
+def add_input(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--input", type=size, metavar="C,H,W", help="default: the model's own")
 
 
-def labelled_images(
-    arguments: argparse.Namespace,
-    arch: str,
-    model: nn.Module,
-    split: str,
-    *,
-    limit: int | None = None,
-    again: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """As :func:`images`, and their labels where they have some that the network's outputs can
-    be."""
-    found, labels = _read(arguments, arch, model, split, limit or arguments.limit, again=again)
-    classes = _outputs(model, found[:1])
-    if labels is None or classes is None:
-        return found, labels
-    folders = class_folders(arguments.data, split)
-    if folders not in (None, classes) or int(labels.max()) >= classes:
-        has = f"{folders} class folders" if folders else f"labels up to {int(labels.max())}"
-        note(f"{arguments.data} has {has}, the network {classes} classes: its labels are left out")
-        return found, None
-    return found, labels
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layers", choices=("adder", "bnn"), default="adder",
+        help="what the convolutions become: adders (default) or XNOR-Net's binary convolutions",
+    )  # fmt: skip
 
 
-def _outputs(model: nn.Module, image: Tensor) -> int | None:
-    """How many logits a network gives; None where it gives something else, or fails."""
-    device = device_of(model)
-    try:
-        with torch.no_grad(), evaluation(model):
-            logits = model(image.to(device, copy=True))
-    except Exception:  # which is told where the network is used
-        return None
-    return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
-
-
-def _read(
-    arguments: argparse.Namespace,
-    arch: str,
-    model: nn.Module,
-    split: str,
-    limit: int,
-    *,
-    again: bool,
-) -> tuple[Tensor, Tensor | None]:
-    shape = arguments.input or input_size(arch, model)
-    statistics = image_statistics(arguments, model, shape)
-    found = load_labelled(arguments.data, shape, statistics, limit=limit, split=split)
-    if not again and None in (arguments.mean, arguments.std):
-        note(f"images {normalisation(statistics)}")
-    return found
-
-
-def image_statistics(
-    arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...]
-) -> Statistics:
-    """What images (C, H, W) are normalised with: `--mean` and `--std`, else what is usual."""
-    mean, std = arguments.mean, arguments.std
-    if mean is None or std is None:
-        usual = usual_statistics(model, shape)
-        mean, std = mean or usual.mean, std or usual.std
-    for flag, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, shape[0]):
-            expected = "1" if shape[0] == 1 else f"1, or {shape[0]}: one for each channel"
-            raise AdderizeError(f"{flag} has {len(values)} values; expected {expected}")
-    return Statistics(*(values * (shape[0] // len(values)) for values in (mean, std)))
-
-
-def normalisation(statistics: Statistics) -> str:
-    """In words."""
-    mean, std = (",".join(f"{value:g}" for value in values) for values in statistics)
-    return f"normalised with mean {mean} and deviation {std}"
+def refuse(who: str, options: Sequence[str], instead: str = "leave it out") -> None:
+    """Raise AdderizeError for options of which nothing would come."""
+    if options:
+        raise AdderizeError(f"{who} takes no {' and no '.join(options)}: {instead}")
 
 
 def output_file(text: str) -> Path:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from adderize.checkpoints import named
 from adderize.checkpoints.folders import save_model
 from adderize.checkpoints.model_card import ModelCard
+from adderize.cli.images import images as images_of
+from adderize.cli.images import labelled_images
 from adderize.cli.messages import note
 from adderize.cli.shared_options import (
     add_arch_options,
@@ -23,13 +25,11 @@ from adderize.cli.shared_options import (
     arch_options,
     check_apart,
     conversion_options,
-    labelled_images,
     output_folder,
     positive,
     usable_device,
 )
-from adderize.cli.shared_options import images as images_of
-from adderize.data.image_sources import SOURCES, evenly_spaced
+from adderize.data.image_sources import evenly_spaced
 from adderize.errors import AdderizeError, writing
 from adderize.models import by_name
 from adderize.models.by_name import FORMS
@@ -41,7 +41,7 @@ from adderize.training.recalibration import recalibrate, tracking_norms
 from adderize.transfer import TransferReport, match, reconstruct
 from adderize.transfer.stages import Stage, Stages
 from adderize.transfer.tuning import Tuning, fine_tune
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 HELP = "turn a trained network into an adder network that keeps what it knows"
 EXAMPLES = (
@@ -61,10 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the trained network's: a PyTorch or safetensors file, a folder that save_model "
         "wrote, hf://owner/name, or those that torchvision or timm publish",
     )  # fmt: skip
-    parser.add_argument(
-        "--data", metavar="PATH", required=True,
-        help=f"training images, and test images to compare on: {SOURCES}",
-    )  # fmt: skip
+    add_image_options(parser, "training images, and test images to compare on", limit=50000)
     parser.add_argument(
         "-o", "--output", type=output_folder, metavar="FOLDER", required=True,
         help=f"gets the adder network, {REPORT}, and the 8-bit network in {BYTES}/; a stopped "
@@ -86,7 +83,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--labels", action="store_true",
         help="use the data's labels: for top-1 in the table and for --epochs",
     )  # fmt: skip
-    tuning = parser.add_argument_group("fine-tuning")
+    _configure_tuning(parser.add_argument_group("fine-tuning"))
+    parser.add_argument(
+        "--test-images", type=positive, default=2000, metavar="N",
+        help="images to compare on (2000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of the order of the images, and of their flips and shifts (0)",
+    )  # fmt: skip
+    parser.add_argument("--device", default=None, help="such as cpu or cuda (cuda where there is)")
+    add_format(parser, ("table", "json"))
+    add_conversion_options(parser)
+
+
+def _configure_tuning(tuning: argparse._ArgumentGroup) -> None:
     tuning.add_argument(
         "--epochs", type=int, default=0, metavar="N",
         help="passes over the training images (0); without --labels the trained network's outputs "
@@ -104,18 +115,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tuning.add_argument(
         "--no-flip", dest="flip", action="store_false", help="never mirror images (digits, text)"
     )
-    parser.add_argument(
-        "--test-images", type=positive, default=2000, metavar="N",
-        help="images to compare on (2000)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N",
-        help="of the order of the images, and of their flips and shifts (0)",
-    )  # fmt: skip
-    parser.add_argument("--device", default=None, help="such as cpu or cuda (cuda where there is)")
-    add_image_options(parser, limit=50000)
-    add_format(parser, ("table", "json"))
-    add_conversion_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -141,8 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     last = stages.add("8 bits", eight_bit)
     save_model(eight_bit, folder / BYTES, card=_card(arguments, last))
     result = {**stages.to_dict(), "transfer": report.to_dict()}
-    with writing(folder), replaced_file(folder / REPORT) as unfinished:
-        unfinished.write_text(json_text(result) + "\n")
+    write_whole(folder / REPORT, json_text(result) + "\n")
     (folder / STATE).unlink(missing_ok=True)
     print(json_text(result) if arguments.format == "json" else f"{report}\n\n{stages}")
     note(f"saved in {folder}, in 8 bits in {folder / BYTES}")
@@ -174,7 +172,7 @@ def _card(arguments: argparse.Namespace, stage: Stage) -> ModelCard:
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    minimum = {"images": 2, "steps": 1, "epochs": 0, "batch_size": 2, "test_images": 1}
+    minimum = {"images": 2, "epochs": 0, "batch_size": 2}
     for name, count in minimum.items():
         if getattr(arguments, name) < count:
             flag = "--" + name.replace("_", "-")

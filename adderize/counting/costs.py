@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adderize.arguments import own_path
+from adderize.arguments import is_finite, own_path
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations
 
@@ -151,7 +151,6 @@ def _checked(content: dict[str, Any], path: Path) -> CostTable:
     for kind, price in sorted(prices.items()):
         if kind not in KINDS:
             raise AdderizeError(f"{path} prices {kind!r}; expected some of {', '.join(KINDS)}")
-        number = isinstance(price, (int, float)) and not isinstance(price, bool)
-        if not number or not math.isfinite(price) or price < 0:
+        if not is_finite(price) or price < 0:
             raise AdderizeError(f"{path} prices {kind} at {price!r}; expected a number, 0 or more")
     return CostTable(name, unit, source, prices)

@@ -21,7 +21,7 @@ from adderize.arguments import check_choice, check_module
 from adderize.counting.operators import FORMULAS, Numbers, count_call
 from adderize.counting.trace import Call, blank_copy, untraceable, without_fast_attention
 from adderize.counting.views import Reading
-from adderize.dataflow.recording import floating_dtype
+from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
 from adderize.formulas import KINDS, Operations, convolution_pairs
 
@@ -187,8 +187,7 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
         AdderizeError: the model cannot be traced with such an input.
     """
     blank = blank_copy(model, "cpu")
-    zeros = torch.zeros(1, *input_size, dtype=floating_dtype(blank), device="cpu")
-    analysis = FlopCountAnalysis(blank, zeros)
+    analysis = FlopCountAnalysis(blank, blank_input(blank, input_size, "cpu"))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with torch.no_grad():

@@ -5,7 +5,7 @@ An operator is looked up by its base name (``aten::add_.Tensor`` is ``add``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from adderize import formulas
@@ -21,10 +21,14 @@ def base_name(operator: str) -> str:
     return operator.removeprefix("aten::").rstrip("_")
 
 
-FORMULAS: dict[str, Formula] = {
+# Of a call's arguments, its output, and what a pair of an input and a filter value is counted as.
+ADDER_FORMULAS: dict[str, Callable[..., Operations]] = {
     "adderize::adder_conv2d": of.adder,
     "adderize::adder_conv2d_u8": of.adder_of_bytes,
     "adderize::adder_conv2d_u8_packed": of.adder_of_packed_bytes,
+}
+FORMULAS: dict[str, Formula] = {
+    **ADDER_FORMULAS,
     "adderize::binary_conv2d": of.binary,
     "adderize::max_pool2d_u8": of.max_pool(2),
     "adderize::to_bytes": of.each("to_bytes"),

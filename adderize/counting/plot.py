@@ -11,6 +11,7 @@ from adderize.counting.quantities import quantity
 from adderize.counting.rows import Layer, grouped, sum_of
 from adderize.errors import AdderizeError
 from adderize.tables import shortened
+from adderize.whole_files import replaced_file
 
 _COLORS = {
     "multiplications": "#c44e52", "additions": "#4c72b0", "shifts": "#55a868", "xnors": "#8172b3"
@@ -23,14 +24,18 @@ _TURNED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anch
 
 def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     """Stacked bars of multiplications, additions, shifts and XNORs per stage, before and after."""
-    if not path.suffix:
-        raise AdderizeError(f"the plot {path} has no suffix; expected one such as .png or .svg")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise AdderizeError(
             "plots need matplotlib: install it with pip install 'adderize[plot]'"
         ) from error
+    form, forms = path.suffix[1:].lower(), Figure().canvas.get_supported_filetypes()
+    if form not in forms:
+        raise AdderizeError(
+            f"cannot write the plot {path}: its suffix names no format; expected one of "
+            + ", ".join(f".{name}" for name in forms)
+        )
     stages = _stages(total, layers)
     occurring = (total.before + total.after).by_kind()
     colors = {kind: color for kind, color in _COLORS.items() if occurring[kind]}
@@ -60,11 +65,8 @@ def plot(total: Layer, layers: Sequence[Layer], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles, columns = _legend(colors)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AdderizeError(f"cannot write the plot {path}: {reason}") from error
+    with replaced_file(path) as unfinished:
+        figure.savefig(unfinished, format=form, dpi=150)
 
 
 def _legend(colors: dict[str, str]) -> tuple[list[Any], int]:

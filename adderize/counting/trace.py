@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from adderize.counting.operators import Numbers, count_call
-from adderize.dataflow.recording import floating_dtype
+from adderize.dataflow import blank_input
 from adderize.dataflow.snapshot import Snapshot
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, first_line
 from adderize.formulas import Operations, Shape
 
 
@@ -91,14 +91,14 @@ def trace(model: nn.Module, input_size: Sequence[int]) -> list[Call]:
     Raises:
         AdderizeError: the model does not accept such an input, or needs its values.
     """
-    recorder = _Recorder()
+    recorder, example = _Recorder(), blank_input(model, input_size)
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(recorder.entering(name)))
             hooks.enter_context(module.register_forward_hook(recorder.leaving))
         try:
             with torch.no_grad(), without_fast_attention(), recorder:
-                model(torch.empty((1, *input_size), dtype=floating_dtype(model), device="meta"))
+                model(example)
         except Exception as error:
             where = _described(model, recorder.layers[-1] if recorder.layers else "")
             raise untraceable(input_size, where, error) from error
@@ -117,8 +117,7 @@ def without_fast_attention() -> Iterator[None]:
 
 
 def untraceable(input_size: Sequence[int], where: str, error: Exception) -> AdderizeError:
-    lines = str(error).splitlines()
-    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    reason = first_line(error).rstrip(".")
     return AdderizeError(
         f"an input of {tuple(input_size)} cannot be traced through {where}: {reason}. Is the size "
         "right: (C, H, W), without the batch? Counting runs without data: the model must take one "

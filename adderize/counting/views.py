@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from adderize import formulas
-from adderize.counting import call_formulas as of
+from adderize.counting.operators import ADDER_FORMULAS
 from adderize.counting.rows import Views
 from adderize.counting.trace import Call, blank_copy
-from adderize.dataflow.recording import floating_dtype
+from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
 from adderize.formulas import FREE, Operations
 from adderize.integer.integer_network import IntegerNetwork
@@ -20,17 +20,11 @@ from adderize.layers import Converted, ShiftAddAdaptiveAvgPool2d, ShiftAddAvgPoo
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdder
 from adderize.surgery import adderize, plan
-from adderize.surgery.engine import ADDER
+from adderize.surgery.engine import ADDER, converted_layers
 
 ADDERS = (*ADDER.classes, QuantAdder)
 SHIFT_LAYERS = (Shifts, ShiftAddMean, ShiftAddAvgPool2d, ShiftAddAdaptiveAvgPool2d)
 _BINARY_OPERATOR = "adderize::binary_conv2d"
-_ADDER_OPERATORS = {
-    "adderize::adder_conv2d": of.adder,
-    "adderize::adder_conv2d_u8": of.adder_of_bytes,
-    "adderize::adder_conv2d_u8_packed": of.adder_of_packed_bytes,
-}
-_ON_BYTES = {name: count for name, count in _ADDER_OPERATORS.items() if "_u8" in name}
 _FORMS = {
     "convolution": formulas.convolution,
     "adder": formulas.adder,
@@ -43,11 +37,12 @@ def adder_twin(model: nn.Module, input_size: Sequence[int], **options: Any) -> n
     twin = blank_copy(model)
     if not options and any(isinstance(module, (Converted, *ADDERS)) for module in twin.modules()):
         return twin
-    options["example_input"] = torch.empty(
-        (1, *input_size), dtype=floating_dtype(model), device="meta"
-    )
+    options["example_input"] = blank_input(model, input_size)
     if plan(twin, **options).converted:
-        adderize(twin, **options)
+        with warnings.catch_warnings():
+            # What is counted need not learn.
+            warnings.filterwarnings("ignore", "adderize: the filters of .* are frozen")
+            adderize(twin, **options)
     return twin.eval()
 
 
@@ -77,8 +72,9 @@ class Reading:
         """Both views by the format of the numbers: the pairs of an adder on bytes are bytes, their
         scales and shifts are not; the bits that a binary layer counts make integers."""
         views = Views(self.before(call), self.after(call))
-        if call.operator in _ON_BYTES:
-            epilogue = _ON_BYTES[call.operator](call.arguments, call.output, lambda *_: FREE)
+        if call.operator in ADDER_FORMULAS and "_u8" in call.operator:
+            formula = ADDER_FORMULAS[call.operator]
+            epilogue = formula(call.arguments, call.output, lambda *_: FREE)
             pairs = Views(*(view + -1 * epilogue for view in views))
             return {"int8": pairs, call.dtype: Views(epilogue, epilogue)}
         if call.operator == _BINARY_OPERATOR:
@@ -92,11 +88,7 @@ class Reading:
 
 def own_norms(model: nn.Module) -> set[str]:
     """Names of the norms that converted layers own: a convolutional network does not have them."""
-    return {
-        f"{name}.norm".removeprefix(".")
-        for name, module in model.named_modules()
-        if isinstance(module, Converted)
-    }
+    return {f"{name}.norm".removeprefix(".") for name in converted_layers(model)}
 
 
 def read_as(call: Call, form: str) -> Operations:
@@ -104,8 +96,8 @@ def read_as(call: Call, form: str) -> Operations:
 
     Binary layers become convolutions with them; otherwise they stay what they are.
     """
-    if call.operator in _ADDER_OPERATORS:
-        return _ADDER_OPERATORS[call.operator](call.arguments, call.output, _FORMS[form])
+    if call.operator in ADDER_FORMULAS:
+        return ADDER_FORMULAS[call.operator](call.arguments, call.output, _FORMS[form])
     if call.operator == _BINARY_OPERATOR and form == "convolution":
         input, weight, *_ = call.arguments
         return formulas.convolution(input, weight, call.output)

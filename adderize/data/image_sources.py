@@ -18,7 +18,7 @@ from adderize.data.normalisation import Statistics, normalised
 from adderize.data.parquet import column_names, count_rows, parquet_files, read_rows
 from adderize.data.photographs import VALIDATION, Photographs, from_files, open_row
 from adderize.data.placement import on_cpu
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, listed
 from adderize.progress import steps
 from adderize.tables import shape_text
 
@@ -232,8 +232,8 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     files = parquet_files(folder, "")
     chosen, *others = (parquet_files(folder, *_SPLITS[name]) for name in (split, *_SPLITS))
     if not chosen and len(files) > 1 and files not in others:
-        names = ", ".join(f.name for f in files[:5])
-        raise AdderizeError(f"{folder} holds {names}: name one of them")
+        names = [file.name for file in files]
+        raise AdderizeError(f"{folder} holds {listed(names)}: name one of them")
     return chosen or files
 
 

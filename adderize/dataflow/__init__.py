@@ -12,13 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from adderize.dataflow.nodes import NORMS, ONE_AT_A_TIME, Flow, Node, is_leaf
-from adderize.dataflow.recording import EndlessError, likely_inputs, record
+from adderize.dataflow.answers import EndlessError
+from adderize.dataflow.inputs import blank_input, likely_inputs
+from adderize.dataflow.nodes import NORMS, ONE_AT_A_TIME, Flow, Node, flow_of, is_leaf
+from adderize.dataflow.recording import record
 from adderize.dataflow.symbolic import trace_symbolically
 from adderize.dataflow.undisturbed import undisturbed
 from adderize.errors import AdderizeError, classed
 
-__all__ = ["NORMS", "Flow", "Node", "is_leaf", "trace", "undisturbed"]
+__all__ = [
+    "NORMS",
+    "Flow",
+    "Node",
+    "blank_input",
+    "flow_of",
+    "is_leaf",
+    "trace",
+    "undisturbed",
+]
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",

@@ -106,6 +106,11 @@ class Flow:
         return self
 
 
+def flow_of(flows: Iterable[Flow], module: nn.Module) -> Flow | None:
+    """The first flow that calls a module."""
+    return next((flow for flow in flows if flow.calls(module)), None)
+
+
 def function_name(target: Any) -> str:
     name: str = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name.strip("_")

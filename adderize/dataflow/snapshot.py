@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import itertools
-import mmap
-import random
 import sys
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+
+from adderize.dataflow.put_back import (
+    CONTAINERS,
+    counted,
+    differ,
+    drop_stand_ins,
+    forget,
+    has_memory,
+    plain,
+    put_back_class,
+    put_back_tensor,
+    put_back_values,
+    refill,
+    state_of,
+)
 
 # Their objects are the surroundings of a model: trainers, loaders, streams, locks.
 _SURROUNDINGS = {
@@ -24,8 +33,6 @@ _SURROUNDINGS = {
     "weakref",
 }  # fmt: skip
 _ATOMS = (int, float, complex, str, bytes, type(None), ModuleType)
-_CONTAINERS = (dict, list, set, deque, bytearray)
-_COUNTERS = (itertools.count, itertools.cycle)
 _CACHES = type(functools.lru_cache(lambda: None))
 
 
@@ -69,7 +76,7 @@ class Snapshot:
 
     def has_other_tensors(self) -> bool:
         """Whether a tensor's values have changed since, or another one has taken its place."""
-        return any(_differ(tensor, saved) for tensor, saved in self._values) or any(
+        return any(differ(tensor, saved) for tensor, saved in self._values) or any(
             isinstance(before, Tensor) and isinstance(now, Tensor) and now is not before
             for container, saved in self._contents
             for before, now in _pairs(saved, container)
@@ -81,10 +88,10 @@ class Snapshot:
             self._take_tensor(item)
             return ()
         inner: list[Any] = []
-        if isinstance(item, _CONTAINERS):
-            saved = _counted(_plain(item))
+        if isinstance(item, CONTAINERS):
+            saved = counted(plain(item))
             self._contents.append((item, saved))
-            self._note(_refill, item, saved)
+            self._note(refill, item, saved)
             inner += saved.values() if isinstance(saved, dict) else saved
         elif isinstance(item, (tuple, frozenset)):
             inner += item
@@ -107,13 +114,13 @@ class Snapshot:
 
     def _take_tensor(self, tensor: Tensor) -> None:
         self.tensors.append(tensor)
-        if not _has_memory(tensor):
+        if not has_memory(tensor):
             return
         self.memory.add(tensor.untyped_storage()._cdata)
-        self._note(_put_back_tensor, tensor, tensor.detach(), tensor.requires_grad)
+        self._note(put_back_tensor, tensor, tensor.detach(), tensor.requires_grad)
         if self._copies_values and not isinstance(tensor, nn.Parameter) and not tensor.is_meta:
             self._values.append((tensor, tensor.detach().clone()))
-            self._note(_put_back_values, *self._values[-1])
+            self._note(put_back_values, *self._values[-1])
 
     def _note(self, undo: Callable[..., Any], *arguments: Any) -> None:
         self._undo.append((undo, *arguments))
@@ -144,7 +151,7 @@ class Snapshot:
         if _package(kind) in _SURROUNDINGS:
             return ()
         saved = {key: value for key, value in vars(kind).items() if not key.startswith("__")}
-        self._note(_put_back_class, kind, saved)
+        self._note(put_back_class, kind, saved)
         module = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
         if id(module) not in self._seen:
             self._seen[id(module)] = module
@@ -155,94 +162,13 @@ class Snapshot:
     def _take_globals(self, names: dict[str, Any]) -> None:
         for value in names.values():
             if isinstance(value, _CACHES):
-                self._note(_forget, value, value.cache_info().misses)
-            elif isinstance(value, _CONTAINERS):
-                self._note(_drop_stand_ins, value, _plain(value))
+                self._note(forget, value, value.cache_info().misses)
+            elif isinstance(value, CONTAINERS):
+                self._note(drop_stand_ins, value, plain(value))
 
 
 def _package(kind: type) -> str:
     return kind.__module__.split(".")[0]
-
-
-def _plain(container: Any) -> Any:
-    """A container as one of Python's own class, whatever a subclass does when it is copied."""
-    if isinstance(container, dict):
-        return dict(_dict_kind(container).items(container))
-    return next(kind for kind in _CONTAINERS if isinstance(container, kind))(container)
-
-
-def _counted(saved: Any) -> Any:
-    """A counter cannot be set back: copies of it take its place."""
-    for key, value in saved.items() if isinstance(saved, dict) else ():
-        if isinstance(value, _COUNTERS):
-            saved = {**saved, key: copy.copy(value)}
-    return saved
-
-
-def _dict_kind(container: Any) -> Any:
-    return OrderedDict if isinstance(container, OrderedDict) else dict
-
-
-def _refill(container: Any, saved: Any) -> None:
-    if isinstance(container, dict):
-        kind = _dict_kind(container)
-        now, then = kind.items(container), saved.items()
-        if len(now) != len(then) or any(
-            a is not b or x is not y for (a, x), (b, y) in zip(now, then, strict=True)
-        ):
-            kind.clear(container)
-            kind.update(container, _counted(saved))
-    elif isinstance(container, (list, bytearray)):
-        container[:] = saved
-    else:
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(saved)
-
-
-def _drop_stand_ins(container: Any, saved: Any) -> None:
-    values = container.values() if isinstance(container, dict) else container
-    inner = (v if isinstance(v, (list, tuple)) else (v,) for v in values)
-    if any(_is_stand_in(value) for several in inner for value in several):
-        _refill(container, saved)
-
-
-def _is_stand_in(value: Any) -> bool:
-    return isinstance(value, fx.Proxy) or (isinstance(value, Tensor) and value.is_meta)
-
-
-def _forget(cache: Any, misses: int) -> None:
-    if cache.cache_info().misses != misses:
-        cache.cache_clear()
-
-
-def _put_back_class(kind: type, saved: dict[str, Any]) -> None:
-    for key in [key for key in vars(kind) if not key.startswith("__") and key not in saved]:
-        delattr(kind, key)
-    for key, value in saved.items():
-        if vars(kind).get(key) is not value:
-            setattr(kind, key, value)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter)
-    return plain and tensor.layout is torch.strided and not tensor.is_quantized
-
-
-def _put_back_tensor(tensor: Tensor, saved: Tensor, requires_grad: bool) -> None:
-    described = [(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in (tensor, saved)]
-    if described[0] != described[1] or not _share_memory(tensor, saved):
-        tensor.data = saved
-    if tensor.requires_grad != requires_grad and tensor.is_leaf:
-        tensor.requires_grad_(requires_grad)
-
-
-def _put_back_values(tensor: Tensor, saved: Tensor) -> None:
-    if _differ(tensor, saved):
-        tensor.data.copy_(saved)
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    return one.shape != other.shape or not torch.equal(one, other)
 
 
 def _pairs(one: Any, other: Any) -> Iterable[tuple[Any, Any]]:
@@ -250,37 +176,3 @@ def _pairs(one: Any, other: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(one, dict):
         return ((value, other[key]) for key, value in one.items() if key in other)
     return () if isinstance(one, set) else zip(one, other, strict=False)
-
-
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
-
-
-def _is_file(array: Any) -> bool:
-    """Whether an array is a file's contents, of any size, and not of this process alone."""
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = getattr(array, "base", None)
-    return array is not None
-
-
-def _put_back_array(array: Any, saved: Any) -> None:
-    if array.tobytes() != saved.tobytes():
-        array[...] = saved
-
-
-def state_of(item: Any) -> tuple[Any, ...] | None:
-    """How to put back what is neither a container nor made of attributes."""
-    if isinstance(item, torch.Generator):
-        return item.set_state, item.get_state()
-    if isinstance(item, random.Random):
-        return item.setstate, item.getstate()
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    if isinstance(item, numpy.ndarray) and item.flags.writeable and not item.dtype.hasobject:
-        return None if _is_file(item) else (_put_back_array, item, item.copy())
-    if isinstance(item, numpy.random.RandomState):
-        return item.set_state, item.get_state()
-    if isinstance(item, numpy.random.Generator):
-        return setattr, item.bit_generator, "state", item.bit_generator.state
-    return None

@@ -7,11 +7,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.arguments import check_module
 from adderize.dataflow import trace
-from adderize.errors import AdderizeError, first_line
+from adderize.errors import AdderizeError, failing
 from adderize.inspection.findings import findings_of
 from adderize.inspection.measurement import LAYERS, Measured, measure
 from adderize.inspection.norm_states import find_norm_states, staleness
-from adderize.inspection.result import Finding, Inspection, Layer, NormState, Range
+from adderize.inspection.result import Inspection
+from adderize.inspection.rows import Finding, Layer, NormState, Range
 from adderize.integer import IntegerNetwork
 from adderize.integer.multiplication_free import shifts_of_network
 from adderize.quantize.record import quantization_of
@@ -62,15 +63,9 @@ def inspect(model: nn.Module, images: Tensor | None = None, *, name: str = "") -
     measured: dict[nn.Module, Measured] = {}
     stale: dict[_NormBase, tuple[float, float]] = {}
     if images is not None:
-        try:
+        with failing(f"the model fails on images {shape_text(images.shape)}"):
             measured = measure(model, images)
             stale = staleness(model, images, measured)
-        except AdderizeError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise AdderizeError(
-                f"the model fails on images {shape_text(images.shape)}: {first_line(error)}"
-            ) from error
     norms = find_norm_states(model, layers, flows, stale)
     rows = tuple(
         Layer.of(layer_name, layer, measured.get(layer), norms.after.get(layer))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adderize.dataflow import Flow, Node
+from adderize.dataflow import Flow, Node, flow_of
+from adderize.errors import listed
 from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
-from adderize.inspection.result import Finding, Layer
+from adderize.inspection.rows import Finding, Layer
 from adderize.layers import Adder
 from adderize.surgery.norms import keeps_channels_apart, output_channels
 from adderize.tables import layer_text
@@ -63,7 +64,7 @@ def findings_of(
     ]
     for row in rows:
         layer = layers[row.name]
-        called = not flows or any(flow.calls(layer) for flow in flows)
+        called = not flows or flow_of(flows, layer) is not None
         if called and isinstance(layer, Adder):
             found += _adder_findings(row, norms)
         found += [] if new else _input_findings(row)
@@ -132,8 +133,7 @@ def _dead_filters(
             dead = dead | _below_zero(measured[norm], len(dead))
         if bool(dead.any()):
             channels = dead.nonzero().flatten().tolist()
-            listed = ", ".join(map(str, channels[:6])) + (", ..." if len(channels) > 6 else "")
-            found = f"{len(channels)} of {len(dead)} channels: {listed}"
+            found = f"{len(channels)} of {len(dead)} channels: {listed([*map(str, channels)])}"
             yield _finding("dead filters", name, found)
 
 
@@ -160,11 +160,11 @@ def _below_zero(measured: Measured, channels: int) -> Tensor:
 
 def _only_relu_after(layer: nn.Module, norm: nn.Module, flows: Sequence[Flow]) -> bool:
     """Whether all of the norm's output goes through a ReLU next, max pooling aside."""
-    owns = getattr(layer, "norm", None) is norm
-    flow = next((flow for flow in flows if flow.calls(layer if owns else norm)), None)
+    module = layer if getattr(layer, "norm", None) is norm else norm
+    flow = flow_of(flows, module)
     if flow is None:
         return False
-    waiting: list[Node] = list(flow.calls(layer if owns else norm))
+    waiting: list[Node] = list(flow.calls(module))
     while waiting:
         for user in waiting.pop().users:
             if user.name in _POOLS:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adderize.evaluation import evaluation, first_input
 from adderize.inspection.measurement import batches_of
-from adderize.inspection.result import Layer, Range
+from adderize.inspection.rows import Layer, Range
 from adderize.progress import steps
 
 BINS = 48

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from adderize.dataflow import Flow
+from adderize.dataflow import Flow, flow_of
 from adderize.inspection.measurement import batches_of
-from adderize.inspection.result import NormState
+from adderize.inspection.rows import NormState
 from adderize.layers import Adder
-from adderize.surgery.norms import find_norm_by_order, find_norms, is_norm, is_trainable_norm
+from adderize.surgery.norms import find_norms_after, is_norm, is_trainable_norm
 from adderize.training.recalibration import estimate_statistics, tracking_norms
 
 # Fewer images give no statistics worth comparing with.
@@ -51,8 +51,8 @@ def _norm_after(layer: nn.Module, model: nn.Module, flows: Sequence[Flow]) -> nn
     own = layer.norm if isinstance(layer, Adder) else None
     if own is not None:
         return own
-    flow = next((flow for flow in flows if flow.calls(layer)), None)
-    found = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+    flow = flow_of(flows, layer)
+    found = find_norms_after(flow, layer, model)
     if not found and flow:
         users = [user.module for call in flow.calls(layer) for user in call.users]
         found = [user for user in users if user is not None and is_norm(user)]

@@ -20,7 +20,7 @@ from adderize.integer.fixed_point import (
     without_small_terms,
 )
 from adderize.integer.program import Setting
-from adderize.layers.shift_add import powers_of_two
+from adderize.layers.powers_of_two import powers_of_two
 
 # What a kept layer's weights may lose beside the rounding to a few powers of two, relative, as a
 # root mean square.

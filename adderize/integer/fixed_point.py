@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adderize.layers.shift_add import powers_of_two
+from adderize.layers.powers_of_two import powers_of_two
 
 LIMIT = 2**31 - 1
 _checks: ContextVar[bool] = ContextVar("checks", default=False)

@@ -8,7 +8,6 @@ what the shifts would, so that PyTorch, its tracers and ONNX see ordinary consta
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,74 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.errors import AdderizeError
 from adderize.layers.base import effective_geometry
+from adderize.layers.powers_of_two import powers_of_two, sum_of_powers, worst_of
 from adderize.layers.same import same_padding
-
-_LOWEST, _HIGHEST = -126, 126
-
-
-def check_terms(terms: int) -> None:
-    if type(terms) is not int or not 1 <= terms <= 24:
-        raise AdderizeError(f"terms is {terms!r}; expected a number of powers of two from 1 to 24")
-
-
-def powers_of_two(values: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """Exponents and signs of the nearest sums of signed powers of two.
-
-    Args:
-        values: any shape; rounded to float32 first, so that every sum is exact in float32.
-        terms: T, how many powers of two a value may take, 1 to 24.
-
-    Returns:
-        exponents and signs, int8 (T, \\*values.shape); the sign of a term that a value does not
-        need is 0. Values below 2^-126 are zero.
-
-    Raises:
-        AdderizeError: values that are not finite, or of 2^126 and more; terms out of range.
-    """
-    check_terms(terms)
-    rest = values.detach().float()
-    if not bool(rest.isfinite().all()) or bool((rest.abs() >= 2.0**_HIGHEST).any()):
-        raise AdderizeError(
-            f"a scale is {_worst(rest)}; expected numbers below 2^{_HIGHEST}: look at the norms' "
-            "statistics (adderize inspect)"
-        )
-    exponents, signs = [], []
-    for _ in range(terms):
-        mantissa, exponent = torch.frexp(rest)
-        # The mantissa lies in [1/2, 1): the nearer end is 1/2 up to 3/4.
-        exponent = exponent - (mantissa.abs() <= 0.75).int()
-        sign = rest.sign() * (exponent >= _LOWEST)
-        exponent = torch.where(sign == 0, 0, exponent)
-        rest = rest - _sum_of(exponent.unsqueeze(0), sign.unsqueeze(0))
-        exponents.append(exponent.to(torch.int8))
-        signs.append(sign.to(torch.int8))
-    return torch.stack(exponents), torch.stack(signs)
-
-
-def rounded_to_powers(values: Tensor, terms: int) -> Tensor:
-    """The sums of :func:`powers_of_two`, float32 of the values' shape."""
-    return _sum_of(*powers_of_two(values, terms))
-
-
-def rounded_number(value: float, terms: int) -> float:
-    """The nearest sum of signed powers of two for one finite number, without a tensor."""
-    total = 0.0
-    for _ in range(terms):
-        mantissa, exponent = math.frexp(value - total)
-        if mantissa:
-            nearest = math.ldexp(1.0, exponent - (abs(mantissa) <= 0.75))
-            total += math.copysign(nearest, mantissa)
-    return total
-
-
-def _worst(values: Tensor) -> float:
-    return float(values.flatten()[values.abs().nan_to_num(torch.inf, torch.inf).argmax()])
-
-
-def _sum_of(exponents: Tensor, signs: Tensor) -> Tensor:
-    """The sums over the first dimension, float32, exact: powers made from their bits."""
-    powers = ((exponents.int() + 127) << 23).view(torch.float32)
-    return (powers * signs).sum(0)
 
 
 class Shifts(nn.Module):
@@ -106,13 +39,13 @@ class Shifts(nn.Module):
         exponents, signs = powers_of_two(values, terms)
         self.register_buffer("exponents", exponents)
         self.register_buffer("signs", signs)
-        self.register_buffer("weight", _sum_of(exponents, signs), persistent=False)
+        self.register_buffer("weight", sum_of_powers(exponents, signs), persistent=False)
         errors = ((self.weight - values.detach()) / values.detach()).abs().nan_to_num(0.0)
         self.worst_error = float(errors.max()) if errors.numel() else 0.0
 
     def _hold_bias(self, bias: Tensor | None) -> None:
         if bias is not None and not bool(bias.isfinite().all()):
-            raise AdderizeError(f"a bias is {_worst(bias)}; expected finite numbers")
+            raise AdderizeError(f"a bias is {worst_of(bias)}; expected finite numbers")
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
     @property
@@ -123,7 +56,7 @@ class Shifts(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.exponents.is_meta:
-            self.weight = _sum_of(self.exponents, self.signs)
+            self.weight = sum_of_powers(self.exponents, self.signs)
 
 
 class _ShiftAddNorm(Shifts):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderize.errors import AdderizeError
-from adderize.layers.shift_add import Shifts, rounded_number
+from adderize.layers.powers_of_two import rounded_number
+from adderize.layers.shift_add import Shifts
 
 
 class ShiftAddScale(Shifts):

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from adderize import models
-from adderize.errors import AdderizeError, one_line
+from adderize.errors import AdderizeError, classed, one_line
 
 FORMS = (
     "`resnet50` (torchvision), `resnet20` (adderize.models), `timm:NAME` or "
@@ -158,7 +158,7 @@ _OF_THEIR_CODE = (Exception, SystemExit)
 
 
 def _failed(what: str, error: BaseException) -> AdderizeError:
-    return AdderizeError(f"{what} fails: {type(error).__name__}: {one_line(error)}")
+    return AdderizeError(f"{what} fails: {classed(error)}")
 
 
 def _from_callable(name: str, options: dict[str, Any]) -> nn.Module:

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adderize.arguments import check_module
 from adderize.counting import count
-from adderize.dataflow.recording import floating_dtype
+from adderize.dataflow import blank_input
 from adderize.errors import AdderizeError
 from adderize.inspection import Inspection, inspect
 from adderize.inspection.histograms import filter_histograms, input_histograms
 from adderize.integer.integer_report import report_of_shifts
-from adderize.layers import Converted
 from adderize.quantize import QuantizationReport, quantize, quantize_report
 from adderize.quantize.record import quantization_of
 from adderize.reporting.contents import Size
 from adderize.reporting.model_report import ModelReport
 from adderize.reporting.notices import has_new_statistics
 from adderize.surgery import Plan, adderize, plan
+from adderize.surgery.engine import converted_layers
 from adderize.tables import Report
 
 __all__ = ["ModelReport", "report"]
@@ -68,7 +67,7 @@ def report(
         )
     size = images.shape[1:] if input_size is None and images is not None else input_size
     budget = count(model, size, energy=energy, latency=latency, **options)
-    example = torch.empty((1, *budget.input_size), dtype=floating_dtype(model), device="meta")
+    example = blank_input(model, budget.input_size)
     absent: dict[str, str] = {}
     shifts, planned, network = report_of_shifts(model), None, model
     made = shifts is not None or quantization_of(model) is not None
@@ -98,8 +97,7 @@ def report(
 def _is_to_convert(model: nn.Module, planned: Plan, options: dict[str, Any]) -> bool:
     """As :func:`adderize.count` has it: what holds adders or binary layers stays unless options are
     given."""
-    holds_some = any(isinstance(module, Converted) for module in model.modules())
-    return bool(planned.converted) and (bool(options) or not holds_some)
+    return bool(planned.converted) and (bool(options) or not converted_layers(model))
 
 
 def _inspection(

@@ -11,7 +11,7 @@ from adderize.counting.plot import in_rows
 from adderize.counting.quantities import joule, quantity
 from adderize.counting.rows import Layer, sum_of
 from adderize.inspection.histograms import Histogram
-from adderize.inspection.result import Range
+from adderize.inspection.rows import Range
 from adderize.reporting.svg import COLORS, figure, inline
 from adderize.tables import shortened
 

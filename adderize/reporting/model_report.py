@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adderize.arguments import own_path
-from adderize.errors import writing
 from adderize.reporting.contents import Contents
 from adderize.reporting.page import page
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,4 @@ class ModelReport(Contents):
         Raises:
             AdderizeError: as :meth:`to_html`; a path that cannot be written.
         """
-        text = self.to_html()
-        with writing(path), replaced_file(own_path(path)) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        write_whole(own_path(path), self.to_html())

@@ -11,9 +11,37 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from adderize.errors import listed
-from adderize.surgery.decisions import Decision, NormFix, Reason
+from adderize.surgery.decisions import NormFix, Reason
 from adderize.surgery.engine import ADDER, Target
-from adderize.surgery.steps import Step
+from adderize.surgery.fusion_guard import fusible_blocks
+from adderize.surgery.steps import Step, Steps
+from adderize.surgery.zero_scales import find_zero_scales
+
+
+def remarks(model: nn.Module, steps: Steps) -> list[str]:
+    """What there is to know before a conversion, as sentences."""
+    zero_scales = find_zero_scales(model, steps.flows, steps.names)
+    of_zeros = [str(zero) for zero in zero_scales if not zero.is_gamma]
+    return [*of_zeros, *_of_frozen(steps), *_of_fusion(model, steps)]
+
+
+def _of_frozen(steps: Steps) -> Iterator[str]:
+    frozen = [step.row.name for step in steps.chosen if not step.layer.weight.requires_grad]
+    if frozen:
+        yield (
+            f"the filters of {listed(frozen)} are frozen and would never learn: unfreeze them "
+            "(requires_grad_(True)), or leave the layers out with exclude="
+        )
+
+
+def _of_fusion(model: nn.Module, steps: Steps) -> Iterator[str]:
+    methods: dict[str, list[str]] = {}
+    for name, block, method in fusible_blocks(model, steps.names.values()):
+        methods.setdefault(f"{type(block).__name__}.{method}()", []).append(name or "the model")
+    for method, names in methods.items():
+        blocks = listed(names)
+        yield f"{method} merges layers as if they were convolutions, and will raise: {blocks}"
+
 
 # From a warning to the caller of adderize() or binarize().
 _LEVEL = 5
@@ -23,11 +51,11 @@ def warn_unchanged() -> None:
     warnings.warn("adderize: nothing new to convert, the model is unchanged", stacklevel=_LEVEL)
 
 
-def warn_untraced(steps: Sequence[Step], target: Target) -> None:
+def warn_untraced(steps: Steps, target: Target) -> None:
     """Warn where nothing but the order of registration told what surrounds a converted layer."""
-    rows = [step.row for step in steps]
-    if not any(row.decision is Decision.CONVERT and row.method == "order" for row in rows):
+    if not any(step.row.method == "order" for step in steps.chosen):
         return
+    rows = [step.row for step in steps.every]
     ends = [f"{row.name} ({row.reason})" for row in rows if row.why in (Reason.STEM, Reason.HEAD)]
     norms = " and a norm taken for that of the layer right before it"
     warnings.warn(
@@ -36,6 +64,11 @@ def warn_untraced(steps: Sequence[Step], target: Target) -> None:
         "adderize.plan(model); pass example_input, or name the layers with include and exclude",
         stacklevel=_LEVEL,
     )
+
+
+def warn_frozen(steps: Steps) -> None:
+    for remark in _of_frozen(steps):
+        warnings.warn(f"adderize: {remark}", stacklevel=_LEVEL)
 
 
 def warn_made_before(model: nn.Module, steps: Sequence[Step]) -> None:

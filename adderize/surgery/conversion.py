@@ -42,7 +42,7 @@ def plan(
     Returns:
         the plan: ``print(plan(model))`` shows it as a table; ``to_dict``, ``to_json``, ``to_csv``
         and ``to_markdown`` give it in other forms. Its ``remarks`` name parameters of zeros that
-        keep the first gradient from adders, and blocks that would merge adders.
+        keep the first gradient from adders, frozen filters, and blocks that would merge adders.
 
     Raises:
         AdderizeError: as :func:`adderize`, but not for a model without anything to convert, and

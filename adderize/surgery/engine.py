@@ -6,13 +6,13 @@ refers to it (a parent, several parents, a plain list) need no care, and shared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d
+from adderize.layers import AdderConv2d, AdderConv2dSame, AdderLinear, BinaryConv2d, Converted
 from adderize.surgery.decisions import Decision, Reason
 
 
@@ -92,9 +92,6 @@ def become_original(layer: nn.Module, kind: type[nn.Module]) -> None:
     vars(layer).pop("gradient", None)
 
 
-def named_layers(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
-    """Each module once, in registration order, with all the names it is registered under."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    yield from names.items()
+def converted_layers(model: nn.Module) -> dict[str, Converted]:
+    """A model's adders and binary layers by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Converted)}

@@ -15,7 +15,7 @@ from adderize.errors import AdderizeError
 from adderize.layers import Converted
 from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.checks import check_filters, check_layer, check_model, check_not_replaced
-from adderize.surgery.engine import ADDER, BINARY, become
+from adderize.surgery.engine import ADDER, BINARY, become, converted_layers
 from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.norms import insert_norm
 
@@ -40,8 +40,7 @@ def converted_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
             "gradient": getattr(module, "gradient", None),
             "norm": None if module.norm is None else _norm_options(f"{name}.norm", module.norm),
         }
-        for name, module in model.named_modules()
-        if isinstance(module, Converted)
+        for name, module in converted_layers(model).items()
     }
 
 
@@ -60,8 +59,7 @@ def filter_deviations(model: nn.Module) -> dict[str, float | None]:
     """
     found = {
         name: float(module.weight.detach().double().std(correction=0))
-        for name, module in model.named_modules()
-        if isinstance(module, Converted)
+        for name, module in converted_layers(model).items()
     }
     return {name: float(f"{x:.4g}") if math.isfinite(x) else None for name, x in found.items()}
 

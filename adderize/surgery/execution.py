@@ -15,17 +15,25 @@ from adderize.arguments import check_switch
 from adderize.dataflow import trace
 from adderize.errors import AdderizeError, classed, listed
 from adderize.layers import Adder, Converted
-from adderize.surgery.advice import warn_made_before, warn_unchanged, warn_untraced
+from adderize.surgery.advice import (
+    remarks,
+    warn_frozen,
+    warn_made_before,
+    warn_unchanged,
+    warn_untraced,
+)
 from adderize.surgery.calls import check_same_calls
 from adderize.surgery.checks import check_model
-from adderize.surgery.decisions import Decision, NormFix
-from adderize.surgery.engine import Target, become, become_original
+from adderize.surgery.decisions import NormFix
+from adderize.surgery.engine import Target, become
 from adderize.surgery.fusion_guard import guard_fusion
 from adderize.surgery.initialisation import initialise, reset_zero_gamma, start_at_one
 from adderize.surgery.norms import insert_norm
 from adderize.surgery.options import Options
 from adderize.surgery.plan_table import Plan
+from adderize.surgery.restoration import all_or_none
 from adderize.surgery.steps import Step, Steps, find_steps
+from adderize.surgery.zero_scales import find_zero_scales
 
 
 def preview(model: nn.Module, target: Target, example_input: Any, **arguments: Any) -> Plan:
@@ -33,7 +41,7 @@ def preview(model: nn.Module, target: Target, example_input: Any, **arguments: A
     options = Options.checked(arguments, target)
     steps = find_steps(model, options, target, example_input)
     described = {"target": target.decision.value, **asdict(options)}
-    return Plan(tuple(step.row for step in steps), described, tuple(steps.remarks))
+    return Plan(tuple(step.row for step in steps.every), described, tuple(remarks(model, steps)))
 
 
 def convert(
@@ -53,18 +61,21 @@ def _converted(
     if not inplace:
         model = _copied(model)
     steps = find_steps(model, options, target, example_input)
-    chosen = [step for step in steps if step.row.decision is Decision.CONVERT]
-    _check_norms(steps, options, target)
-    if not chosen and any(step.row.decision is target.decision for step in steps):
+    chosen, zero_scales = steps.chosen, find_zero_scales(model, steps.flows, steps.names)
+    _check_norms(steps.every, options, target)
+    if not chosen and any(step.row.decision is target.decision for step in steps.every):
         warn_unchanged()
     elif not chosen:
-        raise AdderizeError(f"nothing to convert: {_reasons(steps)}; see adderize.plan(model)")
+        raise AdderizeError(
+            f"nothing to convert: {_reasons(steps.every)}; see adderize.plan(model)"
+        )
     warn_untraced(steps, target)
+    warn_frozen(steps)
     if chosen:
         _become(model, steps, options, target, example_input)
     for step in chosen:
         _start(step, options)
-    for zero in steps.zero_scales:
+    for zero in zero_scales:
         if zero.is_gamma:
             start_at_one(zero.parameter)
     guard_fusion(model)
@@ -86,21 +97,14 @@ def _become(
     model: nn.Module, steps: Steps, options: Options, target: Target, example_input: Any
 ) -> None:
     """Give the chosen layers their new classes, all or none."""
-    layers = [step.layer for step in steps if step.row.decision is Decision.CONVERT]
-    before = [type(layer) for layer in layers]
-    try:
-        for layer in layers:
+    with all_or_none(model):
+        for layer in steps.names:
             kind = target.kind_of(layer)
             assert kind is not None
             become(layer, kind)
             if isinstance(layer, Adder):
                 layer.gradient = options.gradient
         check_same_calls(model, steps.flows, trace(model, example_input) if steps.flows else [])
-    except BaseException:
-        for layer, kind in zip(layers, before, strict=True):
-            if type(layer) is not kind:
-                become_original(layer, kind)
-        raise
 
 
 def _start(step: Step, options: Options) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from adderize.errors import AdderizeError
-from adderize.layers import Converted
+from adderize.surgery.engine import converted_layers
 
 # The names that timm.utils.reparameterize_model and the authors of such blocks use; "merge" is that
 # of low-rank adapters.
@@ -58,7 +58,6 @@ def guard_fusion(model: nn.Module) -> None:
         for method in _METHODS:
             if isinstance(vars(module).get(method), FusionRefused):
                 delattr(module, method)
-    converted = [name for name, layer in model.named_modules() if isinstance(layer, Converted)]
-    for name, module, method in fusible_blocks(model, converted):
+    for name, module, method in fusible_blocks(model, converted_layers(model)):
         if method not in vars(module):
             setattr(module, method, FusionRefused(name or type(module).__name__, method))

@@ -34,6 +34,11 @@ _MOVES = _RESHAPES | {
 }  # fmt: skip
 
 
+def find_norms_after(flow: Flow | None, layer: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """As :func:`find_norms`; where no flow is known, by the order of registration."""
+    return find_norms(flow, layer) if flow else _find_norm_by_order(model, layer)
+
+
 def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """The trainable norms that all of a layer's output goes to, in every call of the layer.
 
@@ -65,7 +70,7 @@ def find_norms_before(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     """
 
     def passes(node: Node) -> bool:
-        return _passes(node) and not _is_maximum(node)
+        return _passes(node) and "max" not in node.name.lower()
 
     return _find_norms(flow, layer, "sources", passes, lambda norm, _: is_trainable_norm(norm))
 
@@ -98,10 +103,6 @@ def _find_norms(
     return list(dict.fromkeys(node.module for node in found if node.module is not None))
 
 
-def _is_maximum(node: Node) -> bool:
-    return "max" in node.name.lower()
-
-
 def _passes(node: Node) -> bool:
     if node.module is None:
         return node.name in _PASSING_FUNCTIONS
@@ -128,7 +129,7 @@ def keeps_channels_apart(norm: nn.Module) -> bool:
     return not isinstance(norm, nn.LayerNorm)
 
 
-def find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
+def _find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     """The norm registered right after a layer, if it has as many channels; the last resort."""
     leaves = [module for module in model.modules() if is_leaf(module)]
     position = next(i for i, module in enumerate(leaves) if module is layer)

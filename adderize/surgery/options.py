@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from adderize.arguments import check_choice, check_switch
+from adderize.arguments import check_choice, check_switch, is_finite
 from adderize.errors import AdderizeError
 from adderize.ops.gradients import GRADIENTS
 from adderize.surgery.engine import ADDER, BINARY, Target
@@ -60,8 +59,7 @@ class Options:
             return usual
         if usual is None:
             raise AdderizeError(f"scale is {self.scale!r}, but init={self.init!r} scales nothing")
-        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)
-        if not number or not 0 < self.scale < math.inf:
+        if not is_finite(self.scale) or self.scale <= 0:
             raise AdderizeError(f"scale is {self.scale!r}; expected a finite number above 0")
         return float(self.scale)
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from adderize.errors import AdderizeError
-from adderize.layers import Converted
 from adderize.surgery.checks import check_model, check_not_replaced
-from adderize.surgery.engine import become_original, original_kind
+from adderize.surgery.engine import become_original, converted_layers, original_kind
 from adderize.surgery.fusion_guard import guard_fusion
+
+
+@contextlib.contextmanager
+def all_or_none(model: nn.Module) -> Iterator[None]:
+    """Layers that are converted meanwhile are again what they were where anything fails."""
+    before = {module: type(module) for module in model.modules()}
+    try:
+        yield
+    except BaseException:
+        for module, kind in before.items():
+            if type(module) is not kind:
+                become_original(module, kind)
+        guard_fusion(model)
+        raise
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -26,9 +42,7 @@ def restore(model: nn.Module) -> nn.Module:
             or compiled.
     """
     check_model(model)
-    converted = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, Converted)
-    }
+    converted = converted_layers(model)
     if not converted:
         raise AdderizeError("restore found no adder layers in the model, and no binary ones")
     kinds: list[type[nn.Module]] = []

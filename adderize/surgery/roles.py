@@ -9,13 +9,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from adderize.dataflow import NORMS, Flow, Node
+from adderize.surgery.functions import LAYERS, MULTIPLICATIONS
 
-LAYER_FUNCTIONS = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "linear", "addmm",
-}  # fmt: skip
 _POOLS = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
-MULTIPLICATIONS = {"mul", "imul", "matmul", "multiply"}
 
 
 @dataclass
@@ -74,7 +70,7 @@ def _layers_at(side: str, end: str, flow: Flow, layers: Iterable[nn.Module]) -> 
 def is_layer(node: Node) -> bool:
     """Whether a call applies a weight matrix or filters."""
     if node.module is None:
-        return node.name in LAYER_FUNCTIONS
+        return node.name in LAYERS
     if isinstance(node.module, NORMS):
         return False
     return any(is_lazy(p) or p.dim() > 1 for p in node.module.parameters())

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from adderize.dataflow import Flow, trace
-from adderize.errors import listed
+from adderize.dataflow import Flow, flow_of, trace
 from adderize.surgery.checks import check_model
 from adderize.surgery.decisions import Decision, NormFix, Reason, Row
-from adderize.surgery.engine import Target, named_layers
-from adderize.surgery.fusion_guard import fusible_blocks
+from adderize.surgery.engine import Target
 from adderize.surgery.norms import (
-    find_norm_by_order,
-    find_norms,
+    find_norms_after,
     find_norms_before,
     is_trainable_norm,
     keeps_channels_apart,
@@ -26,7 +23,6 @@ from adderize.surgery.options import Options
 from adderize.surgery.policy import is_candidate, keep_reason
 from adderize.surgery.roles import find_roles
 from adderize.surgery.ties import check_ties
-from adderize.surgery.zero_scales import ZeroScale, find_zero_scales
 
 
 @dataclass(frozen=True)
@@ -38,18 +34,27 @@ class Step:
     norms: Sequence[nn.Module] = ()
 
 
-class Steps(list[Step]):
-    """One step a layer, in registration order.
+@dataclass(frozen=True)
+class Steps:
+    """What a conversion would do.
 
     Attributes:
-        zero_scales: what keeps the gradient from the layers to convert in the first step.
-        remarks: what else there is to know about the model, as sentences.
+        every: one step a layer, in registration order.
         flows: of the model.
     """
 
-    zero_scales: Sequence[ZeroScale] = ()
-    remarks: Sequence[str] = ()
-    flows: Sequence[Flow] = ()
+    every: Sequence[Step]
+    flows: Sequence[Flow]
+
+    @property
+    def chosen(self) -> list[Step]:
+        """Those that convert a layer."""
+        return [step for step in self.every if step.row.decision is Decision.CONVERT]
+
+    @property
+    def names(self) -> dict[nn.Module, str]:
+        """Of the layers to convert."""
+        return {step.layer: step.row.name for step in self.chosen}
 
 
 def find_steps(
@@ -64,15 +69,14 @@ def find_steps(
         AdderizeError: wrapped models, patterns without a match, layers that cannot be converted.
     """
     check_model(model)
-    layers = {layer: names for layer, names in named_layers(model) if is_candidate(layer)}
+    layers = {layer: names for layer, names in _names(model).items() if is_candidate(layer)}
     options.check_patterns([name for names in layers.values() for name in names])
     flows = trace(model, example_input) if layers else []
     roles = find_roles(model, flows, list(layers))
     module_names = {module: name for name, module in model.named_modules()}
-    steps = Steps()
-    steps.flows = flows
+    every = []
     for layer, names in layers.items():
-        flow = next((flow for flow in flows if flow.calls(layer)), None)
+        flow = flow_of(flows, layer)
         kept = keep_reason(layer, names, options, roles, flow, target)
         decision = _decision(kept, target)
         norms: list[nn.Module] = []
@@ -92,22 +96,18 @@ def find_steps(
             norms=tuple(module_names[found] for found in norms),
             method=(flow or flows[0]).method if flows else "order",
         )
-        steps.append(Step(layer, row, norms))
-    chosen = {step.layer: step.row.name for step in steps if step.row.decision is Decision.CONVERT}
-    check_ties(model, flows, chosen)
-    steps.zero_scales = find_zero_scales(model, flows, chosen)
-    steps.remarks = [*map(str, (zero for zero in steps.zero_scales if not zero.is_gamma))]
-    steps.remarks += _fusion_remarks(model, [*chosen.values()])
+        every.append(Step(layer, row, norms))
+    steps = Steps(every, flows)
+    check_ties(model, flows, steps.names)
     return steps
 
 
-def _fusion_remarks(model: nn.Module, chosen: Collection[str]) -> Iterator[str]:
-    methods: dict[str, list[str]] = {}
-    for name, block, method in fusible_blocks(model, chosen):
-        methods.setdefault(f"{type(block).__name__}.{method}()", []).append(name or "the model")
-    for method, names in methods.items():
-        blocks = listed(names)
-        yield f"{method} merges layers as if they were convolutions, and will raise: {blocks}"
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Each module once, in registration order, with all the names it is registered under."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
@@ -129,5 +129,5 @@ def _norms_of(
         return [own]
     if target.norm_side == "sources":
         return find_norms_before(flow, layer) if flow else []
-    found = find_norms(flow, layer) if flow else find_norm_by_order(model, layer)
+    found = find_norms_after(flow, layer, model)
     return found if all(map(keeps_channels_apart, found)) else []

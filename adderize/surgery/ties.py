@@ -9,14 +9,9 @@ from torch import nn
 
 from adderize.dataflow import Flow, is_leaf
 from adderize.errors import AdderizeError
-from adderize.surgery.roles import LAYER_FUNCTIONS, MULTIPLICATIONS
+from adderize.surgery.functions import PRODUCTS
 
 _HOLDERS = (nn.ParameterList, nn.ParameterDict)
-_PRODUCTS = LAYER_FUNCTIONS | MULTIPLICATIONS | {
-    "addbmm", "addmv", "baddbmm", "bilinear", "bmm", "einsum", "embedding", "imatmul", "inner",
-    "mm", "multi_head_attention_forward", "mv", "rmatmul", "scaled_dot_product_attention",
-    "tensordot",
-}  # fmt: skip
 
 
 def check_ties(model: nn.Module, flows: Sequence[Flow], layers: Mapping[nn.Module, str]) -> None:
@@ -45,7 +40,7 @@ def check_ties(model: nn.Module, flows: Sequence[Flow], layers: Mapping[nn.Modul
                 )
     for flow in flows:
         for node in flow.nodes:
-            for parameter in node.parameters if node.name in _PRODUCTS else ():
+            for parameter in node.parameters if node.name in PRODUCTS else ():
                 if parameter in owners:
                     raise AdderizeError(
                         f"{owners[parameter]} shares its filters with a call of {node.name} in a "

@@ -10,10 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from adderize.dataflow import Flow, Node
 from adderize.errors import listed
-from adderize.surgery.roles import LAYER_FUNCTIONS, MULTIPLICATIONS
-
-_NORM_FUNCTIONS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
-_SCALING = LAYER_FUNCTIONS | MULTIPLICATIONS | _NORM_FUNCTIONS | {"addcmul", "einsum"}
+from adderize.surgery.functions import SCALINGS
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def _scales_of(
     node: Node, zeros: Collection[nn.Parameter], fresh: Collection[nn.Module]
 ) -> list[nn.Parameter]:
     if node.module is None:
-        return [p for p in node.parameters if p in zeros] if node.name in _SCALING else []
+        return [p for p in node.parameters if p in zeros] if node.name in SCALINGS else []
     weight = node.module._parameters.get("weight")
     return [weight] if weight is not None and weight in zeros and node.module not in fresh else []
 

@@ -8,7 +8,7 @@ root mean square, ``eta`` (Chen et al., AdderNet, CVPR 2020, section 3.3).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adderize.arguments import check_module
+from adderize.arguments import check_module, is_finite
 from adderize.errors import AdderizeError
 from adderize.layers import AdderConv2d, AdderLinear
 from adderize.training.unscaled import check_unscaled
@@ -130,10 +130,8 @@ def scale_gradients_(filters: dict[str, nn.Parameter], eta: float) -> AdderGradi
 
 def check_eta(eta: float) -> float:
     """Returns ``eta``; raises AdderizeError where it is not finite and above 0."""
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
-        raise AdderizeError(f"eta is {eta!r}; expected a number above 0, such as 0.2")
-    if not (math.isfinite(eta) and eta > 0):
-        raise AdderizeError(f"eta is {eta}; expected a finite number above 0, such as 0.2")
+    if not is_finite(eta) or eta <= 0:
+        raise AdderizeError(f"eta is {eta!r}; expected a finite number above 0, such as 0.2")
     return float(eta)
 
 
@@ -164,8 +162,18 @@ def adder_filters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def held_filters(filters: dict[str, nn.Parameter], optimizer: Optimizer) -> dict[str, nn.Parameter]:
     """Those of ``filters`` that ``optimizer`` steps."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by([optimizer])
     return {name: weight for name, weight in filters.items() if id(weight) in held}
+
+
+def held_by(optimizers: Iterable[Optimizer]) -> set[int]:
+    """The identities of all parameters that some optimizers step."""
+    return {
+        id(parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adderize.errors import AdderizeError, classed_line, listed
-from adderize.training.recalibration import estimate_statistics, model_of_input
+from adderize.training.batches import model_of_input
+from adderize.training.recalibration import estimate_statistics
 from adderize.training.rerun import without_a_trace
 from adderize.training.search import modules_of
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from adderize.layers import Adder
 from adderize.surgery.norms import is_norm
+from adderize.training.adaptive_rate import held_by
 
 
 def warn_of_untrained_norms(model: nn.Module, optimizers: Collection[Optimizer]) -> bool:
@@ -20,8 +21,7 @@ def warn_of_untrained_norms(model: nn.Module, optimizers: Collection[Optimizer])
     Returns:
         whether it did.
     """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    optimized = {id(parameter) for group in groups for parameter in group["params"]}
+    optimized = held_by(optimizers)
     norms = _norms_after_adders(model, optimized)
     reasons = {name: _why_untrained(norm, optimized) for name, norm in norms}
     untrained = [f"{name} ({reason})" for name, reason in reasons.items() if reason]

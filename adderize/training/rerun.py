@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
@@ -13,11 +12,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from adderize.dataflow.snapshot import state_of
+from adderize.dataflow.put_back import CONTAINERS, plain, refill, state_of
 
 # Structure and hooks, which a step does not change.
 _OF_TORCH = vars(nn.Module()).keys() - {"_buffers"}
-_CONTAINERS = (list, dict, set, deque)
 
 
 @contextlib.contextmanager
@@ -75,7 +73,7 @@ def _contents(value: Any, seen: set[int]) -> Iterator[Callable[[], object]]:
         return
     seen.add(id(value))
     yield restore
-    if isinstance(value, _CONTAINERS):
+    if isinstance(value, CONTAINERS):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _contents(item, seen)
 
@@ -89,13 +87,7 @@ def _restoring_content(value: Any) -> Callable[[], object] | None:
                 value.detach().copy_(before)
 
         return refill_tensor
-    if isinstance(value, _CONTAINERS):
-        items = value.copy()
-
-        def refill() -> None:
-            value.clear()
-            (value.extend if isinstance(value, (list, deque)) else value.update)(items)
-
-        return refill
+    if isinstance(value, CONTAINERS):
+        return partial(refill, value, plain(value))
     state = state_of(value)
     return None if state is None else partial(state[0], *state[1:])

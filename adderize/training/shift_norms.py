@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adderize.errors import AdderizeError
 from adderize.layers import Adder
-from adderize.layers.shift_add import check_terms, rounded_to_powers
+from adderize.layers.powers_of_two import check_terms, rounded_to_powers
 from adderize.training.adaptive_rate import is_dtensor
 
 

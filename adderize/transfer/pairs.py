@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from adderize.errors import AdderizeError, first_line
+from adderize.errors import AdderizeError, failing
 from adderize.layers import Adder
 from adderize.surgery.checks import check_model
-from adderize.training.recalibration import described, tracking_norms
+from adderize.training.batches import described
+from adderize.training.recalibration import tracking_norms
 
 
 @dataclass(frozen=True)
@@ -144,14 +145,10 @@ def _calls(network: nn.Module, modules: list[nn.Module], inputs: Any) -> list[nn
     with contextlib.ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_pre_hook(lambda m, _: seen.append(m)))
-        try:
+        advice = (
+            "; expected its own input, or a tuple or list that starts with it, as a DataLoader "
+            "gives them"
+        )
+        with failing(f"the network fails on {described(inputs)} from a batch", advice):
             network(_copied(inputs))
-        except AdderizeError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise AdderizeError(
-                f"the network fails on {described(inputs)} from a batch: {first_line(error)}; "
-                "expected its own input, or a tuple or list that starts with it, as a DataLoader "
-                "gives them"
-            ) from error
     return seen

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderize.errors import AdderizeError, first_line
+from adderize.errors import AdderizeError, failing
 from adderize.evaluation import device_of, evaluation
 from adderize.progress import steps
 from adderize.tables import Report, Table, csv_text, shape_text
@@ -70,7 +70,8 @@ class Stages(Report):
         found = []
         with evaluation(model):
             for batch in steps(self.images.split(_BATCH), "comparing"):
-                logits = _logits(model, batch.to(device, copy=True))
+                with failing(f"the network fails on images {shape_text(batch.shape)}"):
+                    logits = model(batch.to(device, copy=True))
                 dimensions = (2, 3, 4) if self.maps else (2,)
                 if not isinstance(logits, Tensor) or logits.ndim not in dimensions:
                     shape = f" of {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
@@ -105,17 +106,6 @@ class Stages(Report):
 
 
 _HEADER = ("stage", "top-1, %", "agreement, %")
-
-
-def _logits(model: nn.Module, images: Tensor) -> Any:
-    try:
-        return model(images)
-    except AdderizeError:
-        raise
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise AdderizeError(
-            f"the network fails on images {shape_text(images.shape)}: {first_line(error)}"
-        ) from error
 
 
 def _percentage(hits: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adderize.arguments import own_path
-from adderize.errors import AdderizeError, classed_line, writing
+from adderize.errors import AdderizeError, classed_line
 from adderize.whole_files import replaced_file
 
 
@@ -64,7 +64,7 @@ class StateFile:
         # Of a full disk torch.save says nothing that can be understood.
         content = io.BytesIO()
         torch.save({"run": self.run, "done": self.done}, content)
-        with writing(self.path), replaced_file(self.path) as unfinished:
+        with replaced_file(self.path) as unfinished:
             unfinished.write_bytes(content.getbuffer())
 
 

@@ -11,9 +11,7 @@ slopes      what a filter value inside and outside the range of its inputs does
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from recipes.figures.runs import (
     missing_runs,
     network,
 )
-from recipes.run import command, continued, make_parser, positive_int
+from recipes.run import command, make_parser, positive_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,10 +132,7 @@ def _train(wanted: Wanted, arguments: argparse.Namespace) -> None:
         command += ["--data", arguments.data]
     if arguments.num_threads:
         command += ["--num-threads", str(arguments.num_threads)]
-    command = continued(command, arguments.runs / wanted.folder)
-    print("python -m recipes.mnist", shlex.join(command), file=sys.stderr)
-    with contextlib.redirect_stdout(sys.stderr):
-        mnist.train(command)
+    mnist.train_for(command, arguments.runs / wanted.folder)
 
 
 def _draw(name: str, runs: Sequence[Run], data: str | None) -> tuple[Figure, str]:

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from adderize.errors import writing
+from adderize.whole_files import replaced_file, write_whole
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; two more that fit in.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
@@ -20,6 +21,11 @@ TEN_CLASSES = (BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK, "#BBBBBB", "#
 # Inches; with 110 dots an inch about as wide as a README.
 WIDTH = 8.0
 _DPI = 110
+# And their options: the same bytes for the same figure.
+_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"pil_kwargs": {"optimize": True}},
+    "svg": {"metadata": {"Date": None}},
+}
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -42,10 +48,11 @@ def save(figure: Figure, numbers: str, folder: Path, name: str) -> list[Path]:
     Raises:
         AdderizeError: the folder cannot be written.
     """
-    paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg", ".md")]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=_DPI, pil_kwargs={"optimize": True})
-        figure.savefig(paths[1], dpi=_DPI, metadata={"Date": None})
-        paths[2].write_text(numbers + "\n")
+    paths = [folder / f"{name}.{form}" for form in (*_FORMATS, "md")]
+    for path, (form, options) in zip(paths, _FORMATS.items(), strict=False):
+        with replaced_file(path) as unfinished:
+            figure.savefig(unfinished, format=form, dpi=_DPI, **options)
+    write_whole(paths[-1], numbers + "\n")
     return paths

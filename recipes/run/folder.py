@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from adderize.errors import AdderizeError, first_line, writing
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 from recipes.run.run_options import with_config
 
 ARGUMENTS, METRICS, CHECKPOINTS = "arguments.json", "metrics.json", "checkpoints"
@@ -167,5 +167,4 @@ def _advice(folder: Path) -> str:
 
 
 def write_json(path: Path, values: object) -> None:
-    with replaced_file(path) as unfinished:
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
+    write_whole(path, json.dumps(values, indent=2) + "\n")

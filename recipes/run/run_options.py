@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -14,53 +16,31 @@ from adderize.errors import AdderizeError
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive integer")
-    return value
+_Number = TypeVar("_Number", int, float)
 
 
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
+def _checked(
+    kind: type[_Number], fits: Callable[[_Number], bool], expected: str
+) -> Callable[[str], _Number]:
+    """An option's type: numbers that fit."""
+
+    def read(text: str) -> _Number:
+        value = kind(text)
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{value} is not {expected}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it where the text is no number
+    return read
 
 
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 on")
-    return value
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to below 1")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to 1")
-    return value
-
-
-def seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not a seed: expected 0 to 2**32 - 1")
-    return value
+positive_int = _checked(int, lambda n: n >= 1, "a positive integer")
+non_negative_int = _checked(int, lambda n: n >= 0, "an integer from 0 on")
+positive_float = _checked(float, lambda x: 0 < x < math.inf, "a positive number")
+non_negative_float = _checked(float, lambda x: 0 <= x < math.inf, "a number from 0 on")
+fraction = _checked(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+share = _checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+seed = _checked(int, lambda n: 0 <= n < 2**32, "a seed: expected 0 to 2**32 - 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -84,28 +84,9 @@ def make_trainer(
         raise AdderizeError("--ema cannot average sharded weights: use --strategy ddp")
     _quieten()
     interactive = sys.stderr.isatty()
-    checkpoint = partial(
-        FolderCheckpoint,
-        dirpath=folder / CHECKPOINTS,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
     epochs = arguments.epochs
     if arguments.max_steps:
         epochs = min(epochs, math.ceil(arguments.max_steps * arguments.accumulate / batches))
-    everything = [
-        *([AveragedWeights(decay=arguments.ema)] if arguments.ema is not None else []),
-        SeedEpochs(arguments.seed),
-        *callbacks,
-        Throughput(),
-        StopOnBrokenLoss(),
-        History(verbose=not interactive),
-        *([TQDMProgressBar()] if interactive else []),
-    ]
-    if not arguments.fast_dev_run:
-        # The last one holds what the best score so far is.
-        everything.append(checkpoint(filename="best", monitor="val/top1", mode="max"))
-        everything.append(checkpoint(filename="last"))
     return Trainer(
         accelerator=device,
         devices=arguments.devices,
@@ -126,10 +107,36 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=interactive,
         enable_checkpointing=not arguments.fast_dev_run,
-        callbacks=everything,
+        callbacks=_callbacks(arguments, folder, callbacks, interactive),
         plugins=[WholeCheckpoints(), *_cluster()],
         default_root_dir=folder,
     )
+
+
+def _callbacks(
+    arguments: argparse.Namespace, folder: Path, own: Sequence[Callback], interactive: bool
+) -> list[Callback]:
+    """The recipe's own among those of every run, in the order in which Lightning calls them."""
+    found = [
+        *([AveragedWeights(decay=arguments.ema)] if arguments.ema is not None else []),
+        SeedEpochs(arguments.seed),
+        *own,
+        Throughput(),
+        StopOnBrokenLoss(),
+        History(verbose=not interactive),
+        *([TQDMProgressBar()] if interactive else []),
+    ]
+    if not arguments.fast_dev_run:
+        checkpoint = partial(
+            FolderCheckpoint,
+            dirpath=folder / CHECKPOINTS,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        # The last one holds what the best score so far is.
+        found.append(checkpoint(filename="best", monitor="val/top1", mode="max"))
+        found.append(checkpoint(filename="last"))
+    return found
 
 
 def _quieten() -> None:

@@ -53,11 +53,6 @@ def test_the_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(seen) == {1}
 
 
-def test_figures_that_are_no_numbers_are_null(tmp_path: Path) -> None:
-    bench._write(tmp_path / "figures.json", {"cosine": float("nan"), "percent": float("inf")})
-    assert (tmp_path / "figures.json").read_text() == '{\n  "cosine": null,\n  "percent": null\n}\n'
-
-
 def test_pairs_by_hand() -> None:
     assert Layer("3x3", 2, 4, 8, 6, 3, Geometry.of(padding=1)).pairs == 2 * 6 * 8 * 8 * 4 * 9
     assert Layer("3x3/2", 1, 4, 9, 6, 3, Geometry.of(stride=2)).pairs == 6 * 4 * 4 * 4 * 9

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.linear import Linear
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, resnet50
 
@@ -150,6 +151,17 @@ class Halved(nn.Module):
         if metadata.get("version", 1) < 2:
             state[prefix + "scale"] = state[prefix + "scale"] / 2
         super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_refused_network_keeps_its_own_classes(tmp_path: Path) -> None:
+    def small(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(3, 4), Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, width))
+
+    save_model(adderize(small(2), linear=True), tmp_path)
+    other = small(3)
+    with pytest.raises(AdderizeError, match=r"3\.weight has the shape"):
+        load_model(other, tmp_path)
+    assert [type(layer) for layer in other] == [nn.Linear, Linear, nn.BatchNorm1d, nn.Linear]
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])

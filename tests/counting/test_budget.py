@@ -79,12 +79,28 @@ def test_plot(budget: OpBudget, tmp_path: Path) -> None:
     budget.plot(tmp_path / "plot.svg")
     drawing = (tmp_path / "plot.svg").read_text()
     assert drawing.count("clip-path") > 12
-    with pytest.raises(AdderizeError, match="cannot write the plot"):
-        budget.plot(tmp_path / "plot.docx")
-    with pytest.raises(AdderizeError, match="has no suffix"):
-        budget.plot(tmp_path / "plot")
-    with pytest.raises(AdderizeError, match="cannot write the plot"):
+    for name in ("plot.docx", "plot"):
+        with pytest.raises(AdderizeError, match=r"suffix names no format; expected one of .*\.png"):
+            budget.plot(tmp_path / name)
+    with pytest.raises(AdderizeError, match="cannot write to"):
         budget.plot(tmp_path / "missing" / "plot.png")
+
+
+def test_a_plot_that_fails_leaves_the_old_one(
+    budget: OpBudget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    file = tmp_path / "plot.svg"
+    file.write_text("old")
+
+    def interrupted(self: object, path: Path, **options: object) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure.Figure, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        budget.plot(file)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plot.svg", "old")]
 
 
 def test_plot_of_binary_layers_and_long_names(tmp_path: Path) -> None:

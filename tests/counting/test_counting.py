@@ -95,6 +95,11 @@ def test_the_model_is_left_alone() -> None:
     assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
 
 
+def test_frozen_filters_are_no_matter(recwarn: pytest.WarningsRecorder) -> None:
+    assert count(lenet5_bn().requires_grad_(False), (1, 32, 32)) is not None
+    assert not recwarn.list
+
+
 def test_a_model_with_constants_of_its_own() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adderize import AdderConv2d, AdderizeError
 from adderize.integer import IntegerNetwork, to_integer
 from adderize.integer.precision import Precision, usual_of
-from adderize.layers.shift_add import rounded_to_powers
+from adderize.layers.powers_of_two import rounded_to_powers
 from adderize.quantize import quantize
 from adderize.quantize.record import quantization_of
 

@@ -23,7 +23,7 @@ from adderize.layers import (
     ShiftAddNorm2d,
     ShiftAddScale,
 )
-from adderize.layers.shift_add import powers_of_two, rounded_number
+from adderize.layers.powers_of_two import powers_of_two, rounded_number
 
 
 def nearest_by_search(value: float, terms: int) -> Fraction:

@@ -258,7 +258,7 @@ def test_a_run_resumes_only_as_itself(mnist_folder: Path, tmp_path: Path) -> Non
         (["--epochs", "0"], 2, "not a positive integer"),
         (["--lr", "-1"], 2, "not a positive number"),
         (["--eta", "nan"], 2, "not a positive number"),
-        (["--max-steps", "many"], 2, "invalid positive_int value"),
+        (["--max-steps", "many"], 2, "invalid int value"),
         (["--seed", "-1"], 2, "not a seed"),
         (["--batch-size", "1"], 1, "--batch-size is 1; expected 2 to 96"),
         (["--data", "/nowhere"], 1, "no MNIST in /nowhere"),

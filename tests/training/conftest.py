@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.optim import optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +15,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    yield
+    assert not optimizer._global_optimizer_pre_hooks

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from adderize.errors import AdderizeError
 from adderize.ops.triton.tiles import Tile
-from adderize.whole_files import replaced_file
+from adderize.whole_files import write_whole
 
 
 class Machine(NamedTuple):
@@ -85,8 +86,10 @@ def keep(machine: Machine, tiles: Mapping[str, Tile]) -> Path | None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            _replace(file, machine, {**_usable(file, machine), **tiles})
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            kept = dict(sorted({**_usable(file, machine), **tiles}.items()))
+            content = {**machine._asdict(), "tiles": kept}
+            write_whole(file, json.dumps(content, indent=1) + "\n")
+    except (AdderizeError, OSError, NotImplementedError) as error:  # the last: no locks there
         _warn(f"{file} cannot be written: {error}; name another folder in ADDERIZE_CACHE")
         return None
     return file
@@ -100,7 +103,7 @@ def _usable(file: Path, machine: Machine) -> dict[str, Tile]:
 
 
 def _read(file: Path, machine: Machine) -> dict[str, Tile]:
-    """Raises ValueError or TypeError where the file is not what :func:`_replace` writes."""
+    """Raises ValueError or TypeError where the file is not what :func:`keep` writes."""
     content = json.loads(file.read_text())
     if not isinstance(content, dict) or not isinstance(content.get("tiles"), dict):
         raise ValueError("it holds no tiles")
@@ -116,12 +119,6 @@ def _tile(layer: str, sizes: Any) -> Tile:
     if not right or len(sizes) != count:
         raise ValueError(f"the tile of {layer!r} is {sizes!r}; expected {count} sizes")
     return Tile(*sizes)
-
-
-def _replace(file: Path, machine: Machine, tiles: Mapping[str, Tile]) -> None:
-    content = {**machine._asdict(), "tiles": dict(sorted(tiles.items()))}
-    with replaced_file(file) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _warn(text: str) -> None:
