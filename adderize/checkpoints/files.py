@@ -102,7 +102,8 @@ def _content(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         raise AdderizeError(
-            f"{path} is not a PyTorch checkpoint ({classed_line(error)})"
+            f"{path} is not a PyTorch checkpoint ({classed_line(error)}); expected a file that "
+            "torch.save or safetensors wrote"
         ) from error
     if not isinstance(content, dict):
         raise AdderizeError(f"{path} holds a {type(content).__name__}; expected a state dict")

@@ -193,7 +193,9 @@ def _start_from_published(model: nn.Module, arch: str) -> nn.Module:
             weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
             state = weights.get_state_dict(progress=False)
     except Exception as error:
-        raise AdderizeError(f"no published weights of {arch}: {error}") from error
+        raise AdderizeError(
+            f"no published weights of {arch}: {error}. Give a file of weights instead"
+        ) from error
     load_weights(model, state, Path(f"the published {arch}"))
     return model
 

@@ -22,7 +22,9 @@ from adderize.cli.messages import failed, one_line_warnings
 from adderize.errors import AdderizeError
 from adderize.progress import showing
 
-_DESCRIPTION = "Adder networks: what is converted, what it costs, how fast it runs."
+_DESCRIPTION = (
+    "Adder networks: plan, measure, transfer, quantize and export them. They are trained in Python."
+)
 _COMPLETION = (
     "shell completion: pip install 'adderize[completion]', then in the shell's start file\n"
     '  eval "$(register-python-argcomplete adderize)"'

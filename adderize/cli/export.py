@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     integers = arguments.format in ("c", "hex")
     if integers and not named.is_integer_network(arguments.model):
         raise AdderizeError(
-            f"{arguments.model} is no integer network; expected a folder that adderize quantize "
-            "--integer wrote"
+            f"{arguments.model} is not an integer network; expected a folder that "
+            "adderize quantize --integer wrote"
         )
     loaded = load_network(arguments)
     stem = re.sub(r"\W", "_", Path(arguments.model).resolve().stem, flags=re.ASCII)

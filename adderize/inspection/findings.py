@@ -19,17 +19,17 @@ from adderize.tables import layer_text
 ADVICE = {
     "not finite": "The training has diverged: go back to a checkpoint before it, and lower the "
     "learning rate",
-    "missing norm": "An adder without a trainable batch or instance norm behind it hardly learns: "
-    'adderize(model, norm="insert") puts one there',
+    "missing norm": "An adder without a trainable batch or instance norm after it hardly learns: "
+    'adderize(model, norm="insert") inserts one',
     "frozen norm": "The norms after adders must train with them: keep requires_grad and training "
     "mode, and use no FrozenBatchNorm",
     "untrained statistics": "The running statistics are those of a new norm, so ranges and outputs "
-    "behind it say little: train the network, or set them with recalibrate(model, batches)",
+    "after it say little: train the network, or set them with recalibrate(model, batches)",
     "stale statistics": "The running statistics do not fit the images: are these normalised as in "
     "the training? If so, recalibrate(model, batches) before testing",
-    "dead filters": "These channels are the same for every image, so nothing behind them learns "
+    "dead filters": "These channels are the same for every image, so no later layer learns "
     "from them: lower the learning rate or the weight decay of gammas, or make the layer narrower",
-    "dead input": "The layer gets one value for every image: the trouble lies before it",
+    "dead input": "The layer gets one value for every image: look for the fault before it",
     "saturated layer": "Nearly all filter values lie outside the range of the inputs and act as "
     "plus or minus the input: their sizes no longer matter. Lower eta or raise the weight decay "
     "of the filters",

@@ -24,7 +24,7 @@ class NotFusible(nn.Module):
         caller = sys._getframe(1).f_back  # who called copy.deepcopy
         if caller is not None and caller.f_code in _FUSIONS:
             raise AdderizeError(
-                f"{caller.f_code.co_name} got a {type(self).__name__}: a norm behind it cannot "
+                f"{caller.f_code.co_name} got a {type(self).__name__}: a norm after it cannot "
                 "become a part of its filters; keep both, or use adderize.quantize"
             )
         return super().__reduce_ex__(protocol)

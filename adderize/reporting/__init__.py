@@ -132,7 +132,7 @@ def _quantization(
         absent["quantization"] = "errors in 8 bits are measured on images, and none were given"
     elif has_new_statistics(inspection):
         absent["quantization"] = (
-            "the running statistics are those of new norms, and no range behind them means "
+            "the running statistics are those of new norms, and no range after them means "
             "anything: train the network, or recalibrate(model, batches), first"
         )
     else:

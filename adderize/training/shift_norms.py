@@ -68,7 +68,7 @@ class ShiftNorms(Callback):
         norms = _norms_to_round(pl_module)
         if not norms:
             raise MisconfigurationException(
-                f"ShiftNorms found no batch norm behind an adder in {type(pl_module).__name__}"
+                f"ShiftNorms found no batch norm after an adder in {type(pl_module).__name__}"
             )
         for name, norm in norms.items():
             if norm.weight is None or norm.running_mean is None:

@@ -111,7 +111,11 @@ def _counterparts(model: nn.Module, teacher: nn.Module) -> Mapping[str, tuple[Ad
         _check_filters(name, adder.weight, original)
         found[name] = (adder, original)  # type: ignore[assignment]
     if not found:
-        raise AdderizeError("every adder of the model is an adder in the teacher too")
+        raise AdderizeError(
+            "every adder of the model is an adder in the teacher too, so there is no convolution "
+            "to learn from: the teacher (--weights of the command) must be the trained "
+            "convolutional network"
+        )
     return found
 
 

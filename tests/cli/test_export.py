@@ -56,10 +56,10 @@ def test_wrong_usage_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "lenet5_bn", "-o", str(tmp_path / "c")]) == 1
-    assert "lenet5_bn is no integer network" in capsys.readouterr().err
+    assert "lenet5_bn is not an integer network" in capsys.readouterr().err
     save_model(adderize(lenet5_bn()), tmp_path / "float")
     assert main(["export", str(tmp_path / "float"), "-o", str(tmp_path / "c")]) == 1
-    assert "float is no integer network; expected a folder that" in capsys.readouterr().err
+    assert "float is not an integer network; expected a folder that" in capsys.readouterr().err
     assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--examples", "0"]) == 1
     assert "--examples is 0" in capsys.readouterr().err
     assert main(["export", str(folder), "-o", str(tmp_path / "c"), "--name", "a-b"]) == 1

@@ -250,7 +250,7 @@ def test_wrong_options(options: dict[str, Any]) -> None:
 def test_nothing_to_round() -> None:
     module = Uneven()
     module.net = nn.Sequential(nn.Conv2d(1, 5, 6), nn.BatchNorm2d(5), nn.Flatten())
-    with pytest.raises(MisconfigurationException, match="found no batch norm behind an adder"):
+    with pytest.raises(MisconfigurationException, match="found no batch norm after an adder"):
         trainer(ShiftNorms()).fit(module, batches(1))
 
 
