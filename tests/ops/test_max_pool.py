@@ -14,7 +14,7 @@ from adderize.ops.bytes import max_pool2d_bytes
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, (3, 2), 5])
-@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+@pytest.mark.parametrize("stride", [1, 2, (3, 1), 2**30 + 1])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("size", [(7, 10), (8, 8), (13, 9)])
 def test_equals_torch(kernel: Any, stride: Any, ceil_mode: bool, size: tuple[int, int]) -> None:

@@ -109,6 +109,7 @@ GRID = {
     "narrow groups of 288 terms": ((1, 16, 7, 7), (10, 8, 6, 6), {"groups": 2}),
     "groups of a full block": ((1, 24, 6, 9), (24, 8, 3, 3), {"groups": 3}),
     "padding beyond the image": ((1, 2, 2, 2), (3, 2, 3, 3), {"padding": (3, 3)}),
+    "stride beyond the image": ((2, 3, 5, 4), (4, 3, 3, 3), {"stride": (2**40, 2**40)}),
     "depthwise": ((2, 7, 8, 9), (7, 1, 3, 3), {"groups": 7, "padding": (1, 1), "zero_point": 3}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {}),
 }

@@ -38,15 +38,16 @@ class ShapeStruct(ctypes.Structure):
 @functools.lru_cache(maxsize=4096)
 def shape_of(input: Sequence[int], weight: Sequence[int], geometry: Geometry) -> ShapeStruct:
     """The struct for shapes of input and filters; the library only reads it."""
-    (stride, padding, dilation, groups), (cout, _, *kernel) = geometry, weight
+    cout, _, *kernel = weight
     size = geometry.output_size(input[2:], kernel)
+    stride, padding, dilation, groups = geometry.within(input[2:])
     return ShapeStruct(*input, cout, *kernel, *stride, *padding, *dilation, groups, *size)
 
 
 @functools.lru_cache(maxsize=4096)
 def pooling_shape(input: Sequence[int], window: Window) -> ShapeStruct:
     """The struct for a pooling window."""
-    stride, padding, dilation, _ = window.geometry
+    stride, padding, dilation, _ = window.geometry.within(input[2:])
     size = window.output_size(input[2:])
     kernel = window.kernel_size
     return ShapeStruct(*input, input[1], *kernel, *stride, *padding, *dilation, 1, *size)
