@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from adderize.dataflow.graphs import attribute, module_of
 from adderize.dataflow.nodes import function_name
 
 # Their results share memory with their first argument, or may do so.
@@ -25,18 +26,19 @@ _PARTS = frozenset({"chunk", "dsplit", "hsplit", "split", "split_with_sizes", "t
                     "unbind", "vsplit"})  # fmt: skip
 
 
-def seen_through(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+def seen_through(node: fx.Node) -> fx.Node | None:
     """The argument whose memory a call's result shares, or may share."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
         return None
+    module = module_of(node)
     if module is not None:
         views = isinstance(module, _VIEWING_MODULES) or (
             isinstance(module, nn.modules.dropout._DropoutNd)
             and not (module.training and module.p > 0)
         )
         return first if views else None
-    name = function_name(node.args[1] if node.target is getattr else node.target)
+    name = function_name(attribute(node) or node.target)
     if "dropout" in name:
         drops = _given(node, "training") is not False and _given(node, "p") != 0
         return None if drops else first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adderize.dataflow.in_place import overlap
 from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
 from adderize.layers import AdderConv2d, AdderLinear, BinaryConv2d
 
@@ -121,7 +122,7 @@ class _Recorder(TorchFunctionMode):
         for tensor in tensors:
             self.made(node, tensor)
             for other in self._kept[tensor.untyped_storage()._cdata]:
-                if _overlap(tensor, other):
+                if overlap(tensor, other):
                     self._makers[id(other)] = node
 
     def __torch_function__(
@@ -178,20 +179,6 @@ def _version(tensor: Tensor) -> int:
 
 def _carries_gradient(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of one memory meet; only parts of one tensor are told apart."""
-    if one.stride() != other.stride():
-        return True
-    left, right = int(one.storage_offset()), int(other.storage_offset())
-    strides: Sequence[int] = one.stride()
-    for axis in sorted(range(one.dim()), key=lambda axis: -strides[axis]):
-        step = strides[axis] or 1
-        (first, left), (second, right) = divmod(left, step), divmod(right, step)
-        if first + one.shape[axis] <= second or second + other.shape[axis] <= first:
-            return False
-    return True
 
 
 class EndlessError(Exception):
