@@ -41,6 +41,21 @@ def attribute(node: Node) -> Any:
     return node.args[1] if node.target is getattr else None
 
 
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """What a function or method is given, by position or by name."""
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def is_idle_dropout(node: Node) -> bool:
+    """Whether a node calls a dropout function, or stochastic depth, that drops nothing."""
+    name = operation(node)
+    if node.op == "call_module" or not ("dropout" in name or name == "stochastic_depth"):
+        return False
+    position = 3 if name == "stochastic_depth" else 2
+    training = argument(node, position, "training", node.kwargs.get("train"))
+    return training is False or argument(node, 1, "p") == 0
+
+
 def is_query(node: Node) -> bool:
     """Whether a node asks for a property of a tensor, not for values."""
     return attribute(node) in _QUERIES

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from adderize.dataflow.graphs import attribute, module_of
+from adderize.dataflow.graphs import attribute, is_idle_dropout, module_of
 from adderize.dataflow.nodes import function_name
 
 # Their results share memory with their first argument, or may do so.
@@ -39,29 +38,15 @@ def seen_through(node: fx.Node) -> fx.Node | None:
         )
         return first if views else None
     name = function_name(attribute(node) or node.target)
-    if "dropout" in name:
-        drops = _given(node, "training") is not False and _given(node, "p") != 0
-        return None if drops else first
     if name == "getitem" and _selects(node.args[1]):
         return None
-    return first if name in _VIEWS else None
+    return first if name in _VIEWS or is_idle_dropout(node) else None
 
 
 def _selects(index: Any) -> bool:
     """Whether an index picks elements (by a list, or a tensor), which copies them."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, (list, fx.Node, Tensor)) for part in parts)
-
-
-def _given(node: fx.Node, name: str) -> Any:
-    """The value of a function's argument, also where it is given by its position."""
-    if name in node.kwargs or node.op != "call_function":
-        return node.kwargs.get(name)
-    try:
-        bound = inspect.signature(node.target).bind(*node.args)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return bound.arguments.get(name)
 
 
 class Memory:

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.fx import Node
 
-from adderize.dataflow.graphs import module_of, operation
-from adderize.quantize.calls import PRODUCTS, QUOTIENTS, argument, is_plain
+from adderize.dataflow.graphs import argument, module_of, operation
+from adderize.quantize.calls import PRODUCTS, QUOTIENTS, is_plain
 
 # The factors of the first and the second operand, where the second one's has `alpha`.
 _SUMS: dict[str, Callable[[float], tuple[float, float]]] = {

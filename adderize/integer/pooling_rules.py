@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from adderize.dataflow.graphs import module_of, operation
+from adderize.dataflow.graphs import argument, module_of, operation
 from adderize.integer.fixed_point import Bounds, dropped
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.program import Setting
 from adderize.integer.refusal import RefusedError, check_windows
 from adderize.integer.value import Value, nearest_integer
 from adderize.ops.geometry import as_pair
-from adderize.quantize.calls import argument, max_pool_of
+from adderize.quantize.calls import max_pool_of
 
 
 def lower_mean(values: LoweredValues, node: Node) -> None:

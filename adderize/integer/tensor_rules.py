@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from adderize.dataflow.graphs import module_of
+from adderize.dataflow.graphs import argument, module_of
 from adderize.integer.affine import affine_of
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.precision import Precision
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer
-from adderize.quantize.calls import argument, clamp_bounds, is_repetition
+from adderize.quantize.calls import clamp_bounds, is_repetition
 
 
 def lower_add(values: LoweredValues, node: Node) -> None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow.graphs import is_query, module_of, operation
+from adderize.dataflow.graphs import argument, is_query, module_of, operation
 from adderize.layers import Adder
 from adderize.quantize.fake_layers import FAKE_ADDERS, FakeQuantAdder
 from adderize.surgery.checks import replaced_method
@@ -30,11 +30,6 @@ _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _MAX_POOLS = ("max_pool2d", "max_pool2d_bytes")
 # Of max pooling as a function, in its order, which is not that of the layer's.
 _POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-
-
-def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """What a function or method is given, by position or by name."""
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
 def adder_of(node: Node) -> Adder | None:

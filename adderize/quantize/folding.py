@@ -8,7 +8,7 @@ from torch.fx import Node
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adderize.dataflow.graphs import module_of, operation
+from adderize.dataflow.graphs import is_idle_dropout, module_of
 from adderize.quantize.calls import is_foldable, is_plain, read_layers
 from adderize.quantize.constants import never_vary
 from adderize.quantize.fake_layers import FakeQuantize
@@ -29,10 +29,7 @@ def _is_identity(node: Node) -> bool:
     module = module_of(node)
     if module is not None:
         return isinstance(module, (nn.Identity, _DropoutNd, FakeQuantize)) and is_plain(module)
-    name = operation(node)
-    if "dropout" in name or name == "stochastic_depth":
-        return node.kwargs.get("training") is False or False in node.args[1:]
-    return False
+    return is_idle_dropout(node)
 
 
 def fold_into_convolutions(traced: fx.GraphModule) -> None:
