@@ -72,7 +72,8 @@ def lower(graph: fx.Graph, image: Value, values: LoweredValues) -> tuple[int, Va
             "operations, or compute them on the network's results; the 8-bit network keeps them in "
             "float32"
         )
-    (result,) = graph.output_node().all_input_nodes
+    (output,) = graph.find_nodes(op="output")
+    (result,) = output.all_input_nodes
     return values.slot(result), values.values[result]
 
 
