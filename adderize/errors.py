@@ -51,6 +51,15 @@ def failing(what: str, advice: str = "") -> Iterator[None]:
 
 
 @contextmanager
+def named(what: str) -> Iterator[None]:
+    """An AdderizeError that is raised meanwhile names what it is about."""
+    try:
+        yield
+    except AdderizeError as error:
+        raise AdderizeError(f"{what}: {error}") from error
+
+
+@contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """What the file system refuses meanwhile becomes an AdderizeError that names the path."""
     try:

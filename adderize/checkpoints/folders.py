@@ -98,12 +98,12 @@ def _entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     record = quantization_of(model) or shifts_of_network(model)
     if record is None:
         return converted_entries(model)
-    if record.converted is None:
+    if record.entries is None:
         raise AdderizeError(
             "the model had adders with norms of other kinds than batch norm: put those norms "
             "after the layers in the model itself, then convert it again and save"
         )
-    return record.converted
+    return record.entries
 
 
 @overload

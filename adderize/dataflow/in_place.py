@@ -8,7 +8,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx
+
+from adderize.dataflow.graphs import module_of
 
 PLAIN_OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -27,41 +30,34 @@ PLAIN_OPERATORS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def thread_changes(
-    graph: fx.Graph, module_of: Callable[[fx.Node], nn.Module | None]
-) -> dict[fx.Node, fx.Node]:
+def thread_changes(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Let what reads a tensor after it was changed in place read the call that changed it.
 
     Returns:
         the calls that change a tensor, and which one; the calls themselves still do.
     """
-    order = {node: position for position, node in enumerate(graph.nodes)}
     changes: dict[fx.Node, fx.Node] = {}
-    for node, position in order.items():
-        changed = changed_in_place(node, module_of(node))
+    for node in graph.nodes:
+        changed = changed_in_place(node)
         if changed is not None:
             changes[node] = changed
-            later = {user for user in changed.users if order[user] > position}
+            later = {user for user in changed.users if user > node}
             changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     return changes
 
 
-def changed_in_place(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
-    """The tensor that a call changes in place, None if there is none.
-
-    Args:
-        module: what a ``call_module`` node calls.
-    """
+def changed_in_place(node: fx.Node) -> fx.Node | None:
+    """The tensor that a call changes in place, None if there is none."""
     out = node.kwargs.get("out")
     if isinstance(out, fx.Node):
         return out
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
-    return first if isinstance(first, fx.Node) and _changes_first(node, module) else None
+    return first if isinstance(first, fx.Node) and _changes_first(node) else None
 
 
-def _changes_first(node: fx.Node, module: nn.Module | None) -> bool:
+def _changes_first(node: fx.Node) -> bool:
     if node.op == "call_module":
-        return getattr(module, "inplace", False) is True
+        return getattr(module_of(node), "inplace", False) is True
     if node.op not in ("call_function", "call_method"):
         return False
     position = inplace_position(node)
@@ -88,3 +84,17 @@ def _inplace_position(function: Callable[..., Any]) -> int | None:
     except (TypeError, ValueError):  # torch's functions that are not written in Python
         return None
     return names.index("inplace") if "inplace" in names else None
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share elements of memory."""
+    storage, others = one.untyped_storage(), other.untyped_storage()
+    # Meta tensors have no address; NumPy gives one memory to several storages.
+    if storage._cdata != others._cdata and not 0 != storage.data_ptr() == others.data_ptr():
+        return False
+    layouts = [(t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
+    if layouts[0] == layouts[1] or one.dtype != other.dtype:
+        return True
+    places = torch.zeros(storage.nbytes() // one.element_size(), dtype=torch.bool, device="cpu")
+    places.as_strided(one.size(), one.stride(), one.storage_offset()).fill_(True)
+    return bool(places.as_strided(other.size(), other.stride(), other.storage_offset()).any())

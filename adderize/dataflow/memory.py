@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from adderize.dataflow.graphs import attribute, is_idle_dropout, module_of
 from adderize.dataflow.nodes import function_name
 
 # Their results share memory with their first argument, or may do so.
@@ -25,41 +25,28 @@ _PARTS = frozenset({"chunk", "dsplit", "hsplit", "split", "split_with_sizes", "t
                     "unbind", "vsplit"})  # fmt: skip
 
 
-def seen_through(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+def seen_through(node: fx.Node) -> fx.Node | None:
     """The argument whose memory a call's result shares, or may share."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
         return None
+    module = module_of(node)
     if module is not None:
         views = isinstance(module, _VIEWING_MODULES) or (
             isinstance(module, nn.modules.dropout._DropoutNd)
             and not (module.training and module.p > 0)
         )
         return first if views else None
-    name = function_name(node.args[1] if node.target is getattr else node.target)
-    if "dropout" in name:
-        drops = _given(node, "training") is not False and _given(node, "p") != 0
-        return None if drops else first
+    name = function_name(attribute(node) or node.target)
     if name == "getitem" and _selects(node.args[1]):
         return None
-    return first if name in _VIEWS else None
+    return first if name in _VIEWS or is_idle_dropout(node) else None
 
 
 def _selects(index: Any) -> bool:
     """Whether an index picks elements (by a list, or a tensor), which copies them."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, (list, fx.Node, Tensor)) for part in parts)
-
-
-def _given(node: fx.Node, name: str) -> Any:
-    """The value of a function's argument, also where it is given by its position."""
-    if name in node.kwargs or node.op != "call_function":
-        return node.kwargs.get(name)
-    try:
-        bound = inspect.signature(node.target).bind(*node.args)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return bound.arguments.get(name)
 
 
 class Memory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from adderize.dataflow.answers import AnySize, tensors_in
+from adderize.dataflow.in_place import overlap
 from adderize.dataflow.nodes import Flow, Node, function_name, is_leaf
 
 # Their further arguments are places, not values.
@@ -77,7 +77,7 @@ class _Recorder(TorchFunctionMode):
         for tensor in tensors:
             self.made(node, tensor)
             for other in self._kept[tensor.untyped_storage()._cdata]:
-                if _overlap(tensor, other):
+                if overlap(tensor, other):
                     self._makers[id(other)] = node
 
     def __torch_function__(
@@ -134,17 +134,3 @@ def _version(tensor: Tensor) -> int:
 
 def _carries_gradient(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of one memory meet; only parts of one tensor are told apart."""
-    if one.stride() != other.stride():
-        return True
-    left, right = int(one.storage_offset()), int(other.storage_offset())
-    strides: Sequence[int] = one.stride()
-    for axis in sorted(range(one.dim()), key=lambda axis: -strides[axis]):
-        step = strides[axis] or 1
-        (first, left), (second, right) = divmod(left, step), divmod(right, step)
-        if first + one.shape[axis] <= second or second + other.shape[axis] <= first:
-            return False
-    return True

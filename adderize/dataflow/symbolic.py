@@ -10,18 +10,10 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from adderize.dataflow.graphs import is_query, module_of
 from adderize.dataflow.in_place import PLAIN_OPERATORS, changed_in_place
 from adderize.dataflow.memory import Memory, seen_through
 from adderize.dataflow.nodes import ONE_AT_A_TIME, Flow, Node, function_name, is_leaf
-
-# Methods and attributes that tell about a tensor; all others may be one (`.real`, `.values`).
-_QUERIES = {
-    "data_ptr", "device", "dim", "dtype", "element_size", "get_device", "grad_fn", "is_complex",
-    "is_contiguous", "is_cpu", "is_cuda", "is_floating_point", "is_inference", "is_leaf", "is_meta",
-    "is_mps", "is_nested", "is_quantized", "is_signed", "is_sparse", "is_xpu", "itemsize", "layout",
-    "names", "nbytes", "ndim", "ndimension", "nelement", "numel", "output_nr", "requires_grad",
-    "shape", "size", "storage_offset", "stride", "_version",
-}  # fmt: skip
 
 
 def trace_symbolically(model: nn.Module, arguments: int = 1) -> Flow:
@@ -45,16 +37,15 @@ def unseen_change(model: nn.Module) -> str | None:
     It shows changes of the very tensor that is read later; not those of what shares its memory, nor
     those of ``y += x`` to whoever keeps the old ``y``. Raises whatever tracing the model raises.
     """
-    modules, memory = dict(model.named_modules(remove_duplicate=False)), Memory()
+    memory = Memory()
     for node in _CallTracer(1).trace(model).nodes:
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        changed = changed_in_place(node, module)
+        changed = changed_in_place(node)
         if changed is not None and not is_query(changed):
             for value in memory.touched(changed):
                 is_shown = value is changed and node.target not in PLAIN_OPERATORS
                 if not is_shown and any(user > node for user in value.users):
                     return f"{node.name} changes {value.name} in place, which is read later"
-        source = changed or seen_through(node, module)
+        source = changed or seen_through(node)
         if source is not None:
             memory.share(node, source)
     return None
@@ -64,7 +55,6 @@ class _Reading:
     """From a graph to a flow, with changes in place as what later calls read."""
 
     def __init__(self, model: nn.Module, flow: Flow) -> None:
-        self._modules = dict(model.named_modules(remove_duplicate=False))
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._flow = flow
         # None for sizes, parameters and what is computed from them alone.
@@ -89,14 +79,13 @@ class _Reading:
                 self._call(node, tensors)
 
     def _call(self, node: fx.Node, tensors: list[Node]) -> None:
-        module = self._modules[str(node.target)] if node.op == "call_module" else None
-        changed = changed_in_place(node, module)
+        module, changed = module_of(node), changed_in_place(node)
         # A layer may also work on what does not come from the input, such as positions.
         if tensors or module is not None:
             made = self._made[node] = self._add(node, module, tensors)
             for value in () if changed is None else self._memory.touched(changed):
                 self._made[value] = made
-        source = changed or seen_through(node, module)
+        source = changed or seen_through(node)
         if source is not None:
             self._memory.share(node, source)
 
@@ -138,6 +127,11 @@ class _CallTracer(LayerTracer):
         super().__init__()
         self._arguments = arguments
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        graph = super().trace(root, concrete_args)
+        graph.owning_module = root  # of which module_of() asks for what is called
+        return graph
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Changeable(node, self)
 
@@ -177,8 +171,3 @@ def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Prox
 
 for _function in PLAIN_OPERATORS:
     setattr(_Changeable, f"__{_function.__name__}__", _in_place(_function))
-
-
-def is_query(node: fx.Node) -> bool:
-    asked = node.args[1] if node.target is getattr else node.target
-    return (node.target is getattr or node.op == "call_method") and asked in _QUERIES

@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 from torch.fx import Node
 
-from adderize.quantize.calls import is_plain, module_of, operation
+from adderize.dataflow.graphs import argument, module_of, operation
+from adderize.quantize.calls import PRODUCTS, QUOTIENTS, is_plain
 
 # The factors of the first and the second operand, where the second one's has `alpha`.
 _SUMS: dict[str, Callable[[float], tuple[float, float]]] = {
@@ -19,8 +20,6 @@ _SUMS: dict[str, Callable[[float], tuple[float, float]]] = {
     "subtract": lambda alpha: (1.0, -alpha),
     "rsub": lambda alpha: (-alpha, 1.0),
 }
-_PRODUCTS = ("mul", "multiply")
-_QUOTIENTS = ("div", "divide", "true_divide", "truediv")
 
 
 class Affine(NamedTuple):
@@ -46,9 +45,9 @@ def affine_of(node: Node) -> Affine | None:
         factors = _SUMS[name](alpha)
         own, other = factors if first is None else factors[::-1]
         return Affine(own, other * number) if own else None
-    if name in _PRODUCTS and number:
+    if name in PRODUCTS and number:
         return Affine(number, 0.0)
-    if name in _QUOTIENTS and second:
+    if name in QUOTIENTS and second:
         return Affine(1 / second, 0.0)
     return None
 
@@ -86,12 +85,10 @@ def _slope(node: Node) -> float | None:
     """Of a leaky ReLU, None for all else; a PReLU is one where its channels have one slope."""
     module = module_of(node)
     if module is None:
-        given = (*node.args[1:2], node.kwargs.get("negative_slope", 0.01))[0]
-        slope = _number(given) if operation(node) == "leaky_relu" else None
-    elif type(module) is nn.LeakyReLU and is_plain(module):
-        slope = _number(module.negative_slope)
-    elif type(module) is nn.PReLU and is_plain(module) and module.weight.numel() == 1:
-        slope = _number(float(module.weight))
-    else:
-        slope = None
-    return slope
+        is_leaky = operation(node) == "leaky_relu"
+        return _number(argument(node, 1, "negative_slope", 0.01)) if is_leaky else None
+    if type(module) is nn.LeakyReLU and is_plain(module):
+        return _number(module.negative_slope)
+    if type(module) is nn.PReLU and is_plain(module) and module.weight.numel() == 1:
+        return _number(float(module.weight))
+    return None

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from adderize.arguments import checked_statistics
-from adderize.errors import AdderizeError, listed
+from adderize.dataflow.graphs import watched
+from adderize.errors import AdderizeError
 from adderize.integer.affine import split_leaky
 from adderize.integer.integer_network import IntegerNetwork
 from adderize.integer.layer_shifts import ShiftReport
-from adderize.integer.lowering import Lowering
+from adderize.integer.lowered_values import LoweredValues
+from adderize.integer.lowering import lower
 from adderize.integer.program import Program
 from adderize.integer.value import Value
 from adderize.models.by_name import own_input_size
+from adderize.quantize.calls import carriers
 from adderize.quantize.record import quantization_of
 
 
@@ -78,41 +81,31 @@ def to_integer(
     if len(set(zip(mean, std, strict=True))) == 1:
         zero, scale = zero[0], scale[0]
     image = Value.of_bytes(scale, zero, 255)
-    lowering = Lowering(
-        body.graph, size, image, record.kept_inputs, terms=terms, filter_terms=filter_terms
-    )
-    if lowering.refused:
-        raise AdderizeError(
-            f"the network cannot become integers: {listed(lowering.refused, '; ')}. Replace such "
-            "operations, or compute them on the network's results; the 8-bit network keeps them in "
-            "float32"
-        )
-    parts = lowering.builder.live(lowering.output_slot)
+    values = LoweredValues(size, record.kept_inputs, terms=terms, filter_terms=filter_terms)
+    output, logits = lower(body.graph, image, values)
+    parts = values.builder.live(output)
     return IntegerNetwork(
         Program(
             **parts,
             mean=mean,
             std=std,
-            logit_scale=float(lowering.output.scale),
-            logit_zero=float(lowering.output.zero),
-            report=ShiftReport(terms, filter_terms, tuple(lowering.builder.rows)),
+            logit_scale=float(logits.scale),
+            logit_zero=float(logits.zero),
+            report=ShiftReport(terms, filter_terms, tuple(values.builder.rows)),
         )
     )
 
 
-class _Results(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["shape"] = tuple(result.shape)
-        else:
-            n.meta["result"] = result
-        return result
-
-
 def _note_results(network: fx.GraphModule, size: tuple[int, ...]) -> None:
-    """The shapes and other results of all nodes, for two images: some operations mix images."""
+    """The shapes of tensors that come from the images, for two of these, as some operations mix
+    images; of all else the values."""
+    values = carriers(network.graph)
+
+    def note(node: fx.Node, value: Any) -> None:
+        is_tensor = node in values and isinstance(value, Tensor)
+        node.meta |= {"shape": tuple(value.shape)} if is_tensor else {"result": value}
+
     try:
-        _Results(network).run(torch.zeros(2, *size, device="cpu", dtype=torch.float32))
+        watched(network, torch.zeros(2, *size, device="cpu", dtype=torch.float32), note)
     except Exception as error:
         raise AdderizeError(f"the network does not take images of {size}: {error}") from error

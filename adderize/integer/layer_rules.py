@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adderize.dataflow.graphs import module_of
 from adderize.integer.fitting import Fitted, centre, fit_epilogue, fit_product
 from adderize.integer.fixed_point import LIMIT, MOST_FRACTION_BITS, Bounds
 from adderize.integer.lowered_values import ADDER_BITS, LoweredValues, Place, unit_for
@@ -22,9 +23,10 @@ from adderize.integer.value import Value, nearest_integer, number
 from adderize.layers.base import effective_geometry
 from adderize.layers.same import same_padding
 from adderize.layers.shift_add import statistics_of_norm
+from adderize.ops.geometry import Geometry
 from adderize.quantize.byte_layers import QuantAdder, QuantAdderConv2d
-from adderize.quantize.calls import is_foldable, module_of, name_of
-from adderize.quantize.float_graph import never_vary
+from adderize.quantize.calls import is_foldable, name_of
+from adderize.quantize.constants import never_vary
 
 
 def lower_adder(values: LoweredValues, node: Node) -> None:
@@ -40,37 +42,42 @@ def lower_adder(values: LoweredValues, node: Node) -> None:
         residual, added = values.operand(node, 1)
         inputs.append(values.slot(residual))
         factor, zero = layer.residual_scale, float(added.zero)
-        other = (factor, zero, added.bounds)
         offset = offset + factor * zero
         largest = largest + abs(factor) * (float(added.bounds.largest.max()) + abs(zero))
     if output:
-        unit, zero_point = 1.0, number(output.zero_point)
-        result = Value.of_bytes(number(output.scale), zero_point, output.levels)
+        unit, zero_point = 1.0, output.zero_point
+        result = Value.of_bytes(number(output.scale), number(zero_point), output.levels)
         low, high = int(layer.low), int(layer.high)
     else:
-        real = min(float(largest), max(abs(layer.low), abs(layer.high)))
-        unit = unit_for(real, float(scale.abs().max()), ADDER_BITS)
-        low, high = (nearest_integer(end / unit) for end in (layer.low, layer.high))
-        most = math.ceil(real / unit) + 1
-        low, high = max(low, -most), min(high, most)
-        precision = _precision_of_adder(layer, scale, added).rounded(unit)
-        precision = precision.rectified() if low >= 0 else precision
-        precision = precision.within(unit * (high - low))
-        result = Value(number(unit), number(0.0), Bounds.of(low, high), precision)
-    if other:
-        other = (other[0] / unit, *other[1:])
-    middle = output.zero_point if output else 0
+        result = _sums_of_adder(layer, float(largest), added)
+        unit, zero_point = float(result.scale), 0
+        low, high = map(int, result.bounds)
+    if added is not None:
+        other = (factor / unit, zero, added.bounds)
     fitted = fit_epilogue(
-        scale / unit, (offset - middle) / unit, bounds,
-        terms=values.terms, low=low, high=high, zero=middle,
-        about=centre(middle, Bounds.of(low, high)), other=other,
+        scale / unit, (offset - zero_point) / unit, bounds,
+        terms=values.terms, low=low, high=high, zero=zero_point,
+        about=centre(zero_point, Bounds.of(low, high)), other=other,
     )  # fmt: skip
-    settings: dict[str, Setting] = {"levels": layer.qparams.levels}
-    weight, kind = layer.weight.cpu(), "adder_linear"
-    if isinstance(layer, QuantAdderConv2d):
-        kind, settings = "adder_conv", {**settings, **_adder_geometry(layer, node)}
-    fitted.tensors["weight"] = weight if kind == "adder_conv" else weight.flatten(1)
-    values.emit(node, kind, inputs, result, settings, fitted)
+    is_conv = isinstance(layer, QuantAdderConv2d)
+    kind, weight = ("adder_conv" if is_conv else "adder_linear"), layer.weight.cpu()
+    fitted.tensors["weight"] = weight if is_conv else weight.flatten(1)
+    geometry = _geometry(layer, source.meta["shape"]) if is_conv else {}
+    values.emit(node, kind, inputs, result, {"levels": layer.qparams.levels, **geometry}, fitted)
+
+
+def _sums_of_adder(layer: Any, largest: float, added: Value | None) -> Value:
+    """Integers of 32 bits for the results of an adder that no bytes follow."""
+    scale = layer.scale.double().cpu()
+    real = min(largest, max(abs(layer.low), abs(layer.high)))
+    unit = unit_for(real, float(scale.abs().max()), ADDER_BITS)
+    most = math.ceil(real / unit) + 1
+    low = max(nearest_integer(layer.low / unit), -most)
+    high = min(nearest_integer(layer.high / unit), most)
+    precision = _precision_of_adder(layer, scale, added).rounded(unit)
+    precision = precision.rectified() if low >= 0 else precision
+    precision = precision.within(unit * (high - low))
+    return Value(number(unit), number(0.0), Bounds.of(low, high), precision)
 
 
 def _precision_of_adder(layer: QuantAdder, scale: Tensor, added: Value | None) -> Precision:
@@ -88,24 +95,26 @@ def _distance_bounds(layer: QuantAdder) -> Bounds:
     return Bounds(torch.zeros_like(farthest), farthest)
 
 
-def _adder_geometry(layer: QuantAdderConv2d, node: Node) -> dict[str, Setting]:
-    rows, columns = layer.padding
-    padding: Sequence[int] = layer.around if any(layer.around) else [columns, columns, rows, rows]
-    if layer.same:
-        image = cast(Node, node.args[0]).meta["shape"][-2:]
-        padding = same_padding(image, layer.kernel_size, layer.stride, layer.dilation)
+def _geometry(layer: QuantAdderConv2d | nn.Conv2d, shape: Sequence[int]) -> dict[str, Setting]:
+    """The settings of filters that look at an image of this shape."""
+    if isinstance(layer, QuantAdderConv2d):
+        geometry = Geometry.of(layer.stride, layer.padding, layer.dilation, layer.groups)
+        around, by_size, zero = layer.around, layer.same, {"zero": layer.zero_point}
+    else:
+        geometry, around = effective_geometry(layer)
+        by_size, zero = type(layer).__name__ == "Conv2dSame", {}
+    rows, columns = geometry.padding
+    padding = around if any(around) else [columns, columns, rows, rows]
+    if by_size:
+        padding = same_padding(shape[-2:], layer.kernel_size, geometry.stride, geometry.dilation)
     return {
-        "stride": tuple(layer.stride),
+        "stride": geometry.stride,
         "padding": tuple(padding),
-        "dilation": tuple(layer.dilation),
-        "groups": layer.groups,
-        "padding_mode": _mode(layer.padding_mode),
-        "zero": layer.zero_point,
+        "dilation": geometry.dilation,
+        "groups": geometry.groups,
+        "padding_mode": "constant" if layer.padding_mode == "zeros" else layer.padding_mode,
+        **zero,
     }
-
-
-def _mode(padding_mode: str) -> str:
-    return "constant" if padding_mode == "zeros" else padding_mode
 
 
 def lower_product(values: LoweredValues, node: Node) -> None:
@@ -114,7 +123,7 @@ def lower_product(values: LoweredValues, node: Node) -> None:
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     kind, settings, groups, pads_zeros = "shift_linear", dict[str, Setting](), 1, False
     if isinstance(layer, nn.Conv2d):
-        kind, settings = "shift_conv", _conv_geometry(layer, source.meta["shape"][-2:])
+        kind, settings = "shift_conv", _geometry(layer, source.meta["shape"])
         groups = layer.groups
         pads_zeros = settings["padding_mode"] == "constant" and settings["padding"] != (0, 0, 0, 0)
     base = values.wanted(node)
@@ -175,21 +184,6 @@ def _base_for(real: float, grid: float) -> float:
         return 1.0
     spare = LIMIT.bit_length() - MOST_FRACTION_BITS
     return float(grid * 2.0 ** (math.floor(math.log2(real / grid)) - spare))
-
-
-def _conv_geometry(layer: nn.Conv2d, image: Sequence[int]) -> dict[str, Setting]:
-    geometry, around = effective_geometry(layer)
-    rows, columns = geometry.padding
-    padding = around or [columns, columns, rows, rows]
-    if type(layer).__name__ == "Conv2dSame":
-        padding = same_padding(image, layer.kernel_size, geometry.stride, geometry.dilation)
-    return {
-        "stride": geometry.stride,
-        "padding": tuple(padding),
-        "dilation": geometry.dilation,
-        "groups": geometry.groups,
-        "padding_mode": _mode(layer.padding_mode),
-    }
 
 
 def lower_norm(values: LoweredValues, node: Node) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from adderize.dataflow.graphs import operation
 from adderize.integer.affine import affine_of
 from adderize.integer.fitting import Fitted, centre, fit_epilogue
 from adderize.integer.fixed_point import MOST_FRACTION_BITS, Bounds
@@ -20,7 +21,7 @@ from adderize.integer.program import Setting
 from adderize.integer.program_builder import ProgramBuilder, slot_of
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, number
-from adderize.quantize.calls import clamp_bounds, name_of, operation
+from adderize.quantize.calls import clamp_bounds, name_of
 from adderize.quantize.qparams import quantize_bytes
 
 # The bits of the largest magnitude of a value that no bytes follow. Those of an adder leave more to

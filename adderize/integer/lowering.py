@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from torch import fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow.symbolic import is_query
-from adderize.errors import AdderizeError
+from adderize.dataflow.graphs import is_query, module_of, operation
+from adderize.errors import AdderizeError, listed, named
 from adderize.integer.affine import affine_of
 from adderize.integer.layer_rules import lower_adder, lower_norm, lower_product, lower_to_bytes
 from adderize.integer.lowered_values import LoweredValues, Place
@@ -27,84 +27,74 @@ from adderize.integer.tensor_rules import (
 from adderize.integer.value import Value
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import QuantAdder
-from adderize.quantize.calls import clamp_bounds, module_of, name_of, operation
+from adderize.quantize.calls import JOINS, clamp_bounds, name_of
 from adderize.quantize.memory_formats import in_format_of
 from adderize.quantize.qparams import dequantize_bytes, quantize_bytes
 
 Rule = Callable[[LoweredValues, Node], None]
 
 
-class Lowering(LoweredValues):
-    """One lowering of a quantized graph.
+def lower(graph: fx.Graph, image: Value, values: LoweredValues) -> tuple[int, Value]:
+    """Write the program of a quantized graph.
 
     Args:
         graph: of a network from :func:`adderize.quantize.quantize`, each node with its shape or
             result for two images in ``meta``.
-        input_size: (C, H, W).
         image: what the raw bytes of the image stand for.
-        kept_inputs: see :class:`LoweredValues`.
-        terms, filter_terms: powers of two of a scale, and of a kept layer's weight.
+        values: where the program is written.
 
-    Attributes:
-        output, output_slot: what the network's integers stand for, and where they are.
-        refused: operations without a form in integers, and why.
+    Returns:
+        the slot of the network's result, and what its integers stand for.
+
+    Raises:
+        AdderizeError: operations without a form in integers, each by its name; sums that 32 bits
+            do not hold.
     """
+    refused: list[str] = []
+    behind: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values.put(node, Place(0), image)
+        elif is_query(node):
+            continue  # the integers have the sizes of the values that they stand for
+        elif not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+        elif node.op == "output" or not values.values.keys().isdisjoint(node.all_input_nodes):
+            try:
+                with named(name_of(node)):
+                    _lower(values, node)
+            except RefusedError as error:
+                refused.append(f"{name_of(node)}: {error}")
+                behind.add(node)
+    if refused:
+        raise AdderizeError(
+            f"the network cannot become integers: {listed(refused, '; ')}. Replace such "
+            "operations, or compute them on the network's results; the 8-bit network keeps them in "
+            "float32"
+        )
+    (output,) = graph.find_nodes(op="output")
+    (result,) = output.all_input_nodes
+    return values.slot(result), values.values[result]
 
-    output: Value
-    output_slot: int
 
-    def __init__(
-        self,
-        graph: fx.Graph,
-        input_size: Sequence[int],
-        image: Value,
-        kept_inputs: Mapping[str, tuple[float, float]],
-        *,
-        terms: int,
-        filter_terms: int,
-    ) -> None:
-        super().__init__(input_size, kept_inputs, terms=terms, filter_terms=filter_terms)
-        self.refused: list[str] = []
-        self._behind: set[Node] = set()
-        for node in graph.nodes:
-            if node.op == "placeholder":
-                self.put(node, Place(0), image)
-            elif is_query(node):
-                continue  # the integers have the sizes of the values that they stand for
-            elif any(source in self._behind for source in node.all_input_nodes):
-                self._behind.add(node)
-            elif node.op == "output":
-                self._named(node, self._finish)
-            elif any(source in self.values for source in node.all_input_nodes):
-                self._named(node, self._lower)
+def _lower(values: LoweredValues, node: Node) -> None:
+    check_plain(module_of(node))
+    rule = _rule(node)
+    if rule is None:
+        weighs = operation(node) in ("interpolate", "Upsample")
+        advice = ": it weighs neighbours, mode='nearest' would have one" if weighs else ""
+        raise RefusedError(f"{operation(node)} has no form in integers{advice}")
+    rule(values, node)
 
-    def _named(self, node: Node, step: Callable[[Node], None]) -> None:
-        """Refusals and errors name the node."""
-        try:
-            step(node)
-        except RefusedError as error:
-            self.refused.append(f"{name_of(node)}: {error}")
-            self._behind.add(node)
-        except AdderizeError as error:
-            raise AdderizeError(f"{name_of(node)}: {error}") from error
 
-    def _lower(self, node: Node) -> None:
-        if (module := module_of(node)) is not None:
-            check_plain(module)
-        rule = _rule(node)
-        if rule is None:
-            weighs = operation(node) in ("interpolate", "Upsample")
-            advice = ": it weighs neighbours, mode='nearest' would have one" if weighs else ""
-            raise RefusedError(f"{operation(node)} has no form in integers{advice}")
-        rule(self, node)
-
-    def _finish(self, node: Node) -> None:
-        result = node.args[0]
-        if not isinstance(result, Node):
-            raise RefusedError("the network gives several tensors")
-        if result not in self.values or self.values[result].scale.dim():
-            raise RefusedError("it does not come from the image, or is the image")
-        self.output, self.output_slot = self.values[result], self.slot(result)
+def _give(values: LoweredValues, node: Node) -> None:
+    """The network's result is a tensor in a slot of its own."""
+    result = node.args[0]
+    if not isinstance(result, Node):
+        raise RefusedError("the network gives several tensors")
+    if result not in values.values or values.values[result].scale.dim():
+        raise RefusedError("it does not come from the image, or is the image")
+    values.slot(result)
 
 
 def _rule(node: Node) -> Rule | None:
@@ -131,10 +121,9 @@ _FUNCTIONS: dict[object, Rule] = {
     max_pool2d_bytes: lower_max_pool,
 }
 _OPERATIONS: dict[str, Rule] = {
+    **dict.fromkeys(JOINS, lower_join),
     "add": lower_add,
-    "cat": lower_join,
-    "concat": lower_join,
-    "concatenate": lower_join,
+    "output": _give,
     "pad": lower_pad,
     "ConstantPad2d": lower_pad,
     "ZeroPad2d": lower_pad,

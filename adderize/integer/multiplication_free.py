@@ -10,15 +10,16 @@ import torch
 from torch import fx, nn
 from torch.fx import Node
 
+from adderize.dataflow.graphs import module_of, operation, value_of
 from adderize.dataflow.symbolic import unseen_change
-from adderize.errors import AdderizeError, listed, one_line
+from adderize.errors import AdderizeError, listed, named, one_line
 from adderize.integer.layer_shifts import LayerShifts, ShiftReport
 from adderize.integer.refusal import RefusedError
 from adderize.integer.shift_rules import Terms, function_form, module_form
 from adderize.layers.settings import settings_of
 from adderize.layers.shift_add import Shifts
 from adderize.quantize.byte_layers import QuantAdder
-from adderize.quantize.calls import carriers, module_of, name_of, operation
+from adderize.quantize.calls import carriers, name_of
 from adderize.quantize.float_graph import float_graph
 from adderize.quantize.start import check_float32
 from adderize.surgery.checks import check_model
@@ -34,13 +35,13 @@ class ShiftRecord:
 
     Attributes:
         report: for people.
-        converted: the manifest's entries of the float network's adders; None where it had some that
+        entries: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
         settings: of the float network's layers.
     """
 
     report: ShiftReport
-    converted: dict[str, dict[str, Any]] | None
+    entries: dict[str, dict[str, Any]] | None
     settings: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,11 +49,11 @@ class ShiftRecord:
         return {"report": self.report.to_dict(), "settings": self.settings}
 
     @classmethod
-    def from_dict(cls, content: Any, converted: dict[str, dict[str, Any]]) -> ShiftRecord:
+    def from_dict(cls, content: Any, entries: dict[str, dict[str, Any]]) -> ShiftRecord:
         """Raises AdderizeError where the content is damaged."""
         try:
             settings = {name: dict(values) for name, values in content["settings"].items()}
-            return cls(ShiftReport.from_dict(content["report"]), converted, settings)
+            return cls(ShiftReport.from_dict(content["report"]), entries, settings)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdderizeError(f"the record of the shifts is damaged: {error!r}") from error
 
@@ -189,11 +190,10 @@ class _Rewriting:
         for node in list(network.graph.nodes):
             if node in self._values and node.op.startswith("call"):
                 try:
-                    self._rewrite(node)
+                    with named(name_of(node)):
+                        self._rewrite(node)
                 except RefusedError as error:
                     self.refused.append(f"{name_of(node)}: {error}")
-                except AdderizeError as error:
-                    raise AdderizeError(f"{name_of(node)}: {error}") from error
 
     def _rewrite(self, node: Node) -> None:
         module = module_of(node)
@@ -237,13 +237,10 @@ class _Rewriting:
 
 def _constants(network: fx.GraphModule) -> dict[Node, Any]:
     """The values of the nodes that parameters, buffers and numbers decide."""
-    interpreter = fx.Interpreter(network)
     known: dict[Node, Any] = {}
     for node in network.graph.nodes:
         sources = node.all_input_nodes
-        if node.op == "get_attr" or (sources and all(source in known for source in sources)):
-            if node.op == "output":
-                continue
-            interpreter.env.update(known)
-            known[node] = interpreter.run_node(node)
+        is_known = bool(sources) and known.keys() >= set(sources)
+        if node.op == "get_attr" or (is_known and node.op != "output"):
+            known[node] = value_of(node, known)
     return known

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from adderize.dataflow.graphs import argument, module_of, operation
 from adderize.integer.fixed_point import Bounds, dropped
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.program import Setting
-from adderize.integer.refusal import RefusedError
+from adderize.integer.refusal import RefusedError, check_windows
 from adderize.integer.value import Value, nearest_integer
-from adderize.ops.bytes import max_pool2d_bytes
 from adderize.ops.geometry import as_pair
-from adderize.quantize.calls import module_of, operation
+from adderize.quantize.calls import max_pool_of
 
 
 def lower_mean(values: LoweredValues, node: Node) -> None:
@@ -64,25 +64,24 @@ def _mean_window(node: Node, shape: Sequence[int]) -> dict[str, tuple[int, int]]
     module, name = module_of(node), operation(node)
     height, width = shape[-2:]
     if name == "mean":
-        dims = node.kwargs.get("dim", (*node.args[1:2], None)[0])
+        dims = argument(node, 1, "dim")
         wanted = sorted(d % len(shape) for d in dims) if isinstance(dims, (list, tuple)) else None
         if len(shape) != 4 or wanted != [2, 3]:
             raise RefusedError("it averages over other dimensions than height and width")
         return _window((height, width), (1, 1), (0, 0))
     if name in ("AdaptiveAvgPool2d", "adaptive_avg_pool2d"):
-        size: Any = module.output_size if module is not None else node.args[1]
+        size: Any = argument(node, 1, "output_size") if module is None else module.output_size
         rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
         rows, columns = rows or height, columns or width
         if height % rows or width % columns:
             raise RefusedError("its windows have several sizes")
         window = (height // rows, width // columns)
         return _window(window, window, (0, 0))
-    pool: Any = module if module is not None else nn.AvgPool2d(*_args(node), **_kwargs(node))
-    padding = as_pair(pool.padding, "padding")
-    if pool.ceil_mode or pool.divisor_override or (any(padding) and not pool.count_include_pad):
-        raise RefusedError("its windows have several sizes, or a divisor of their own")
-    kernel, stride = as_pair(pool.kernel_size, "kernel_size"), as_pair(pool.stride, "stride")
-    return _window(kernel, stride, padding)
+    pool = module or nn.AvgPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    assert isinstance(pool, nn.AvgPool2d)
+    check_windows(pool)
+    names = ("kernel_size", "stride", "padding")
+    return _window(*(as_pair(getattr(pool, name), name) for name in names))
 
 
 def _window(
@@ -97,26 +96,9 @@ def _max_window(node: Node) -> dict[str, Setting]:
     Raises:
         RefusedError: it gives indices.
     """
-    module: Any = module_of(node)
-    if node.target is max_pool2d_bytes:
-        kernel_size, stride, padding, dilation, ceil_mode = _args(node)
-        pool = nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
-    else:
-        pool = module or nn.MaxPool2d(*_args(node), **_kwargs(node))
-    if pool.return_indices:
+    pool = max_pool_of(node)
+    if pool is None:
         raise RefusedError("it gives indices")
     names = ("kernel_size", "stride", "padding", "dilation")
-    kernel, stride, padding, dilation = (as_pair(getattr(pool, name), name) for name in names)
-    return {
-        **_window(kernel, stride, padding),
-        "dilation": dilation,
-        "ceil_mode": int(pool.ceil_mode),
-    }
-
-
-def _args(node: Node) -> tuple[Any, ...]:
-    return node.args[1:]
-
-
-def _kwargs(node: Node) -> dict[str, Any]:
-    return {key: value for key, value in node.kwargs.items() if key != "input"}
+    *window, dilation = (as_pair(getattr(pool, name), name) for name in names)
+    return {**_window(*window), "dilation": dilation, "ceil_mode": int(pool.ceil_mode)}

@@ -99,6 +99,8 @@ KINDS = (
     "adder_conv", "adder_linear", "shift_conv", "shift_linear", "sum_pool", "max_pool", "rescale",
     "clamp", "concat", "pad", "move",
 )  # fmt: skip
+ADDERS = ("adder_conv", "adder_linear")
+PRODUCTS = ("shift_conv", "shift_linear")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, named
 from adderize.integer.fixed_point import LIMIT, ProductSums, factors_of
 from adderize.integer.program import Instruction, Program
 
@@ -41,10 +41,8 @@ def bounds_of(program: Program) -> list[Interval]:
     bounds[program.input] = Interval(0, 255)
     for step in program.instructions:
         inputs = [bounds[slot] for slot in step.inputs]
-        try:
+        with named(f"{step.kind} {step.layer}"):
             bounds[step.output] = _RULES[step.kind](step, inputs)
-        except AdderizeError as error:
-            raise AdderizeError(f"{step.kind} {step.layer}: {error}") from error
     return bounds
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adderize.integer.layer_shifts import LayerShifts
 from adderize.integer.program import Instruction, Setting, Slot
+from adderize.quantize.calls import free_name
 
 
 class ProgramBuilder:
@@ -36,9 +37,7 @@ class ProgramBuilder:
         tensors: Mapping[str, Tensor] | None = None,
     ) -> int:
         """Append an instruction; the number of its output's slot."""
-        taken = {instruction.layer for instruction in self.instructions}
-        names = (layer, *(f"{layer}_{i}" for i in range(1, len(taken) + 1)))
-        name = next(name for name in names if name not in taken)
+        name = free_name(layer, {instruction.layer for instruction in self.instructions})
         self.slots.append(output)
         number = len(self.slots) - 1
         self.instructions.append(

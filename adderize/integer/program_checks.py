@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from adderize.errors import AdderizeError
+from adderize.errors import AdderizeError, named
 from adderize.integer.fixed_point import LIMIT
-from adderize.integer.program import Instruction, Program, Slot
+from adderize.integer.program import ADDERS, PRODUCTS, Instruction, Program, Slot
 from adderize.integer.program_bounds import bounds_of
 from adderize.integer.program_shapes import SHAPES
 
@@ -91,10 +91,8 @@ def check_program(program: Program) -> None:
         raise AdderizeError(f"mean and std are {program.mean} and {program.std}; expected channels")
     written, names = {program.input}, set[str]()
     for step in program.instructions:
-        try:
+        with named(f"{step.kind} {step.layer}"):
             _check_step(program, step, written)
-        except AdderizeError as error:
-            raise AdderizeError(f"{step.kind} {step.layer}: {error}") from error
         written.add(step.output)
         names.add(step.layer)
     if len(names) < len(program.instructions):
@@ -167,9 +165,9 @@ def _check_dtypes(step: Instruction, inputs: Sequence[Slot], output: Slot) -> No
     same = step.kind in ("max_pool", "concat", "move")
     if same and set(dtypes) != {output.dtype}:
         raise AdderizeError(f"it makes {output.dtype} of {', '.join(dtypes)}")
-    if step.kind.startswith("adder") and dtypes[0] != "uint8":
+    if step.kind in ADDERS and dtypes[0] != "uint8":
         raise AdderizeError("its input is int32; expected uint8")
-    if step.kind in ("shift_conv", "shift_linear", "sum_pool") and output.dtype != "int32":
+    if step.kind in (*PRODUCTS, "sum_pool") and output.dtype != "int32":
         raise AdderizeError("its output is uint8; expected int32")
     names = ("value",) if step.kind == "pad" else ("low", "high")
     limits: list[Any] = [step.settings[name] for name in names if name in step.settings]

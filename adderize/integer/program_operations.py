@@ -7,7 +7,7 @@ from typing import Any
 
 from adderize import formulas
 from adderize.formulas import FREE, Operations
-from adderize.integer.program import Instruction, Program
+from adderize.integer.program import ADDERS, PRODUCTS, Instruction, Program
 
 
 def operations_of(program: Program, step: Instruction, *, as_products: bool = False) -> Operations:
@@ -22,7 +22,7 @@ def operations_of(program: Program, step: Instruction, *, as_products: bool = Fa
     counted = _filters(step, output.shape, as_products)
     if "low" in step.settings:
         counted += output.numel * 2 * formulas.COMPARISON
-    if step.kind in ("adder_conv", "adder_linear", "rescale"):
+    if step.kind in (*ADDERS, "rescale"):
         counted += _epilogue(step, output.numel, as_products)
     settings: Any = step.settings
     if step.kind == "sum_pool":
@@ -36,10 +36,10 @@ def operations_of(program: Program, step: Instruction, *, as_products: bool = Fa
 
 
 def _filters(step: Instruction, output: formulas.Shape, as_products: bool) -> Operations:
-    if step.kind in ("adder_conv", "adder_linear"):
+    if step.kind in ADDERS:
         pair = formulas.CONVOLUTION_PAIR if as_products else formulas.ADDER_PAIR
         return prod(output) * prod(step.tensors["weight"].shape[1:]) * pair
-    if step.kind not in ("shift_conv", "shift_linear"):
+    if step.kind not in PRODUCTS:
         return FREE
     terms, _, *taps = step.tensors["shifts"].shape
     products = prod(output) * (prod(taps) * formulas.CONVOLUTION_PAIR + formulas.ADDITION)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _MaxPoolNd
 
-from adderize.integer.refusal import RefusedError, check_plain
+from adderize.integer.refusal import RefusedError, check_plain, check_windows
 from adderize.layers import (
     AdderConv2d,
     AdderConv2dSame,
@@ -27,7 +27,15 @@ from adderize.layers import (
     ShiftAddNorm2d,
     ShiftAddScale,
 )
-from adderize.quantize.calls import NEAREST, is_foldable
+from adderize.quantize.calls import (
+    JOINS,
+    MOVES,
+    NEAREST,
+    PRODUCTS,
+    QUOTIENTS,
+    is_foldable,
+    is_repetition,
+)
 
 _ADDERS = (AdderConv2d, AdderConv2dSame, AdderLinear)
 _FREE_MODULES = (
@@ -36,18 +44,15 @@ _FREE_MODULES = (
     nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
     _MaxPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
-_FREE_FUNCTIONS = frozenset({
+_FREE_FUNCTIONS = MOVES | JOINS | {
     "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "broadcast_to",
-    "cat", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clip", "clone", "concat",
-    "concatenate", "contiguous", "expand", "flatten", "flip", "getitem", "hardtanh", "iadd",
-    "identity", "isub", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum", "movedim",
-    "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "relu", "relu6",
-    "repeat", "reshape", "roll", "rsub", "select", "split", "squeeze", "stack", "sub", "subtract",
-    "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "transpose", "unbind",
-    "unflatten", "unsqueeze", "view",
-})  # fmt: skip
+    "channel_shuffle", "clamp", "clamp_max", "clamp_min", "clip", "clone", "expand", "flip",
+    "hardtanh", "identity", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum",
+    "movedim", "narrow", "neg", "pad", "relu", "relu6", "repeat", "roll", "rsub", "select", "stack",
+    "sub", "subtract", "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "unbind",
+    "unflatten", "view",
+}  # fmt: skip
 _WEIGHING = "it weighs neighbours; expected mode='nearest'"
-_DIVISION = "the window's size differs from place to place, and each size needs its own scale"
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,7 @@ def _adder(layer: nn.Module, terms: Terms) -> nn.Module:
 
 
 def _average_pool(module: Any, terms: Terms) -> nn.Module:
-    if module.ceil_mode or (_any(module.padding) and not module.count_include_pad):
-        raise RefusedError(_DIVISION)
-    if module.divisor_override:
-        raise RefusedError("it has a divisor of its own")
+    check_windows(module)
     return ShiftAddAvgPool2d(module.kernel_size, module.stride, module.padding, terms=terms.norm)
 
 
@@ -104,10 +106,6 @@ def _upsample(module: nn.Upsample, terms: Terms) -> nn.Module:
     if module.mode not in NEAREST:
         raise RefusedError(_WEIGHING)
     return module
-
-
-def _any(padding: int | tuple[int, ...]) -> bool:
-    return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
 _MODULE_RULES: dict[str, Callable[[Any, Terms], nn.Module]] = {
@@ -138,25 +136,21 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
     Raises:
         RefusedError: the function has no form without a multiplication.
     """
-    if name in _FREE_FUNCTIONS:
+    if name in _FREE_FUNCTIONS or is_repetition(node):
         if node.kwargs.get("alpha", 1) != 1:
             raise RefusedError(f"{name} scales an operand by alpha")
         return None
     if name == "interpolate":
-        if (node.args[3:4] or (node.kwargs.get("mode", "nearest"),))[0] in NEAREST:
-            return None
         raise RefusedError(_WEIGHING)
-    if name in ("mul", "multiply", "div", "divide", "true_divide", "imul", "itruediv", "truediv"):
-        return _scale(node, constants, terms, divides="div" in name)
+    if name in PRODUCTS | QUOTIENTS:
+        return _scale(node, constants, terms, divides=name in QUOTIENTS)
     rule = _FUNCTION_RULES.get(name)
     if rule is None:
         raise RefusedError(f"{name} multiplies, or may")
-    settings = (node.args[1:], dict(node.kwargs))
-    if any(isinstance(leaf, Node) for leaf in node.all_input_nodes[1:]):
+    if len(node.all_input_nodes) > 1:
         raise RefusedError(f"{name} takes a size from its input: write it as a number")
-    settings[1].pop("inplace", None)
-    settings[1].pop("input", None)
-    return rule(terms, *settings[0], **settings[1])
+    options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+    return rule(terms, *node.args[1:], **options)
 
 
 def _scale(node: Node, constants: dict[Node, Any], terms: Terms, *, divides: bool) -> nn.Module:

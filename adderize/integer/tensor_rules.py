@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from adderize.dataflow.graphs import argument, module_of
 from adderize.integer.affine import affine_of
 from adderize.integer.fixed_point import Bounds
 from adderize.integer.lowered_values import LoweredValues
 from adderize.integer.precision import Precision
 from adderize.integer.refusal import RefusedError
 from adderize.integer.value import Value, nearest_integer
-from adderize.quantize.calls import clamp_bounds, is_repetition, module_of
+from adderize.quantize.calls import clamp_bounds, is_repetition
 
 
 def lower_add(values: LoweredValues, node: Node) -> None:
@@ -93,9 +94,8 @@ def lower_pad(values: LoweredValues, node: Node) -> None:
     source, value = values.operand(node)
     module: Any = module_of(node)
     if module is None:
-        pads = cast(Any, node.args[1])
-        mode = node.kwargs.get("mode", (*node.args[2:3], "constant")[0])
-        number = node.kwargs.get("value", (*node.args[3:4], None)[0]) or 0.0
+        pads = argument(node, 1, "pad")
+        mode, number = argument(node, 2, "mode", "constant"), argument(node, 3, "value") or 0.0
     else:
         pads, mode, number = module.padding, "constant", module.value
     if mode != "constant" or value.scale.dim() or not isinstance(number, (int, float)):
@@ -124,7 +124,7 @@ def lower_join(values: LoweredValues, node: Node) -> None:
     parts = [values.values[tensor] for tensor in tensors]
     if any(value.scale.dim() for value in parts):
         raise RefusedError("it joins the image")
-    dim = cast(int, node.kwargs.get("dim", (*node.args[1:2], 0)[0])) % len(node.meta["shape"])
+    dim = argument(node, 1, "dim", 0) % len(node.meta["shape"])
     if dim == 0:
         raise RefusedError("it joins the images of a batch")
     first = parts[0]

@@ -8,27 +8,20 @@ from dataclasses import dataclass, field
 from torch import fx
 from torch.fx import Node
 
-from adderize.dataflow.symbolic import is_query
+from adderize.dataflow.graphs import is_query, module_of, operation
 from adderize.layers import pads_with_zeros
 from adderize.quantize.calls import (
+    JOINS,
+    MOVES,
     carriers,
-    is_max_pool,
     is_plain,
     is_repetition,
-    module_of,
-    operation,
+    max_pool_of,
 )
 from adderize.quantize.fuse import Fusion
 
-# They move values without computing any, so they do with integers what they do with floats.
-MOVES = frozenset({
-    "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
-    "reshape", "split", "squeeze", "transpose", "unsqueeze",
-    "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
-})  # fmt: skip
-_JOINING = frozenset({"cat", "concat", "concatenate"})
 _SEVERAL = frozenset({"chunk", "split"})
-_JOINTS = _JOINING | _SEVERAL | {"getitem"}
+_JOINTS = JOINS | _SEVERAL | {"getitem"}
 
 
 @dataclass(eq=False)
@@ -122,19 +115,17 @@ class ByteTensors:
 
     def _sources(self, node: Node) -> list[Node]:
         """The tensors that a moving node moves; none for any other node."""
-        module = module_of(node)
-        shown = module is not None and not is_plain(module)
-        if node in self.inside or node.name in self._apart or shown:
+        if node in self.inside or node.name in self._apart or not is_plain(module_of(node)):
             return []
         name = operation(node)
-        if name in _JOINING:
+        if name in JOINS:
             tensors = node.args[0] if node.args else node.kwargs.get("tensors")
             sources = list(tensors) if isinstance(tensors, (list, tuple)) else []
             return sources if self._values.issuperset(sources) else []
         if name == "getitem" and not _gives_tensor(node):
             return []
         first = node.args[0] if node.args else None
-        moves = name in MOVES or is_max_pool(node) or is_repetition(node)
+        moves = name in MOVES or max_pool_of(node) is not None or is_repetition(node)
         return [first] if moves and isinstance(first, Node) and first in self._values else []
 
     def _root(self, node: Node) -> Node:

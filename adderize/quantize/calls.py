@@ -5,33 +5,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container
+from typing import Any
 
 from torch import fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow.nodes import function_name
-from adderize.dataflow.symbolic import is_query
+from adderize.dataflow.graphs import argument, is_query, module_of, operation
 from adderize.layers import Adder
-from adderize.quantize.fake_layers import FAKE_ADDERS
+from adderize.quantize.fake_layers import FAKE_ADDERS, FakeQuantAdder
 from adderize.surgery.checks import replaced_method
 
+# They move values without computing any, so they do with integers what they do with floats.
+MOVES = frozenset({
+    "chunk", "contiguous", "flatten", "getitem", "permute", "pixel_shuffle", "pixel_unshuffle",
+    "reshape", "split", "squeeze", "transpose", "unsqueeze",
+    "ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle",
+})  # fmt: skip
+JOINS = frozenset({"cat", "concat", "concatenate"})
+PRODUCTS = frozenset({"mul", "multiply"})
+QUOTIENTS = frozenset({"div", "divide", "true_divide", "truediv"})
 NEAREST = ("nearest", "nearest-exact")
 _PLAIN_NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-
-
-def module_of(node: Node) -> nn.Module | None:
-    """The module that a node calls."""
-    owner = node.graph.owning_module
-    return owner.get_submodule(str(node.target)) if owner and node.op == "call_module" else None
-
-
-def operation(node: Node) -> str:
-    """What a node does: a module's class, or the name of a function or method."""
-    module = module_of(node)
-    if module is not None:
-        return type(module).__name__
-    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
+_MAX_POOLS = ("max_pool2d", "max_pool2d_bytes")
+# Of max pooling as a function, in its order, which is not that of the layer's.
+_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 def adder_of(node: Node) -> Adder | None:
@@ -51,7 +49,7 @@ def adders_of(model: nn.Module) -> dict[str, Adder]:
 
 def why_float(layer: Adder) -> str | None:
     """Why an adder cannot be put into integers; None where it can."""
-    if type(layer) not in (*FAKE_ADDERS, *FAKE_ADDERS.values()):
+    if type(layer) not in FAKE_ADDERS and not isinstance(layer, FakeQuantAdder):
         return f"a class of its own, {type(layer).__name__}"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks, which integers would pass by"
@@ -69,8 +67,11 @@ def is_foldable(norm: nn.Module | None) -> bool:
     return norm.running_mean is not None and is_plain(norm)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a call of a module does what its class does: no hooks, no methods of its own."""
+def is_plain(module: nn.Module | None) -> bool:
+    """Whether a call of a module does what its class does: no hooks, no methods of its own. True of
+    no module, which stands for a function."""
+    if module is None:
+        return True
     hooked = module._forward_hooks or module._forward_pre_hooks
     return not hooked and replaced_method(module) is None
 
@@ -102,51 +103,53 @@ def addend(node: Node, operand: Node) -> Node | None:
 
 def clamp_bounds(node: Node) -> tuple[float, float] | None:
     """(low, high) of a ReLU, ReLU6, hard tanh or clamp between numbers; None for all else."""
-    module = module_of(node)
-    if module is not None:
-        if not is_plain(module):
-            return None
-        if type(module) is nn.ReLU:
-            return 0.0, math.inf
-        if type(module) in (nn.ReLU6, nn.Hardtanh):
-            return float(module.min_val), float(module.max_val)  # type: ignore[arg-type]
+    module, name = module_of(node), operation(node)
+    if not is_plain(module):
         return None
-    name = operation(node)
-    if name == "relu":
-        return 0.0, math.inf
-    if name == "relu6":
-        return 0.0, 6.0
-    names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    if name not in ("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"):
+    ends: tuple[Any, Any]
+    if name == "relu" or type(module) is nn.ReLU:
+        ends = 0.0, None
+    elif type(module) in (nn.ReLU6, nn.Hardtanh):
+        ends = module.min_val, module.max_val  # type: ignore[union-attr]
+    elif name == "relu6":
+        ends = 0.0, 6.0
+    elif name == "hardtanh":
+        ends = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+    elif name in ("clamp", "clip", "clamp_min"):
+        ends = argument(node, 1, "min"), argument(node, 2, "max")
+    elif name == "clamp_max":
+        ends = None, argument(node, 1, "max")
+    else:
         return None
-    given = dict(zip(names[1:] if name == "clamp_max" else names, node.args[1:3], strict=False))
-    given.update(node.kwargs)
-    defaults = (-1.0, 1.0) if name == "hardtanh" else (-math.inf, math.inf)
-    bounds = [given.get(key) for key in names]
     low, high = (
-        end if value is None else value for value, end in zip(bounds, defaults, strict=True)
+        default if end is None else end
+        for end, default in zip(ends, (-math.inf, math.inf), strict=True)
     )
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
-        return float(low), float(high)
-    return None
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    return (float(low), float(high)) if numbers else None
 
 
 def is_repetition(node: Node) -> bool:
     """Whether a node is an upsampling that repeats values: of the mode "nearest"."""
-    module, name = module_of(node), operation(node)
+    module = module_of(node)
     if module is not None:
         kinds = (nn.Upsample, nn.UpsamplingNearest2d)
         return type(module) in kinds and is_plain(module) and module.mode in NEAREST
-    given = (*node.args[3:4], node.kwargs.get("mode", "nearest"))[0]
-    return name == "interpolate" and given in NEAREST
+    return operation(node) == "interpolate" and argument(node, 3, "mode", "nearest") in NEAREST
 
 
-def is_max_pool(node: Node) -> bool:
-    """Whether a node is a max pooling over two dimensions that gives no indices."""
-    module = module_of(node)
-    if module is not None:
-        return type(module) is nn.MaxPool2d and is_plain(module) and not module.return_indices
-    return operation(node) == "max_pool2d" and not node.kwargs.get("return_indices")
+def max_pool_of(node: Node) -> nn.MaxPool2d | None:
+    """A max pooling over two dimensions, of floats or bytes, as a layer; None for all else, and
+    where it gives indices."""
+    pool = module_of(node)
+    if pool is None and operation(node) in _MAX_POOLS:
+        given = dict(zip(_POOLING, node.args[1:], strict=False))
+        given |= {name: value for name, value in node.kwargs.items() if name in _POOLING}
+        given["stride"] = given.get("stride") or given["kernel_size"]
+        pool = nn.MaxPool2d(**given)  # type: ignore[arg-type]
+    if type(pool) is not nn.MaxPool2d or not is_plain(pool):
+        return None
+    return None if pool.return_indices else pool
 
 
 def name_of(node: Node) -> str:
@@ -155,6 +158,6 @@ def name_of(node: Node) -> str:
 
 
 def free_name(name: str, taken: Container[str]) -> str:
-    """The first of NAME_1, NAME_2, ... that is not taken."""
+    """The first of NAME, NAME_1, NAME_2, ... that is not taken."""
     numbered = (f"{name}_{number}" for number in itertools.count(1))
-    return next(candidate for candidate in numbered if candidate not in taken)
+    return next(found for found in itertools.chain([name], numbered) if found not in taken)

@@ -1,4 +1,4 @@
-"""Channels that norms take for constant, in a network that is going to train with its rounding."""
+"""Channels that norms take for constant: they would scale what is nothing but rounding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adderize.dataflow.undisturbed import restored
-from adderize.quantize.convert import distance_variance, taken_for_constant
+from adderize.layers import Adder
 from adderize.quantize.fuse import Fusion
+from adderize.quantize.qparams import QParams
+
+# The share of eps below which a variance is a constant's: it shows as 1 % of the norm's scale.
+_CONSTANT = 1e-4
+
+
+def never_vary(norm: _BatchNorm) -> Tensor:
+    """The channels of which a norm saw constants only."""
+    assert norm.running_var is not None
+    return norm.running_var < _CONSTANT * norm.eps
+
+
+def taken_for_constant(norm: _BatchNorm, rounding: float) -> Tensor:
+    """The channels whose variance is below eps and below that of the rounding."""
+    assert norm.running_var is not None
+    return norm.running_var.double() < min(norm.eps, rounding)
+
+
+def distance_variance(layer: Adder, input: QParams) -> float:
+    """Of a layer's distances, by the rounding of its input alone."""
+    return layer.weight[0].numel() * input.scale**2 / 12
 
 
 @torch.no_grad()

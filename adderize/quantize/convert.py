@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adderize.dataflow.symbolic import is_query
+from adderize.dataflow.graphs import attribute
 from adderize.layers import Adder
 from adderize.layers.shift_add import statistics_of_norm
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.quantize.byte_layers import Epilogue, QuantAdder, quantized_layer
 from adderize.quantize.byte_tensors import ByteTensors
-from adderize.quantize.calls import (
-    clamp_bounds,
-    free_name,
-    is_max_pool,
-    module_of,
-    read_layers,
-)
-from adderize.quantize.fake_layers import FAKE_ADDERS
+from adderize.quantize.calls import clamp_bounds, free_name, max_pool_of, read_layers
+from adderize.quantize.constants import distance_variance, taken_for_constant
+from adderize.quantize.fake_layers import FakeQuantAdder
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.qparams import QParams, dequantize_bytes, quantize_bytes
 
 # What bytes answer as the floats do that they stand for.
 _SIZES = {"device", "dim", "ndim", "numel", "shape", "size"}
-_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def convert_layer(
@@ -39,28 +32,12 @@ def convert_layer(
     output: QParams | None = None,
 ) -> QuantAdder:
     """A fusion as a layer on bytes, from the parameters of the tensors around it."""
-    gain, offset = norm_affine(fusion.layer, fusion.norms, rounding_variance(fusion.layer, input))
+    layer = fusion.layer
+    # The statistics of a network that was trained with the rounding know of it.
+    rounding = 0.0 if isinstance(layer, FakeQuantAdder) else distance_variance(layer, input)
+    gain, offset = norm_affine(layer, fusion.norms, rounding)
     epilogue = Epilogue(gain, offset, fusion.low, fusion.high, residual, output, fusion.filter_bits)
-    return quantized_layer(fusion.layer, input, epilogue)
-
-
-def rounding_variance(layer: Adder, input: QParams) -> float:
-    """As :func:`distance_variance`; 0 for a layer that was trained with its rounding, of which its
-    norm's statistics know."""
-    if type(layer) in FAKE_ADDERS.values():
-        return 0.0
-    return distance_variance(layer, input)
-
-
-def distance_variance(layer: Adder, input: QParams) -> float:
-    """Of a layer's distances, by the rounding of its input alone."""
-    return layer.weight[0].numel() * input.scale**2 / 12
-
-
-def taken_for_constant(norm: _BatchNorm, rounding: float) -> Tensor:
-    """The channels whose variance is below eps and below that of the rounding."""
-    assert norm.running_var is not None
-    return norm.running_var.double() < min(norm.eps, rounding)
+    return quantized_layer(layer, input, epilogue)
 
 
 def norm_affine(layer: Adder, norms: Iterable[nn.Module], rounding: float) -> tuple[Tensor, Tensor]:
@@ -129,11 +106,10 @@ class GraphConversion:
                 lambda source: (self._as_bytes if source in self._tensors else self._any)(source),
             )
             self._bytes[node] = node
-            if is_max_pool(node):
-                _pool_bytes(node)
+            if (pool := max_pool_of(node)) is not None:
+                _pool_bytes(node, pool)
         else:
-            asked = node.args[1] if node.target is getattr else node.target
-            _read(node, self._any if is_query(node) and asked in _SIZES else self._float)
+            _read(node, self._any if attribute(node) in _SIZES else self._float)
 
     def _insert_layer(self, end: Node, fusion: Fusion) -> None:
         residual, to_bytes = fusion.residual, end in self._tensors
@@ -194,15 +170,8 @@ def _read(node: Node, form: Callable[[Node], Node]) -> None:
     node.args, node.kwargs = fx.map_arg((node.args, dict(node.kwargs)), form)
 
 
-def _pool_bytes(node: Node) -> None:
+def _pool_bytes(node: Node, pool: nn.MaxPool2d) -> None:
     """Turn a max pooling of floats into one of bytes, in place."""
-    module = module_of(node)
-    given: dict[str, Any] = dict(zip(_POOLING, node.args[1:], strict=False))
-    given.update({name: value for name, value in node.kwargs.items() if name in _POOLING})
-    if module is not None:
-        given = {name: getattr(module, name) for name in _POOLING}
-    kernel = given["kernel_size"]
-    stride, padding = given.get("stride") or kernel, given.get("padding", 0)
-    dilation, ceil_mode = given.get("dilation", 1), bool(given.get("ceil_mode", False))
+    settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, bool(pool.ceil_mode))
     node.op, node.target, node.kwargs = "call_function", max_pool2d_bytes, {}
-    node.args = (node.args[0], kernel, stride, padding, dilation, ceil_mode)
+    node.args = (node.args[0], *settings)

@@ -10,7 +10,8 @@ from torch import fx
 from torch.fx import Node
 from torch.nn.modules.dropout import _DropoutNd
 
-from adderize.quantize.calls import is_plain, module_of
+from adderize.dataflow.graphs import module_of
+from adderize.quantize.calls import is_plain
 from adderize.quantize.fake_layers import FakeQuantize
 
 

@@ -85,7 +85,7 @@ def rounded_filters(weight: Tensor, qparams: QParams, bits: int) -> tuple[Tensor
     return values, filters.constant.to(weight.dtype) - kept
 
 
-class _FakeQuantAdder(nn.Module):
+class FakeQuantAdder(nn.Module):
     """An adder whose forward sees rounded filters; their gradient goes to the filters as it is.
 
     Attributes:
@@ -110,15 +110,15 @@ class _FakeQuantAdder(nn.Module):
         return f"{super().extra_repr()}, filter_bits={self.filter_bits}"
 
 
-class FakeQuantAdderConv2d(_FakeQuantAdder, AdderConv2d):
+class FakeQuantAdderConv2d(FakeQuantAdder, AdderConv2d):
     """An :class:`AdderConv2d` in quantization-aware training."""
 
 
-class FakeQuantAdderConv2dSame(_FakeQuantAdder, AdderConv2dSame):
+class FakeQuantAdderConv2dSame(FakeQuantAdder, AdderConv2dSame):
     """An :class:`AdderConv2dSame` in quantization-aware training."""
 
 
-class FakeQuantAdderLinear(_FakeQuantAdder, AdderLinear):
+class FakeQuantAdderLinear(FakeQuantAdder, AdderLinear):
     """An :class:`AdderLinear` in quantization-aware training."""
 
 
@@ -148,5 +148,5 @@ def fake_quantized(
 
 def check_no_fakes(model: nn.Module, advice: str) -> None:
     """Raise AdderizeError for a network in quantization-aware training."""
-    if any(isinstance(module, (FakeQuantize, _FakeQuantAdder)) for module in model.modules()):
+    if any(isinstance(module, (FakeQuantize, FakeQuantAdder)) for module in model.modules()):
         raise AdderizeError(f"the model is one from prepare_qat(): {advice}")

@@ -9,16 +9,9 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 from torch.fx import Node
 
+from adderize.dataflow.graphs import module_of, operation
 from adderize.layers import Adder, AdderConv2d
-from adderize.quantize.calls import (
-    addend,
-    adder_of,
-    carriers,
-    clamp_bounds,
-    is_foldable,
-    module_of,
-    operation,
-)
+from adderize.quantize.calls import addend, adder_of, carriers, clamp_bounds, is_foldable
 
 
 @dataclass(eq=False)

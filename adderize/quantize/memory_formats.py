@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.overrides import handle_torch_function, has_torch_function
 
+from adderize.dataflow.graphs import module_of, operation
 from adderize.ops.bytes import max_pool2d_bytes
 from adderize.ops.formats import is_channels_last
 from adderize.quantize.byte_layers import QuantAdderConv2d
-from adderize.quantize.calls import is_plain, module_of, operation
+from adderize.quantize.calls import is_plain
 from adderize.quantize.float_tracer import ForwardHook
 
 _READERS = {"as_strided", "is_contiguous", "output", "stride", "view", ForwardHook.__name__}
@@ -32,7 +33,7 @@ def keep_formats(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         name, sources = operation(node), formatted.intersection(node.all_input_nodes)
         module = module_of(node)
-        is_shown = module is not None and not is_plain(module)
+        is_shown = not is_plain(module)
         if sources and (name in _READERS or is_shown):
             with traced.graph.inserting_before(node):
                 for source in sorted(sources):

@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx import Node
 from torch.fx.operator_schemas import get_signature_for_torch_op
 
-from adderize.quantize.calls import module_of
+from adderize.dataflow.graphs import module_of
 
 _OPERANDS = ("input", "other", "tensor", "tensors")
 

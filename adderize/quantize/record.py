@@ -29,7 +29,7 @@ class Quantization:
         qparams: of each group of byte tensors, or of each layer's input, by name.
         absorbed: the nodes that each adder call took in; None for layer by layer.
         apart: the nodes that join or part tensors of unlike ranges, and therefore in floats.
-        converted: the manifest's entries of the float network's adders; None where it had some that
+        entries: the manifest's entries of the float network's adders; None where it had some that
             no manifest describes.
         hooked: how many forward pre-hooks and hooks blocks had.
         settings: of the float network's layers; None where an earlier version kept none.
@@ -42,7 +42,7 @@ class Quantization:
     qparams: dict[str, QParams]
     absorbed: dict[str, list[str]] | None
     apart: tuple[str, ...]
-    converted: dict[str, dict[str, Any]] | None
+    entries: dict[str, dict[str, Any]] | None
     hooked: Hooked = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] | None = None
     kept_inputs: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Quantization:
         }
 
     @classmethod
-    def from_dict(cls, content: Any, converted: dict[str, dict[str, Any]]) -> Quantization:
+    def from_dict(cls, content: Any, entries: dict[str, dict[str, Any]]) -> Quantization:
         """Raises AdderizeError where the content is damaged."""
         try:
             qparams = {name: QParams(**values) for name, values in content["grids"].items()}
@@ -84,7 +84,7 @@ class Quantization:
             if not all(low <= high for low, high in kept_inputs.values()):
                 raise ValueError("expected ranges of kept layers' inputs")
             return cls(
-                report, qparams, absorbed, tuple(content["apart"]), converted, hooked, settings,
+                report, qparams, absorbed, tuple(content["apart"]), entries, hooked, settings,
                 kept_inputs,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:

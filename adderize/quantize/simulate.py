@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
-from torch.fx import Node
 
 from adderize.quantize.byte_tensors import ByteTensors
 from adderize.quantize.calls import free_name
@@ -66,9 +65,3 @@ def _replace_adders(
             traced.add_submodule(forms[key], form)
             taken.add(forms[key])
         fusion.call.target = forms[key]
-
-
-def noted_qparams(tensors: ByteTensors) -> dict[str, QParams]:
-    """Those of each group, from what :func:`adderize.quantize.float_graph.settle` noted."""
-    made: Iterator[Node] = (node for node in tensors if node not in tensors.moving)
-    return {tensors.group(node).name: node.meta["qparams"] for node in made}

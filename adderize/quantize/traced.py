@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from adderize.dataflow.graphs import module_of, watched
 from adderize.errors import AdderizeError
 from adderize.quantize.byte_tensors import ByteGroup, ByteTensors
-from adderize.quantize.calls import module_of
 from adderize.quantize.convert import GraphConversion
 from adderize.quantize.dropouts import Dropouts
 from adderize.quantize.fake_layers import FakeQuantize
@@ -21,7 +21,7 @@ from adderize.quantize.fuse import Fusion, fits_shapes, fuse
 from adderize.quantize.memory_formats import keep_formats
 from adderize.quantize.observe import Extremes, Observer, named_failures
 from adderize.quantize.qparams import QParams
-from adderize.quantize.simulate import noted_qparams, simulate
+from adderize.quantize.simulate import simulate
 
 _UNLIKE = 8
 
@@ -73,7 +73,7 @@ class TracedNetwork:
 
     def run(self, inputs: Tensor) -> Any:
         """The float network's output; notes the shapes of its float32 tensors for :meth:`fuse`."""
-        return _Watcher(self.model, _note_shape).run(inputs)
+        return watched(self.model, inputs, _note_shape)
 
     def fuse(self) -> None:
         """Find the fusions, and which tensors become bytes."""
@@ -124,10 +124,9 @@ class TracedNetwork:
                 if node in seen and isinstance(value, Tensor):
                     seen[node].update(value, node.name)
 
-        watcher = _Watcher(self.model, update)
         for inputs in batches:
             with named_failures(f"a calibration batch of shape {tuple(inputs.shape)}"):
-                watcher.run(inputs)
+                watched(self.model, inputs, update)
         self.kept_inputs = {
             name: (ends[source].low, ends[source].high)
             for name, source in sources.items()
@@ -151,7 +150,9 @@ class TracedNetwork:
 
     @property
     def noted_qparams(self) -> dict[str, QParams]:
-        return noted_qparams(self._tensors)
+        """Those of each group of byte tensors, from what :func:`settle` noted."""
+        made = (node for node in self._tensors if node not in self._tensors.moving)
+        return {self._tensors.group(node).name: node.meta["qparams"] for node in made}
 
     def simulate(self, qparams: Mapping[str, QParams], filter_bits: int | None) -> fx.GraphModule:
         """The network in floats that are rounded as those in integers will be, in place."""
@@ -181,7 +182,7 @@ class TracedNetwork:
             if node in self._made:
                 found[self._made[node]] = value
 
-        _Watcher(self.model, keep).run(inputs)
+        watched(self.model, inputs, keep)
         return found
 
 
@@ -189,19 +190,6 @@ _OTHERWISE = (
     "the model is built otherwise than the quantized one that was saved: its layers follow each "
     "other in another way"
 )
-
-
-class _Watcher(fx.Interpreter):
-    """Runs a graph and shows every node's value to a function."""
-
-    def __init__(self, traced: fx.GraphModule, look: Callable[[Node, Any], None]) -> None:
-        super().__init__(traced)
-        self._look = look
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self._look(n, value)
-        return value
 
 
 def values_of(network: fx.GraphModule, inputs: Tensor, names: Collection[str]) -> dict[str, Any]:
@@ -214,7 +202,7 @@ def values_of(network: fx.GraphModule, inputs: Tensor, names: Collection[str]) -
         if name in names:
             found[name] = value
 
-    _Watcher(network, keep).run(inputs)
+    watched(network, inputs, keep)
     return found
 
 

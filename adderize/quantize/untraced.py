@@ -14,7 +14,7 @@ from adderize.layers import pads_with_zeros
 from adderize.quantize.byte_tensors import ByteGroup
 from adderize.quantize.calls import adders_of
 from adderize.quantize.convert import convert_layer
-from adderize.quantize.fake_layers import FAKE_ADDERS, FakeQuantize, fake_quantized
+from adderize.quantize.fake_layers import FakeQuantAdder, FakeQuantize, fake_quantized
 from adderize.quantize.float_tracer import Hooked
 from adderize.quantize.fuse import Fusion
 from adderize.quantize.observe import Observer, named_failures
@@ -49,7 +49,7 @@ class UntracedNetwork:
     def fuse_prepared(self) -> None:
         """The same for a network in quantization-aware training."""
         self.fuse()
-        self.fusions = [f for f in self.fusions if type(f.layer) in FAKE_ADDERS.values()]
+        self.fusions = [f for f in self.fusions if isinstance(f.layer, FakeQuantAdder)]
 
     @property
     def noted_qparams(self) -> dict[str, QParams]:

@@ -16,7 +16,7 @@ from adderize.cli import main
 from adderize.data.image_sources import load_labelled
 from adderize.data.normalisation import MNIST
 from adderize.models import lenet5_bn
-from tests.integer.test_integer_network import Segments
+from tests.integer.networks import Segments
 
 ARCH = "adderize.models:lenet5_bn"
 

@@ -216,6 +216,7 @@ FREE = {
     "threshold": lambda x: F.threshold(x, 0.1, 0.2),
     "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 3),
     "narrow": lambda x: x.narrow(2, 1, 3).select(3, 0),
+    "dropout": lambda x: torch.dropout(F.dropout(x, 0.0), p=0.5, train=False),
 }
 
 

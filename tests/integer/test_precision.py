@@ -14,6 +14,7 @@ from adderize.integer.precision import Precision, usual_of
 from adderize.layers.powers_of_two import rounded_to_powers
 from adderize.quantize import quantize
 from adderize.quantize.record import quantization_of
+from tests.integer.networks import normalised
 
 MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
 TERMS = 4
@@ -33,8 +34,7 @@ def chain(kept: int, channels: int, *, bytes_after: int = 0) -> tuple[Tensor, nn
     network = nn.Sequential(*layers, nn.Linear(channels, 10))
     raw = torch.randint(0, 256, (16, 3, 4, 4), dtype=torch.uint8)
     raw = raw.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    images = (raw / 255 - mean) / std
+    images = normalised(raw, MEAN, STD)
     with torch.no_grad():
         for _ in range(40):
             network(images)

@@ -22,7 +22,7 @@ from adderize.integer import (
 from adderize.integer.program_bounds import Interval, bounds_of
 from adderize.quantize import quantize
 from tests.integer import interpreter
-from tests.integer.test_integer_network import NETWORKS, eight_bit, images
+from tests.integer.networks import NETWORKS, eight_bit, images, normalised
 
 STATISTICS = {"mean": (0.4, 0.5, 0.45), "std": (0.2, 0.25, 0.3)}
 SIZE = (3, 12, 12)
@@ -44,9 +44,9 @@ class Network(nn.Module):
 def lowered(between: Callable[[Tensor], Tensor]) -> tuple[IntegerNetwork, Tensor]:
     raw = torch.randint(0, 256, (4, *SIZE), dtype=torch.uint8)
     network = Network(between).train()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in STATISTICS.values())
-    network((raw / 255 - mean) / std)
-    quantized = quantize(network.eval(), (raw / 255 - mean) / std)
+    batch = normalised(raw, **STATISTICS)
+    network(batch)
+    quantized = quantize(network.eval(), batch)
     return to_integer(quantized, input_size=SIZE, **STATISTICS), raw
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from adderize import AdderConv2d, adderize, recalibrate
+from adderize.quantize import quantize, quantize_report
+
+X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def conv(cin: int, cout: int, kernel: Any = 3, **options: Any) -> nn.Conv2d:
@@ -97,3 +101,54 @@ def trained(
             nn.init.normal_(module.weight, std=2.0)
     recalibrate(model, [torch.randn(size)])
     return model.eval()
+
+
+class Two(nn.Module):
+    """A stem, two adders with norms, a head; `between` runs between the adders."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = F.relu) -> None:
+        super().__init__()
+        self.between, self.stem, self.head = between, conv(3, 8), nn.Conv2d(8, 4, 1)
+        self.a, self.na, self.b, self.nb = (
+            conv(8, 8),
+            nn.BatchNorm2d(8),
+            conv(8, 8),
+            nn.BatchNorm2d(8),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.between(self.na(self.a(F.relu(self.stem(x)))))
+        return self.head(self.nb(self.b(y)))
+
+
+class Outer(nn.Module):
+    """What no tracer sees through."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x if bool(x.sum() < 1e9) else -x)
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """An adder network in evaluation mode whose norms have seen :data:`X`."""
+    torch.manual_seed(0)
+    adderize(model, example_input=X[:2])
+    return recalibrate(model, [X]).eval()
+
+
+def relative_error(given: Tensor, expected: Tensor) -> float:
+    assert given.shape == expected.shape and given.dtype == expected.dtype
+    return float(((given - expected).square().mean().sqrt() / expected.std()).detach())
+
+
+def check(model: nn.Module, *, traced: bool = True, images: Tensor = X) -> nn.Module:
+    """The network in 8 bits, which computes nearly what it computes in floats."""
+    quantized = quantize(model, [images])
+    assert isinstance(quantized, fx.GraphModule) == traced, quantize_report(quantized).remarks
+    with torch.no_grad():
+        error = relative_error(quantized(images.clone()), model(images.clone()))
+    assert error < 0.1
+    return quantized

@@ -21,14 +21,9 @@ from adderize import (
     save_model,
 )
 from adderize.quantize import prepare_qat, quantize, quantize_report
-from adderize.quantize.observe import Observer
-from tests.quantize.networks import Residual, conv, trained
+from tests.quantize.networks import Residual, Two, conv, prepared, relative_error, trained
 
 X = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def relative_error(given: Tensor, expected: Tensor) -> float:
-    return float(((given - expected).square().mean().sqrt() / expected.std()).detach())
 
 
 class Body(nn.Module):
@@ -196,74 +191,6 @@ def test_pickling_keeps_the_network_and_its_report():
     assert str(quantize_report(twin)) == str(quantize_report(quantized))
 
 
-class ChangesInput(Body):
-    """Normalises the images where they are."""
-
-    traceable = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        x -= 3
-        x *= 2
-        y = self.last(self.first(x))
-        return y if self.traceable or bool(y.sum() > -1e9) else x
-
-
-@pytest.mark.parametrize("traceable", [True, False])
-def test_calibration_images_stay_as_they_are(traceable):
-    model, images = ChangesInput(), X + 3
-    model.traceable = traceable
-    trained(model, tuple(X.shape), head=True)
-    quantized = quantize(model, [images])
-    assert torch.equal(images, X + 3) and isinstance(quantized, fx.GraphModule) == traceable
-    assert relative_error(quantized(images.clone()), model(images.clone())) < 0.1
-
-
-@pytest.mark.parametrize("hooked", ["block.conv1", "block.bn2", "block.act", "stem.0", "stem.1"])
-def test_forward_hooks_are_run(hooked):
-    model = trained(Residual(), tuple(X.shape))
-    before = model(X)
-    model.get_submodule(hooked).register_forward_hook(lambda _, inputs, output: 1 - 2 * output)
-    quantized, expected = quantize(model, [X]), model(X)
-    assert relative_error(before, expected) > 0.5
-    assert relative_error(quantized(X), expected) < 0.1
-    stays = "block.conv1 stays float32: it has forward hooks" in str(quantize_report(quantized))
-    assert stays == (hooked == "block.conv1")
-
-
-@pytest.mark.parametrize("traceable", [True, False])
-def test_norms_do_not_amplify_the_rounding_of_dead_channels(traceable):
-    """Behind a dead channel a depthwise layer is constant; its norm has a gain of 1/sqrt(eps)."""
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.norm = conv(3, 16), nn.BatchNorm2d(16)
-            self.deep = AdderConv2d(16, 16, 3, padding=1, groups=16, bias=False)
-            self.deep.norm = nn.BatchNorm2d(16)
-            self.last = nn.Conv2d(16, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.last(F.relu6(self.deep(F.relu6(self.norm(self.stem(x))))))
-            return y if traceable or bool(x.sum() > -1e9) else x
-
-    torch.manual_seed(0)
-    model = Network()
-    model.norm.bias.data[:4] = -9
-    model.deep.norm.bias.data.normal_(0.5, 0.5)
-    recalibrate(model, [X]).eval()
-    dead = model.deep.norm.running_var[:4]
-    assert float(dead.max()) < 1e-9 and float(model.deep.norm.running_var[4:].min()) > 0.1
-    quantized = quantize(model, [X])
-    assert isinstance(quantized, fx.GraphModule) == traceable
-    layer = quantized.get_submodule("deep")
-    assert layer.scale.count_nonzero() == 12
-    assert relative_error(quantized(X), model(X)) < 0.03
-    prepared = prepare_qat(model, [X]).eval()
-    assert relative_error(prepared(X), model(X)) < 0.03
-    assert relative_error(quantize(prepared, [X])(X), prepared(X)) < 0.01
-    assert model.deep.norm.running_var[:4].equal(dead)
-
-
 class Late(nn.Module):
     """The second adder is not called for the first batch."""
 
@@ -292,45 +219,6 @@ def test_single_images_without_a_batch():
         assert float((quantize(layer, [x])(x) - layer(x)).abs().max()) < 1
 
 
-def test_linear_layers_name_the_size_they_expect():
-    quantized = quantize(AdderLinear(12, 4), [torch.randn(5, 12)])
-    with pytest.raises(AdderizeError, match=r"\(5, 24\); expected \(..., 12\)"):
-        quantized(torch.randn(5, 24))
-
-
-@pytest.mark.parametrize("traceable", [True, False])
-def test_norms_with_activations(traceable, tmp_path):
-    """timm's BatchNormAct2d, which tracing splits, and which stays whole where tracing fails."""
-    from timm.layers import BatchNormAct2d
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.norm, self.b = conv(3, 8), BatchNormAct2d(8), conv(8, 8)
-            self.last = BatchNormAct2d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.last(self.b(self.norm(self.a(x))))
-            return y if traceable or bool(x.sum() > -1e9) else x
-
-    model = trained(Network(), tuple(X.shape), stem=True, head=True)
-    quantized = quantize(model, [X])
-    assert isinstance(quantized, fx.GraphModule) == traceable
-    assert relative_error(quantized(X), model(X)) < 0.1
-    save_model(quantized, tmp_path)
-    assert torch.equal(load_model(Network(), tmp_path)(X), quantized(X))
-
-
-def test_a_sample_does_not_prefer_columns():
-    """Padding makes the first column of an image different from all others."""
-    found = Observer()
-    batch = torch.zeros(64, 64, 16, 16)
-    batch[..., 0] = 1
-    for _ in range(8):
-        found.update(batch, "here")
-    assert float(found.sample.mean()) == pytest.approx(1 / 16, rel=0.05)
-
-
 def test_a_network_with_two_inputs_is_told_what_to_quantize() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -350,3 +238,37 @@ def test_a_network_with_two_inputs_is_told_what_to_quantize() -> None:
     expected = model(*pairs)
     model.body = quantize(model.body, pairs)
     assert torch.allclose(model(*pairs), expected, rtol=0.1)
+
+
+class Reads(Two):
+    """A penalty on filters, and a bias and a stem's filters that take part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_of_stem = nn.BatchNorm2d(8)
+        self.a.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.relu(self.norm_of_stem(self.stem(x)))
+        y = F.relu(self.na(self.a(y) * self.a.scale + self.a.bias.view(-1, 1, 1)))
+        y = self.head(self.nb(self.b(y))) * self.stem.weight.abs().mean()
+        return y, self.b.weight.abs().sum()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["calibrated", "trained with the rounding"])
+def test_parameters_that_a_forward_reads_stay_floats(trained: bool, tmp_path) -> None:
+    model = Reads()
+    model.a.bias = nn.Parameter(torch.randn(8))
+    prepared(model)
+    quantized = quantize(prepare_qat(model, [X]).eval() if trained else model, [X])
+    assert isinstance(quantized, fx.GraphModule), quantize_report(quantized).remarks
+    assert len(quantize_report(quantized).layers) == 2
+    with torch.no_grad():
+        found, expected = quantized(X), model(X)
+    assert relative_error(found[0], expected[0]) < 0.1
+    assert torch.equal(found[1], expected[1])
+    if not trained:
+        save_model(quantized, tmp_path)
+        fresh = Reads()
+        fresh.a.bias = nn.Parameter(torch.zeros(8))
+        assert torch.equal(load_model(fresh, tmp_path)(X)[0], found[0])

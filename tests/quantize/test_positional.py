@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adderize.integer import multiplication_free, to_integer
 from adderize.quantize import prepare_qat, quantize
+from tests.integer.networks import normalised
 from tests.quantize.networks import conv, trained
 
 MEAN, STD = (0.4, 0.5, 0.45), (0.2, 0.25, 0.3)
@@ -62,8 +63,7 @@ FORMS: dict[str, tuple[Form, Form]] = {
 def test_names_give_what_positions_give(form: str) -> None:
     torch.manual_seed(0)
     raw = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    images = (raw / 255 - mean) / std
+    images = normalised(raw, MEAN, STD)
     by_name, by_position = (Network(between) for between in FORMS[form])
     trained(by_position, (32, 3, 8, 8))
     trained(by_name, (2, 3, 8, 8)).load_state_dict(by_position.state_dict())

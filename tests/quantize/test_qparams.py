@@ -91,6 +91,16 @@ def test_a_sample_of_many_values_is_even():
     assert (found.low, found.high) == (0, 3_999_999)
 
 
+def test_a_sample_does_not_prefer_columns():
+    """Padding makes the first column of an image different from all others."""
+    found = Observer()
+    batch = torch.zeros(64, 64, 16, 16)
+    batch[..., 0] = 1
+    for _ in range(8):
+        found.update(batch, "here")
+    assert float(found.sample.mean()) == pytest.approx(1 / 16, rel=0.05)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_ranges_are_finite(value):
     with pytest.raises(AdderizeError, match="at here"):

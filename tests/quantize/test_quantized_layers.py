@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderize import AdderConv2d, AdderLinear
+from adderize import AdderConv2d, AdderizeError, AdderLinear, load_model, recalibrate, save_model
 from adderize.layers import AdderConv2dSame
+from adderize.quantize import quantize
 from adderize.quantize.byte_layers import Epilogue, QuantAdderConv2d, quantized_layer
 from adderize.quantize.qparams import QParams
+from tests.quantize.networks import Outer, Two, X, check, conv, prepared
 
 
 def plain(channels: int) -> Epilogue:
@@ -118,3 +122,50 @@ def test_what_a_layer_says_and_takes():
     for wrong in (torch.randn(1, 5, 6, 6), torch.arange(144).view(1, 4, 6, 6)):
         with pytest.raises(ValueError):
             layer(wrong)
+
+
+ASSIGNED: dict[str, dict[str, Any]] = {
+    "dilated by pairs": {"stride": (1, 1), "dilation": (2, 2), "padding": (2, 2)},
+    "dilated by integers": {"dilation": 2, "padding": 2},
+    "stride as an integer": {"stride": 2},
+    "no padding": {"padding": 0},
+    "same": {"padding": "same", "dilation": 3},
+    "valid": {"padding": "valid"},
+    "more rows than columns": {"padding": (2, 0), "stride": (2, 1)},
+    "lists": {"padding": [2, 2], "dilation": [2, 2]},
+    "reflect": {"padding_mode": "reflect", "padding": 3},
+    "circular, same": {"padding_mode": "circular", "padding": "same", "dilation": (2, 1)},
+    "replicate": {"padding_mode": "replicate", "padding": (0, 2)},
+}
+
+
+@pytest.mark.parametrize("options", ASSIGNED.values(), ids=ASSIGNED)
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("traced", [True, False])
+def test_geometry_that_is_assigned_after_construction(options, groups, traced, tmp_path):
+    model = Two()
+    model.a = conv(8, 8, stride=1, groups=groups)
+    prepared(model)
+    for name, value in options.items():
+        setattr(model.a, name, value)
+    recalibrate(model, [X]).eval()
+    quantized = check(model if traced else Outer(model).eval(), traced=traced)
+    save_model(quantized, tmp_path)
+    fresh = Two()
+    fresh.a = conv(8, 8, groups=groups)
+    for name, value in options.items():
+        setattr(fresh.a, name, value)
+    loaded = load_model(fresh if traced else Outer(fresh), tmp_path)
+    assert torch.equal(loaded(X), quantized(X))
+
+
+def test_padding_of_tensorflow_with_padding_of_its_own():
+    layer = AdderConv2dSame(3, 4, 3, stride=2)
+    layer.padding, layer.dilation = 1, (2, 2)
+    check(layer.eval(), traced=False)
+
+
+def test_linear_layers_name_the_size_they_expect():
+    quantized = quantize(AdderLinear(12, 4), [torch.randn(5, 12)])
+    with pytest.raises(AdderizeError, match=r"\(5, 24\); expected \(..., 12\)"):
+        quantized(torch.randn(5, 24))

@@ -16,17 +16,23 @@ from adderize import AdderConv2d, AdderizeError, adderize, load_authors_checkpoi
 from adderize.quantize import QuantAdderConv2d, prepare_qat, quantize, quantize_report
 from adderize.quantize.qparams import QParams
 from adderize.quantize.record import quantization_of
-from tests.quantize.networks import Branches, Residual, Untraceable, conv, trained
+from tests.quantize.networks import (
+    Branches,
+    Outer,
+    Residual,
+    Two,
+    Untraceable,
+    conv,
+    prepared,
+    relative_error,
+    trained,
+)
 
 X = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def functions(model: fx.GraphModule) -> list[str]:
     return [node.target.__name__ for node in model.graph.nodes if node.op == "call_function"]
-
-
-def relative_error(given: Tensor, expected: Tensor) -> float:
-    return float(((given - expected).square().mean().sqrt() / expected.std()).detach())
 
 
 @pytest.mark.parametrize("network", [Residual, Branches, Untraceable])
@@ -299,6 +305,23 @@ def test_wrong_inputs_at_run_time():
         quantized(X.long())
     with pytest.raises(AdderizeError, match="channels"):
         quantized(X[:, :2])
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_defaults_of_torch_make_no_difference(method, traced):
+    model = prepared(Two())
+    model = model if traced else Outer(model).eval()
+    large = torch.randn(8, 3, 160, 160)
+    expected = quantize(model, [large], method=method)(X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            quantized = quantize(model, [large], method=method)
+            given = quantized(X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(given, expected)
 
 
 @pytest.mark.shared

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from adderize.integer.program import BYTES_OF
+from adderize.integer.strides import Integers, as_loops
 
-Integers = np.ndarray[Any, np.dtype[np.int64]]
 Dtype = Literal["uint8", "int32"]
 MOST_DIMENSIONS = 5
 
@@ -59,49 +59,29 @@ def channels_last(shape: Sequence[int]) -> Integers:
 
 
 class Lines(NamedTuple):
-    """Places that lie in a regular grid: a nest of loops, the last one fastest.
+    """Places that the C function of moves visits: a nest of five loops, the last one fastest.
 
     Attributes:
         sizes: of the loops.
-        steps: (loops, columns), what a turn of each loop adds.
+        ends: (loops, columns), what a turn of each loop adds once the inner ones are through.
     """
 
     sizes: tuple[int, ...]
-    steps: Integers
+    ends: Integers
 
 
 def as_lines(places: Integers) -> Lines | None:
-    """A nest of at most five loops that visits places one after the other, if there is one.
+    """The nest that visits places one after the other, if there is one.
 
     Args:
-        places: (count, columns), several places that move together; the first ones are 0.
+        places: see :func:`as_loops`.
     """
-    sizes: list[int] = []
-    steps: list[Integers] = []
-    while len(places) > 1:
-        if len(sizes) == MOST_DIMENSIONS:
-            return None
-        step = places[1] - places[0]
-        line = places[0] + np.arange(len(places))[:, None] * step
-        differs = (places != line).any(1)
-        run = int(differs.argmax()) if differs.any() else len(places)
-        if len(places) % run:
-            return None
-        lines = places.reshape(-1, run, places.shape[1])
-        if (lines != lines[:, :1] + np.arange(run)[:, None] * step).any():
-            return None
-        sizes.append(run)
-        steps.append(step)
-        places = lines[:, 0]
-    missing = MOST_DIMENSIONS - len(sizes)
-    none = np.zeros((missing, places.shape[1]), np.int64)
-    steps_array = np.array(steps[::-1], np.int64).reshape(-1, places.shape[1])
-    return Lines((*[1] * missing, *sizes[::-1]), np.concatenate([none, steps_array]))
-
-
-def line_ends(lines: Lines) -> Integers:
-    """The steps as C takes them: what follows the end of each inner loop, of one value last."""
-    ends = lines.steps.copy()
-    for loop in range(MOST_DIMENSIONS - 1):
-        ends[loop] -= lines.steps[loop + 1] * lines.sizes[loop + 1]
-    return ends
+    loops = as_loops(places)
+    missing = MOST_DIMENSIONS if loops is None else MOST_DIMENSIONS - len(loops.sizes)
+    if loops is None or missing < 0:
+        return None
+    sizes = (*[1] * missing, *loops.sizes)
+    strides = np.concatenate([np.zeros((missing, places.shape[1]), np.int64), loops.strides])
+    ends = strides.copy()
+    ends[:-1] -= strides[1:] * np.array(sizes[1:])[:, None]
+    return Lines(sizes, ends)

@@ -9,131 +9,126 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adderize.export.c.buffers import Integers, View, as_lines, channels_last, plain
+from adderize.export.c.buffers import View, as_lines, channels_last, plain
 from adderize.export.c.placing import Placing, size, unit
 from adderize.export.c.steps import Epilogue, Step
 from adderize.integer.program import Instruction
+from adderize.integer.strides import Integers
 
 
-class MovementRules(Placing):
-    """Rules that compute nothing from several values."""
-
-    def _rescale(self, instruction: Instruction) -> None:
-        slot = instruction.inputs[0]
-        view = self.views[slot]
-        output = self._output(instruction, view.order)
-        epilogue = Epilogue.of(instruction.settings, instruction.tensors)
-        outer, channels, inner = 1, 1, view.size
-        if epilogue.channels > 1:
-            each = view.order // (view.size // epilogue.channels)
-            outer, chosen, inner = _periods(each)
-            channels, epilogue = len(chosen), epilogue.chosen(chosen)
-        text = "another scale" if len(instruction.inputs) == 1 else "sum of two"
-        self.steps.append(
-            Step(
-                "rescale",
-                instruction.layer,
-                f"{text}, {size(self._shape(slot))}",
-                view,
-                output,
-                other=self._other(instruction, output),
-                structure="scale",
-                channels=channels,
-                fields={
-                    "outer": outer,
-                    "channels": channels,
-                    "inner": inner,
-                    "input_bytes": int(view.dtype == "uint8"),
-                },
-                epilogue=epilogue,
-            )
+def rescale(placing: Placing, instruction: Instruction) -> None:
+    slot = instruction.inputs[0]
+    view = placing.views[slot]
+    output = placing.output(instruction, view.order)
+    epilogue = Epilogue.of(instruction.settings, instruction.tensors)
+    outer, channels, inner = 1, 1, view.size
+    if epilogue.channels > 1:
+        each = view.order // (view.size // epilogue.channels)
+        outer, chosen, inner = _periods(each)
+        channels, epilogue = len(chosen), epilogue.chosen(chosen)
+    text = "another scale" if len(instruction.inputs) == 1 else "sum of two"
+    placing.steps.append(
+        Step(
+            "rescale",
+            instruction.layer,
+            f"{text}, {size(placing.shape(slot))}",
+            view,
+            output,
+            other=placing.other(instruction, output),
+            structure="scale",
+            channels=channels,
+            fields={
+                "outer": outer,
+                "channels": channels,
+                "inner": inner,
+                "input_bytes": int(view.dtype == "uint8"),
+            },
+            epilogue=epilogue,
         )
+    )
 
-    def _clamp(self, instruction: Instruction) -> None:
-        view = self.views[instruction.inputs[0]]
-        low, high = cast(
-            tuple[int, int], (instruction.settings["low"], instruction.settings["high"])
+
+def clamp(placing: Placing, instruction: Instruction) -> None:
+    view = placing.views[instruction.inputs[0]]
+    low, high = cast(tuple[int, int], (instruction.settings["low"], instruction.settings["high"]))
+    text = f"within {low} .. {high}"
+    if view.dtype == "uint8":
+        low, high = (min(max(end, 0), 255) for end in (low, high))
+    placing.steps.append(
+        Step(
+            f"clamp_{unit(view.dtype)}",
+            instruction.layer,
+            text,
+            view,
+            placing.output(instruction, view.order),
+            numbers={"count": view.size, "low": low, "high": high},
         )
-        text = f"within {low} .. {high}"
-        if view.dtype == "uint8":
-            low, high = (min(max(end, 0), 255) for end in (low, high))
-        self.steps.append(
-            Step(
-                f"clamp_{unit(view.dtype)}",
-                instruction.layer,
-                text,
-                view,
-                self._output(instruction, view.order),
-                numbers={"count": view.size, "low": low, "high": high},
-            )
+    )
+
+
+def concat(placing: Placing, instruction: Instruction) -> None:
+    shapes = [placing.shape(slot) for slot in instruction.inputs]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    flat = np.split(plain(int(ends[-1])), ends[:-1])
+    dim = cast(int, instruction.settings["dim"])
+    joined = np.concatenate(
+        [part.reshape(shape) for part, shape in zip(flat, shapes, strict=True)], dim
+    ).reshape(-1)
+    output = placing.output(instruction)
+    # Where in the output each value of the parts, one part behind the other, is to lie.
+    targets = output.places[np.argsort(joined)]
+    for position, (slot, part) in enumerate(zip(instruction.inputs, flat, strict=True)):
+        view = placing.views[slot]
+        name = f"{instruction.layer}_{position}"
+        if as_lines(np.stack([plain(view.size), targets[part][view.order]], 1)) is None:
+            view = placing.ordered(slot, channels_last(placing.shape(slot)), name)
+        text = f"concatenation, part {position + 1} of {len(flat)}"
+        placing.copy(name, text, view, plain(view.size), output, targets[part][view.order])
+
+
+def pad(placing: Placing, instruction: Instruction) -> None:
+    slot, settings = instruction.inputs[0], instruction.settings
+    shape, view = placing.shape(slot), placing.views[slot]
+    output = placing.output(instruction)
+    around, value = cast(Any, (settings["padding"], settings["value"]))
+    if view.dtype != output.dtype:
+        view = placing.widened(f"{instruction.layer}_widened", view)
+    placing.steps.append(
+        Step(
+            f"fill_{unit(output.dtype)}",
+            f"{instruction.layer}_filled",
+            f"all {value}",
+            output,
+            output,
+            numbers={"count": output.size, "value": value},
         )
-
-    def _concat(self, instruction: Instruction) -> None:
-        shapes = [self._shape(slot) for slot in instruction.inputs]
-        ends = np.cumsum([math.prod(shape) for shape in shapes])
-        flat = np.split(plain(int(ends[-1])), ends[:-1])
-        dim = cast(int, instruction.settings["dim"])
-        joined = np.concatenate(
-            [part.reshape(shape) for part, shape in zip(flat, shapes, strict=True)], dim
-        ).reshape(-1)
-        output = self._output(instruction)
-        # Where in the output each value of the parts, one part behind the other, is to lie.
-        targets = output.places[np.argsort(joined)]
-        for position, (slot, part) in enumerate(zip(instruction.inputs, flat, strict=True)):
-            view = self.views[slot]
-            name = f"{instruction.layer}_{position}"
-            if not _strided(plain(view.size), targets[part][view.order]):
-                view = self._ordered(slot, channels_last(self._shape(slot)), name)
-            text = f"concatenation, part {position + 1} of {len(flat)}"
-            self._copy(name, text, view, plain(view.size), output, targets[part][view.order])
-
-    def _pad(self, instruction: Instruction) -> None:
-        slot, settings = instruction.inputs[0], instruction.settings
-        shape, view = self._shape(slot), self.views[slot]
-        output = self._output(instruction)
-        around, value = cast(Any, (settings["padding"], settings["value"]))
-        if view.dtype != output.dtype:
-            view = self._widened(f"{instruction.layer}_widened", view)
-        self.steps.append(
-            Step(
-                f"fill_{unit(output.dtype)}",
-                f"{instruction.layer}_filled",
-                f"all {value}",
-                output,
-                output,
-                numbers={"count": output.size, "value": value},
-            )
-        )
-        index = torch.arange(view.size, device="cpu").view(shape)
-        padded = F.pad(index, around, value=-1).flatten().numpy()
-        kept = np.flatnonzero(padded >= 0)
-        places = view.places[padded[kept]]
-        order = np.argsort(places)
-        text = f"padding, {size(shape)} -> {size(self._shape(instruction.output))}"
-        self._copy(instruction.layer, text, view, places[order], output, output.places[kept[order]])
-
-    def _move(self, instruction: Instruction) -> None:
-        settings, view = instruction.settings, self.views[instruction.inputs[0]]
-        slot = self.program.slots[instruction.output]
-        sizes, strides = cast(Any, (settings["sizes"], settings["strides"]))
-        index = np.full(sizes, settings["offset"], np.int64)
-        for axis, (count, stride) in enumerate(zip(sizes, strides, strict=True)):
-            index += (np.arange(count) * stride).reshape(-1, *[1] * (len(sizes) - axis - 1))
-        # Where each value of the output lies now.
-        places = view.places[index.reshape(-1)]
-        order, first = np.argsort(places), int(places.min())
-        if np.array_equal(places[order], plain(len(places)) + first):
-            offset = view.offset + first
-            self.views[instruction.output] = View(view.buffer, offset, view.dtype, order)
-            return
-        output = self._output(instruction)
-        text = f"other places, {size(self._shape(instruction.inputs[0]))} -> {size(slot.shape)}"
-        self._copy(instruction.layer, text, view, places[output.order], output)
+    )
+    index = torch.arange(view.size, device="cpu").view(shape)
+    padded = F.pad(index, around, value=-1).flatten().numpy()
+    kept = np.flatnonzero(padded >= 0)
+    places = view.places[padded[kept]]
+    order = np.argsort(places)
+    text = f"padding, {size(shape)} -> {size(placing.shape(instruction.output))}"
+    placing.copy(instruction.layer, text, view, places[order], output, output.places[kept[order]])
 
 
-def _strided(*places: Integers) -> bool:
-    pairs = np.stack(places, 1)
-    return as_lines(pairs - pairs[0]) is not None
+def move(placing: Placing, instruction: Instruction) -> None:
+    settings, view = instruction.settings, placing.views[instruction.inputs[0]]
+    slot = placing.program.slots[instruction.output]
+    sizes, strides = cast(Any, (settings["sizes"], settings["strides"]))
+    index = np.full(sizes, settings["offset"], np.int64)
+    for axis, (count, stride) in enumerate(zip(sizes, strides, strict=True)):
+        index += (np.arange(count) * stride).reshape(-1, *[1] * (len(sizes) - axis - 1))
+    # Where each value of the output lies now.
+    places = view.places[index.reshape(-1)]
+    order, first = np.argsort(places), int(places.min())
+    if np.array_equal(places[order], plain(len(places)) + first):
+        offset = view.offset + first
+        placing.views[instruction.output] = View(view.buffer, offset, view.dtype, order)
+        return
+    output = placing.output(instruction)
+    text = f"other places, {size(placing.shape(instruction.inputs[0]))} -> {size(slot.shape)}"
+    placing.copy(instruction.layer, text, view, places[output.order], output)
 
 
 def _periods(channels: Integers) -> tuple[int, Integers, int]:

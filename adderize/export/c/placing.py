@@ -7,17 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from adderize.errors import AdderizeError
-from adderize.export.c.buffers import (
-    Dtype,
-    Integers,
-    View,
-    as_lines,
-    channels_last,
-    line_ends,
-    plain,
-)
+from adderize.export.c.buffers import Dtype, View, as_lines, channels_last, plain
 from adderize.export.c.steps import Step
 from adderize.integer.program import BYTES_OF, Instruction, Program
+from adderize.integer.strides import Integers
 
 
 class Placing:
@@ -35,31 +28,31 @@ class Placing:
         self.sizes: list[int] = []
         self.views: dict[int, View] = {}
 
-    def _new(self, shape: Sequence[int], dtype: Dtype, order: Integers | None = None) -> View:
+    def new(self, shape: Sequence[int], dtype: Dtype, order: Integers | None = None) -> View:
         """A buffer for values of a shape, channels last if nothing else is said."""
         order = channels_last(shape) if order is None else order
         self.sizes.append(len(order) * BYTES_OF[dtype])
         return View(len(self.sizes) - 1, 0, dtype, order)
 
-    def _output(self, instruction: Instruction, order: Integers | None = None) -> View:
+    def output(self, instruction: Instruction, order: Integers | None = None) -> View:
         slot = self.program.slots[instruction.output]
-        view = self._new(slot.shape, slot.dtype, order)
+        view = self.new(slot.shape, slot.dtype, order)
         self.views[instruction.output] = view
         return view
 
-    def _shape(self, slot: int) -> tuple[int, ...]:
+    def shape(self, slot: int) -> tuple[int, ...]:
         return self.program.slots[slot].shape
 
-    def _ordered(self, slot: int, order: Integers, layer: str) -> View:
+    def ordered(self, slot: int, order: Integers, layer: str) -> View:
         """The values of a slot in an order, which may need a copy."""
         view = self.views[slot]
         if np.array_equal(view.order, order):
             return view
-        copy = self._new((view.size,), view.dtype, order)
-        self._copy(f"{layer}_ordered", "another order", view, view.places[order], copy)
+        copy = self.new((view.size,), view.dtype, order)
+        self.copy(f"{layer}_ordered", "another order", view, view.places[order], copy)
         return copy
 
-    def _copy(
+    def copy(
         self,
         layer: str,
         text: str,
@@ -72,18 +65,17 @@ class Placing:
         places = places + source.offset
         targets = (plain(len(places)) if targets is None else targets) + target.offset
         pairs = np.stack([places, targets], 1)
-        lines = as_lines(pairs - pairs[0])
+        lines = as_lines(pairs)
         start, end = (
             View(view.buffer, int(first), view.dtype, plain(len(places)))
             for view, first in ((source, places[0]), (target, targets[0]))
         )
         is_bytes = int(source.dtype == "uint8")
         if lines is not None:
-            ends = line_ends(lines)
             fields = {
                 "sizes": lines.sizes,
-                "input_steps": tuple(ends[:, 0]),
-                "output_steps": tuple(ends[:, 1]),
+                "input_steps": tuple(lines.ends[:, 0]),
+                "output_steps": tuple(lines.ends[:, 1]),
                 "bytes": is_bytes,
             }
             step = Step("move_values", layer, text, start, end, structure="move", fields=fields)
@@ -103,9 +95,9 @@ class Placing:
             raise AdderizeError("it puts values into places without order")
         self.steps.append(step)
 
-    def _widened(self, layer: str, view: View) -> View:
+    def widened(self, layer: str, view: View) -> View:
         """As int32."""
-        wide = self._new((view.size,), "int32", view.order)
+        wide = self.new((view.size,), "int32", view.order)
         fields = {"outer": 1, "channels": 1, "inner": view.size, "input_bytes": 1}
         self.steps.append(
             Step(
@@ -121,10 +113,10 @@ class Placing:
         )
         return wide
 
-    def _other(self, instruction: Instruction, output: View) -> View | None:
+    def other(self, instruction: Instruction, output: View) -> View | None:
         if len(instruction.inputs) < 2:
             return None
-        return self._ordered(instruction.inputs[1], output.order, instruction.layer)
+        return self.ordered(instruction.inputs[1], output.order, instruction.layer)
 
 
 def unit(dtype: Dtype) -> str:

@@ -56,7 +56,8 @@ class CReport(Report):
     @classmethod
     def of(cls, network: Network, name: str) -> CReport:
         constants, work = constant_bytes(network), work_of(network.program)
-        return cls(name, constants, network.arena.size, *work, bytes_moved(network))
+        counts = (work.additions, work.shifts, work.comparisons)
+        return cls(name, constants, network.arena.size, *counts, bytes_moved(network))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 
-from adderize.errors import AdderizeError
-from adderize.export.c.buffers import View, channels_last, plain
-from adderize.export.c.filter_rules import FilterRules
-from adderize.export.c.movement_rules import MovementRules
-from adderize.export.c.placing import size, unit
-from adderize.export.c.steps import Fields, Step
+from adderize.errors import AdderizeError, named
+from adderize.export.c.buffers import channels_last, plain
+from adderize.export.c.filter_rules import adder_conv, adder_linear, shift_conv, shift_linear
+from adderize.export.c.movement_rules import clamp, concat, move, pad, rescale
+from adderize.export.c.placing import Placing
+from adderize.export.c.pooling_rules import max_pool, sum_pool
 from adderize.integer.program import Instruction, Program
 
+_RULES: dict[str, Callable[[Placing, Instruction], None]] = {
+    "adder_conv": adder_conv,
+    "adder_linear": adder_linear,
+    "shift_conv": shift_conv,
+    "shift_linear": shift_linear,
+    "sum_pool": sum_pool,
+    "max_pool": max_pool,
+    "rescale": rescale,
+    "clamp": clamp,
+    "concat": concat,
+    "pad": pad,
+    "move": move,
+}
 
-class Translation(FilterRules, MovementRules):
+
+class Translation(Placing):
     """The steps of a program.
 
     Attributes:
@@ -29,80 +42,24 @@ class Translation(FilterRules, MovementRules):
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         slot = program.slots[program.input]
-        self.views = {program.input: self._new(slot.shape, slot.dtype, channels_last(slot.shape))}
+        self.views = {program.input: self.new(slot.shape, slot.dtype, channels_last(slot.shape))}
         self.image = self.views[program.input].buffer
         for instruction in program.instructions:
-            rule = self._rules().get(instruction.kind)
-            if rule is None:
-                raise AdderizeError(f"{instruction.layer}: {instruction.kind} has no form in C")
-            try:
-                rule(instruction)
-            except AdderizeError as error:
-                raise AdderizeError(f"{instruction.layer}: {error}") from error
+            rule = _RULES.get(instruction.kind)
+            with named(instruction.layer):
+                if rule is None:
+                    raise AdderizeError(f"{instruction.kind} has no form in C")
+                rule(self, instruction)
         self.logits = self._finish()
-
-    def _rules(self) -> dict[str, Callable[[Instruction], None]]:
-        return {
-            "adder_conv": self._adder_conv,
-            "adder_linear": self._adder_linear,
-            "shift_conv": self._shift_conv,
-            "shift_linear": self._shift_linear,
-            "sum_pool": self._sum_pool,
-            "max_pool": self._max_pool,
-            "rescale": self._rescale,
-            "clamp": self._clamp,
-            "concat": self._concat,
-            "pad": self._pad,
-            "move": self._move,
-        }
-
-    def _pool(self, instruction: Instruction) -> tuple[View, View, Fields, str]:
-        """Input, output, windows and their description."""
-        slot, settings = instruction.inputs[0], instruction.settings
-        shape = self._shape(slot)
-        image = self._ordered(slot, channels_last(shape), instruction.layer)
-        kernel, (rows, columns) = cast(Any, (settings["kernel"], settings["padding"]))
-        windows = self._windows(instruction, shape, kernel, (columns, columns, rows, rows))
-        output = self._output(instruction)
-        text = f"{size(shape)} -> {size(self._shape(instruction.output))}"
-        return image, output, windows, f"{text}, windows {kernel[0]} x {kernel[1]}"
-
-    def _sum_pool(self, instruction: Instruction) -> None:
-        image, output, windows, text = self._pool(instruction)
-        fields = {
-            "pad": instruction.settings["pad"],
-            "input_bytes": int(image.dtype == "uint8"),
-            "drop": instruction.settings["drop"],
-        }
-        self.steps.append(
-            Step(
-                "sum_pool",
-                instruction.layer,
-                f"sums, {text}",
-                image,
-                output,
-                windows=windows,
-                structure="sum",
-                fields=fields,
-                channels=windows["channels"],
-            )
-        )
-
-    def _max_pool(self, instruction: Instruction) -> None:
-        image, output, windows, text = self._pool(instruction)
-        function = f"max_pool_{unit(image.dtype)}"
-        self.steps.append(
-            Step(function, instruction.layer, f"maxima, {text}", image, output, windows=windows)
-        )
 
     def _finish(self) -> int:
         """The logits, as int32 in the order of their shape."""
         view = self.views[self.program.output]
         if view.dtype == "uint8":
-            view = self._widened("logits_widened", view)
+            view = self.widened("logits_widened", view)
         alone = self.sizes[view.buffer] == view.nbytes and view.buffer != self.image
         if not alone or not np.array_equal(view.order, plain(view.size)):
-            logits = self._new((view.size,), "int32", plain(view.size))
-            self._copy("logits", "the order of the logits", view, view.places, logits)
+            logits = self.new((view.size,), "int32", plain(view.size))
+            self.copy("logits", "the order of the logits", view, view.places, logits)
             view = logits
         return view.buffer

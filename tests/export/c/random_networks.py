@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adderize import AdderConv2d, AdderizeError, AdderLinear, recalibrate
 from adderize.integer import IntegerNetwork, to_integer
 from adderize.quantize import quantize
-from tests.integer.test_integer_network import COLOUR, GREY, images, normalised
+from tests.integer.networks import COLOUR, GREY, images, normalised
 
 Shape = tuple[int, int, int]
 

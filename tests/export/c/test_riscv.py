@@ -20,7 +20,7 @@ from adderize.export.c.riscv import (
 from adderize.export.c.tools import SOURCES, run_tool
 from adderize.integer import to_integer
 from tests.export.c.random_networks import random_network
-from tests.integer.test_integer_network import eight_bit, images, segments
+from tests.integer.networks import eight_bit, images, segments
 
 CORES = [RV32I, Core("rv32i", "ilp32", ("-Os",)), Core("rv32i", "ilp32", ("-O3",)), RV32EC]
 WITH_MULTIPLIER = Core("rv32im", "ilp32", emulated="rv32")
