@@ -90,7 +90,8 @@ def overlap(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors share elements of memory."""
     storage, others = one.untyped_storage(), other.untyped_storage()
     # Meta tensors have no address; NumPy gives one memory to several storages.
-    if storage._cdata != others._cdata and not 0 != storage.data_ptr() == others.data_ptr():
+    same = storage._cdata == others._cdata or 0 != storage.data_ptr() == others.data_ptr()
+    if not same:
         return False
     layouts = [(t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
     if layouts[0] == layouts[1] or one.dtype != other.dtype:

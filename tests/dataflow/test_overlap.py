@@ -43,3 +43,6 @@ def test_other_memory_and_other_numbers() -> None:
     x = torch.zeros(4, 6)
     assert not overlap(x, x.clone())
     assert overlap(x, x.view(torch.int32)[:1])
+    again = torch.from_numpy(x.numpy())  # a storage of its own
+    assert overlap(x, again) and not overlap(x[:2], again[2:])
+    assert not overlap(torch.zeros(3, device="meta"), torch.zeros(3, device="meta"))
