@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -37,14 +37,15 @@ _FREE_MODULES = (
     _MaxPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 _FREE_FUNCTIONS = frozenset({
-    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "broadcast_to",
-    "cat", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clip", "clone", "concat",
-    "concatenate", "contiguous", "expand", "flatten", "flip", "getitem", "hardtanh", "iadd",
-    "identity", "isub", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum", "movedim",
-    "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "relu", "relu6",
-    "repeat", "reshape", "roll", "rsub", "select", "split", "squeeze", "stack", "sub", "subtract",
-    "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "transpose", "unbind",
-    "unflatten", "unsqueeze", "view",
+    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax",
+    "argmin", "broadcast_to", "cat", "channel_shuffle", "chunk", "clamp", "clamp_max",
+    "clamp_min", "clip", "clone", "concat", "concatenate", "contiguous", "expand", "flatten",
+    "flip", "getitem", "hardtanh", "iadd", "identity", "isub", "max", "max_pool1d",
+    "max_pool2d", "maximum", "min", "minimum", "movedim", "narrow", "neg", "pad", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "relu", "relu6", "repeat", "reshape", "roll", "rsub",
+    "select", "split", "squeeze", "stack", "sub", "subtract", "sum", "swapaxes", "swapdims",
+    "tensor_split", "threshold", "tile", "transpose", "unbind", "unflatten", "unsqueeze",
+    "view",
 })  # fmt: skip
 _WEIGHING = "it weighs neighbours; expected mode='nearest'"
 _DIVISION = "the window's size differs from place to place, and each size needs its own scale"
@@ -138,6 +139,8 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
     Raises:
         RefusedError: the function has no form without a multiplication.
     """
+    if _holds_results(node.target):
+        return None
     if name in _FREE_FUNCTIONS:
         if node.kwargs.get("alpha", 1) != 1:
             raise RefusedError(f"{name} scales an operand by alpha")
@@ -157,6 +160,11 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
     settings[1].pop("inplace", None)
     settings[1].pop("input", None)
     return rule(terms, *settings[0], **settings[1])
+
+
+def _holds_results(target: Any) -> bool:
+    """Whether a call makes a named tuple or a dataclass, which a network may give."""
+    return isinstance(target, type) and (is_dataclass(target) or issubclass(target, tuple))
 
 
 def _scale(node: Node, constants: dict[Node, Any], terms: Terms, *, divides: bool) -> nn.Module:
