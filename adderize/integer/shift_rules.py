@@ -37,15 +37,14 @@ _FREE_MODULES = (
     _MaxPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 _FREE_FUNCTIONS = frozenset({
-    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax",
-    "argmin", "broadcast_to", "cat", "channel_shuffle", "chunk", "clamp", "clamp_max",
-    "clamp_min", "clip", "clone", "concat", "concatenate", "contiguous", "expand", "flatten",
-    "flip", "getitem", "hardtanh", "iadd", "identity", "isub", "max", "max_pool1d",
-    "max_pool2d", "maximum", "min", "minimum", "movedim", "narrow", "neg", "pad", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "relu", "relu6", "repeat", "reshape", "roll", "rsub",
-    "select", "split", "squeeze", "stack", "sub", "subtract", "sum", "swapaxes", "swapdims",
-    "tensor_split", "threshold", "tile", "transpose", "unbind", "unflatten", "unsqueeze",
-    "view",
+    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax", "argmin",
+    "broadcast_to", "cat", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "concat", "concatenate", "contiguous", "expand", "flatten", "flip", "getitem",
+    "hardtanh", "iadd", "identity", "isub", "max", "max_pool1d", "max_pool2d", "maximum", "min",
+    "minimum", "movedim", "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle",
+    "relu", "relu6", "repeat", "reshape", "roll", "rsub", "select", "split", "squeeze", "stack",
+    "sub", "subtract", "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile",
+    "transpose", "unbind", "unflatten", "unsqueeze", "view",
 })  # fmt: skip
 _WEIGHING = "it weighs neighbours; expected mode='nearest'"
 _DIVISION = "the window's size differs from place to place, and each size needs its own scale"
