@@ -140,7 +140,8 @@ class LayerTracer(fx.Tracer):
         again = type(a)(**values)
         if any(getattr(again, name) is not value for name, value in values.items()):
             raise NotImplementedError(f"{type(a).__name__} computes with what it is given")
-        return self.create_node("call_function", type(a), (), super().create_arg(values))
+        arguments: Any = super().create_arg(values)
+        return self.create_node("call_function", type(a), (), arguments)
 
 
 class _CallTracer(LayerTracer):
