@@ -76,7 +76,7 @@ FORMULAS: dict[str, Formula] = {
     "glu": of.each("silu"),
     "_log_softmax": of.each("log_softmax"),
 }
-FORMULAS |= dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot"), of.matmul)
+FORMULAS |= dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "vdot"), of.matmul)
 FORMULAS |= dict.fromkeys(
     ("feature_dropout", "alpha_dropout", "feature_alpha_dropout"), of.other_dropout
 )

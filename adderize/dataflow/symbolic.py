@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable
@@ -118,6 +119,18 @@ class LayerTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) or ("forward" not in vars(m) and super().is_leaf_module(m, ""))
+
+    def create_arg(self, a: Any) -> Any:
+        """Dataclasses are made again when the graph runs; of those that are dicts as well, as
+        transformers' `ModelOutput`, torch.fx would keep the dict alone."""
+        if not dataclasses.is_dataclass(a) or isinstance(a, type):
+            return super().create_arg(a)
+        values = {f.name: getattr(a, f.name) for f in dataclasses.fields(a) if f.init}
+        again = type(a)(**values)
+        if any(getattr(again, name) is not value for name, value in values.items()):
+            raise NotImplementedError(f"{type(a).__name__} computes with what it is given")
+        arguments: Any = super().create_arg(values)
+        return self.create_node("call_function", type(a), (), arguments)
 
 
 class _CallTracer(LayerTracer):

@@ -13,7 +13,7 @@ from adderize.inspection.measurement import Measured
 from adderize.inspection.norm_states import NormStates
 from adderize.inspection.rows import Finding, Layer
 from adderize.layers import Adder
-from adderize.surgery.norms import keeps_channels_apart, output_channels
+from adderize.surgery.norms import keeps_channels_apart, output_channels, trains_with
 from adderize.tables import layer_text
 
 ADVICE = {
@@ -84,9 +84,12 @@ def _not_finite(model: nn.Module) -> Iterator[Finding]:
 
 
 def _norm_findings(norms: NormStates, new: bool) -> Iterator[Finding]:
-    after_adders = {state.name for state in norms.after.values()}
+    modules = {state: norm for norm, state in norms.by_norm.items()}
+    frozen = {
+        state for layer, state in norms.after.items() if not trains_with(modules[state], layer)
+    }
     for state in norms.by_norm.values():
-        if state.frozen and state.name in after_adders:
+        if state in frozen:
             yield _finding("frozen norm", state.name)
         if state.running and not state.updated:
             yield _finding("untrained statistics", state.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -45,9 +45,9 @@ _FREE_MODULES = (
     _MaxPoolNd, _AdaptiveMaxPoolNd, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 _FREE_FUNCTIONS = MOVES | JOINS | {
-    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "broadcast_to",
-    "channel_shuffle", "clamp", "clamp_max", "clamp_min", "clip", "clone", "expand", "flip",
-    "hardtanh", "identity", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum",
+    "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax", "argmin",
+    "broadcast_to", "channel_shuffle", "clamp", "clamp_max", "clamp_min", "clip", "clone", "expand",
+    "flip", "hardtanh", "identity", "max", "max_pool1d", "max_pool2d", "maximum", "min", "minimum",
     "movedim", "narrow", "neg", "pad", "relu", "relu6", "repeat", "roll", "rsub", "select", "stack",
     "sub", "subtract", "sum", "swapaxes", "swapdims", "tensor_split", "threshold", "tile", "unbind",
     "unflatten", "view",
@@ -136,6 +136,8 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
     Raises:
         RefusedError: the function has no form without a multiplication.
     """
+    if _holds_results(node.target):
+        return None
     if name in _FREE_FUNCTIONS or is_repetition(node):
         if node.kwargs.get("alpha", 1) != 1:
             raise RefusedError(f"{name} scales an operand by alpha")
@@ -151,6 +153,11 @@ def function_form(name: str, node: Node, constants: dict[Node, Any], terms: Term
         raise RefusedError(f"{name} takes a size from its input: write it as a number")
     options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
     return rule(terms, *node.args[1:], **options)
+
+
+def _holds_results(target: Any) -> bool:
+    """Whether a call makes a named tuple or a dataclass, which a network may give."""
+    return isinstance(target, type) and (is_dataclass(target) or issubclass(target, tuple))
 
 
 def _scale(node: Node, constants: dict[Node, Any], terms: Terms, *, divides: bool) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,10 +57,7 @@ def prepare(
 
 def _difference(output: Any, expected: Any) -> float:
     """The largest one of any tensor, as a share of its largest value."""
-    found, wanted = (
-        [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-        for tree in (output, expected)
-    )
+    found, wanted = [*_tensors(output)], [*_tensors(expected)]
     if [leaf.shape for leaf in found] != [leaf.shape for leaf in wanted]:
         return math.inf
     shares = [
@@ -67,3 +66,11 @@ def _difference(output: Any, expected: Any) -> float:
         if b.is_floating_point() and b.numel()
     ]
     return max((math.inf if math.isnan(share) else share for share in shares), default=0.0)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf):
+            yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])

@@ -108,4 +108,5 @@ def _new_parameters(steps: Sequence[Step]) -> Iterator[tuple[str, nn.Parameter]]
     for step in steps:
         if step.row.norm_fix is NormFix.INSERTED:
             for name, parameter in step.layer.norm.named_parameters():  # type: ignore[union-attr]
-                yield f"{step.row.name}.norm.{name}".lstrip("."), parameter
+                if parameter.requires_grad:
+                    yield f"{step.row.name}.norm.{name}".lstrip("."), parameter

@@ -44,7 +44,8 @@ def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
 
     A norm counts where every path from the layer reaches it through identity, dropout, reshape,
     concatenation or pooling only. Of a batch or instance norm each channel must be of one of the
-    layer's, which reshapes such as pixel shuffles do not leave so.
+    layer's, which reshapes such as pixel shuffles do not leave so. It need not train where the
+    layer's filters do not.
 
     Returns:
         the norms in order of execution; empty where some path meets an addition, an activation, a
@@ -57,7 +58,7 @@ def find_norms(flow: Flow, layer: nn.Module) -> list[nn.Module]:
             found = _channels(norm)
             if found % channels or (found != channels and moved not in _RESHAPES):
                 return False
-        return is_trainable_norm(norm)
+        return trains_with(norm, layer)
 
     return _find_norms(flow, layer, "users", _passes, counts)
 
@@ -72,7 +73,7 @@ def find_norms_before(flow: Flow, layer: nn.Module) -> list[nn.Module]:
     def passes(node: Node) -> bool:
         return _passes(node) and "max" not in node.name.lower()
 
-    return _find_norms(flow, layer, "sources", passes, lambda norm, _: is_trainable_norm(norm))
+    return _find_norms(flow, layer, "sources", passes, lambda norm, _: trains_with(norm, layer))
 
 
 def _find_norms(
@@ -118,6 +119,16 @@ def is_trainable_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) and all(p.requires_grad for p in module.parameters())
 
 
+def trains_with(norm: nn.Module, layer: nn.Module) -> bool:
+    """Whether a norm trains, or stands still as the layer's filters do.
+
+    So that a frozen copy of a network, such as a momentum encoder, is converted as its original is.
+    """
+    filters = layer._parameters.get("weight")
+    still = filters is not None and not filters.requires_grad
+    return is_trainable_norm(norm) or (still and isinstance(norm, NORMS))
+
+
 def keeps_channels_apart(norm: nn.Module) -> bool:
     """Whether a norm takes each channel's own mean away, as those of batches and instances do.
 
@@ -135,7 +146,7 @@ def _find_norm_by_order(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
     position = next(i for i, module in enumerate(leaves) if module is layer)
     channels = output_channels(layer)
     for module in leaves[position + 1 :]:
-        if is_trainable_norm(module) and _channels(module) == channels:
+        if trains_with(module, layer) and _channels(module) == channels:
             return [module]
         if not isinstance(module, _PASSING_MODULES):
             return []
@@ -155,10 +166,10 @@ def _channels(norm: nn.Module) -> Any:
 
 
 def insert_norm(layer: Converted, **options: Any) -> None:
-    """Give a layer a batch norm of its own, on its filters' device, in its mode; options are those
-    of ``nn.BatchNorm2d``."""
+    """Give a layer a batch norm of its own, on its filters' device, in its mode, frozen where they
+    are; options are those of ``nn.BatchNorm2d``."""
     kind = nn.BatchNorm1d if isinstance(layer, AdderLinear) else nn.BatchNorm2d
     weight = layer.weight
     channels = layer.in_channels if isinstance(layer, BinaryConv2d) else weight.shape[0]
     layer.norm = kind(channels, device=weight.device, dtype=weight.dtype, **options)
-    layer.norm.train(layer.training)
+    layer.norm.train(layer.training).requires_grad_(weight.requires_grad)

@@ -16,8 +16,8 @@ from adderize.surgery.engine import Target
 from adderize.surgery.norms import (
     find_norms_after,
     find_norms_before,
-    is_trainable_norm,
     keeps_channels_apart,
+    trains_with,
 )
 from adderize.surgery.options import Options
 from adderize.surgery.policy import is_candidate, keep_reason
@@ -125,7 +125,7 @@ def _norms_of(
     layer: nn.Module, model: nn.Module, flow: Flow | None, target: Target
 ) -> list[nn.Module]:
     own = layer.norm if isinstance(layer, target.classes) else None
-    if isinstance(own, nn.Module) and is_trainable_norm(own):
+    if isinstance(own, nn.Module) and trains_with(own, layer):
         return [own]
     if target.norm_side == "sources":
         return find_norms_before(flow, layer) if flow else []

@@ -200,6 +200,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Operations]] = {
         lambda x: torch.einsum("bhij,oi->bo", heads(x), torch.ones(3, 5)),
         Operations(15, 40 + 15),
     ),
+    "dot": (lambda x: x * torch.dot(torch.ones(5), torch.ones(5)), Operations(5 + 40, 5)),
+    "vdot": (lambda x: x * torch.vdot(torch.ones(5), torch.ones(5)), Operations(5 + 40, 5)),
     "einsum of one operand": (lambda x: torch.einsum("...i->...", heads(x)), Operations(0, 40)),
     "tensordot": (
         lambda x: torch.tensordot(heads(x), torch.ones(3, 4), dims=([3], [1])),

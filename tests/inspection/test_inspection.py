@@ -195,6 +195,11 @@ def test_every_finding(
     assert json.loads(found.to_json())["findings"]
 
 
+def test_a_norm_stands_still_with_its_filters(healthy: nn.Sequential, images: Tensor) -> None:
+    healthy.requires_grad_(False)
+    assert "frozen norm" not in {f.kind for f in inspect(healthy, images).findings}
+
+
 def test_a_residual_sum_revives_a_channel(images: Tensor) -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

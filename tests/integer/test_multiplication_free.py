@@ -6,7 +6,8 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -98,13 +99,13 @@ class Everything(nn.Module):
 
 
 class OneCall(nn.Module):
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, call: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3)
         self.adder, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
         self.call = call
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.call(self.norm(self.adder(self.first(x))))
 
 
@@ -215,6 +216,7 @@ FREE = {
     "flip": lambda x: x.flip(3),
     "threshold": lambda x: F.threshold(x, 0.1, 0.2),
     "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 3),
+    "argmax": lambda x: x.argmax(1),
     "narrow": lambda x: x.narrow(2, 1, 3).select(3, 0),
     "dropout": lambda x: torch.dropout(F.dropout(x, 0.0), p=0.5, train=False),
 }
@@ -227,6 +229,29 @@ def test_what_only_moves_or_compares_stays(name: str) -> None:
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(network(x), model(x), rtol=1e-3, atol=1e-4)
     assert count(network, (3, 8, 8)).after.multiplications == 0
+
+
+class Pair(NamedTuple):
+    alpha: Tensor
+    beta: Tensor
+
+
+@dataclass
+class Record:
+    alpha: Tensor
+    beta: Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_several_results_in_a_class_of_their_own(kind: type) -> None:
+    model = OneCall(lambda x: kind(alpha=x, beta=x.relu()))
+    adderize(model, include="adder", head=True).eval()
+    network = multiplication_free(model, norm_terms=24, filter_terms=24)
+    x = torch.randn(2, 3, 8, 8)
+    given, expected = network(x), model(x)
+    assert type(given) is kind
+    assert torch.allclose(given.alpha, expected.alpha, rtol=1e-3, atol=1e-4)
+    assert torch.equal(given.beta, given.alpha.relu())
 
 
 @pytest.mark.parametrize("why", REFUSED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,3 +152,38 @@ def test_what_images_change_is_lost_in_a_norm_over_all_channels(
     model = nn.Sequential(nn.Conv2d(16, 32, 1), *tail)
     outputs = adderize(model, stem=True, head=True, norm=norm)(torch.randn(64, 16, 1, 1))
     assert low < float(outputs.var(0).mean() / outputs.var()) < high
+
+
+class Momentum(nn.Module):
+    """A network and its frozen copy, as BYOL and MoCo have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2),
+        )  # fmt: skip
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.online(x) - self.target(x)).square().mean()
+
+
+def test_a_frozen_copy_is_converted_as_its_original_is() -> None:
+    model = adderize(Momentum())
+    online, target = model.online.state_dict(), model.target.state_dict()
+    assert online.keys() == target.keys()
+    assert all(torch.equal(online[key], target[key]) for key in online)
+    assert {type(layer.norm) for layer in (model.online[4], model.target[4])} == {nn.BatchNorm2d}
+    assert model.online[1].norm is None and model.target[1].norm is None
+    assert all(p.requires_grad for p in model.online.parameters())
+    assert not any(p.requires_grad for p in model.target.parameters())
+    assert {row.name for row in plan(model).rows if row.norm_fix.name == "MISSING"} == set()
+
+
+def test_no_optimizer_lacks_the_norms_of_frozen_layers(recwarn: pytest.WarningsRecorder) -> None:
+    model = Momentum()
+    model.online.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.online[:2].parameters(), lr=0.1)
+    adderize(model)
+    assert optimizer.param_groups and not recwarn.list
