@@ -46,6 +46,7 @@ def save(figure: Figure, numbers: str, folder: Path, name: str) -> list[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(paths[0], dpi=_DPI, pil_kwargs={"optimize": True})
+        figure.set_layout_engine("none")  # it is laid out, which takes most of the time
         figure.savefig(paths[1], dpi=_DPI, metadata={"Date": None})
         paths[2].write_text(numbers + "\n")
     return paths
