@@ -14,6 +14,8 @@ import torch
 # do few and small programs gain from a pool of processes that compile them.
 torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+# Whether the compiler knows the processor's instructions is tried in processes that import torch.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 # Modules and tests stay: searches for garbage need not look through them again and again.
 gc.disable()
 
