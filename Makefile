@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
-PROCESSES := --numprocesses $(JOBS) --dist loadfile
+PROCESSES := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard adderize/csrc/* adderize/csrc/*/*)
 
-.PHONY: help install mnist rv32i test test-oldest docs dist zoo sanitize aarch64 format clean
+.PHONY: help install mnist rv32i lint pytest test test-oldest docs dist zoo sanitize aarch64 format clean
 
 help:
 	@echo "make mnist        train an adder LeNet-5-BN on 5,000 real MNIST digits (no download)"
@@ -22,10 +22,16 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): $(SOURCES)
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "adderize needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+# All that `sanitize` needs: it runs while the rest is installed.
+$(BIN)/cmake: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cmake>=3.26'
+
+$(INSTALLED): $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint,test]'
 	touch $@
 
@@ -35,12 +41,16 @@ mnist: $(INSTALLED)
 rv32i: $(INSTALLED)
 	PATH=$(abspath $(BIN)):$$PATH docs/microcontroller.sh
 
-test: export ADDERIZE_REQUIRE_NATIVE = 1
-test: $(INSTALLED)
+test: lint pytest
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pytest: export ADDERIZE_REQUIRE_NATIVE = 1
+pytest: $(INSTALLED)
 	$(BIN)/python -m pytest $(PROCESSES)
 
 # The lower bounds of pyproject.toml. uv fetches Python 3.11 where it is not installed. Left out: machine
@@ -87,7 +97,7 @@ dist: $(INSTALLED)
 zoo: $(INSTALLED)
 	$(BIN)/python -m tests.zoo.sweep --output build/zoo.jsonl --jobs $$(nproc)
 
-sanitize: $(INSTALLED)
+sanitize: $(BIN)/cmake
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADDERIZE_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)

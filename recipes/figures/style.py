@@ -54,5 +54,6 @@ def save(figure: Figure, numbers: str, folder: Path, name: str) -> list[Path]:
     for path, (form, options) in zip(paths, _FORMATS.items(), strict=False):
         with replaced_file(path) as unfinished:
             figure.savefig(unfinished, format=form, dpi=_DPI, **options)
+        figure.set_layout_engine("none")  # laid out once, which takes most of the time
     write_whole(paths[-1], numbers + "\n")
     return paths

@@ -404,12 +404,13 @@ def views_of_any_memory(device: str) -> dict[str, bool]:
     return found
 
 
-def interpret_without_patching_again() -> None:
-    """Triton replaces its language by NumPy's at each launch, and at each call of a function in a
-    kernel, where only a module's first changes anything: the others take a third of the time."""
-    from triton.runtime.interpreter import InterpretedFunction
+def interpret_without_detours() -> None:
+    """The same results in less than half of the time."""
+    from triton.runtime import interpreter
 
-    patching, patched = InterpretedFunction.__call__, set[str]()
+    # Triton replaces its language by NumPy's at each launch, and at each call of a function in a
+    # kernel, where only a module's first changes anything.
+    patching, patched = interpreter.InterpretedFunction.__call__, set[str]()
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         if self.fn.__module__ in patched:
@@ -417,20 +418,40 @@ def interpret_without_patching_again() -> None:
         patched.add(self.fn.__module__)
         return patching(self, *arguments, **options)
 
-    InterpretedFunction.__call__ = call
+    # It builds a table of all dtypes to look one up.
+    looking_up, found = interpreter._get_np_dtype, dict[str, Any]()
+
+    def looked_up(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in found:
+            found[name] = looking_up(dtype)
+        return found[name]
+
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter._get_np_dtype = looked_up
+
+
+def look_for_overflow(look: bool) -> None:
+    """Each sum and product of integers once more in 64 bits, as Triton's interpreter does."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    object.__setattr__(interpreter_builder.options, "sanitize_overflow", look)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    interpret_without_patching_again()
+    interpret_without_detours()
     # Fills what torch.empty returns with NaN, so that nothing unwritten goes unnoticed.
     torch.use_deterministic_algorithms(True)
     report: dict[str, Any] = {}
     for name, case in CASES.items():
+        # Elsewhere the numbers are small.
+        look_for_overflow(max(case.stride) > 100)
         try:
             report[name] = errors(case, "cpu")
         except Exception:
             report[name] = traceback.format_exc()
+    look_for_overflow(False)
     report["tiles"] = every_tile_gives_the_same_bits("cpu")
     report["tuned"] = tuned()
     report["register loops"] = register_loops()

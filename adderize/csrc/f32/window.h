@@ -38,10 +38,11 @@ void copy_window(const Image &image, const Window &window, float *out) {
 
 // What a worker will most likely touch next, on its way from memory a few cache lines with every tile of the present work.
 struct Upcoming {
+  static constexpr int most_streams = 8;
   struct Stream {
     const char *at, *end;
     int64_t step;
-  } streams[3];
+  } streams[most_streams];
   int count = 0;
 
   void add(const float *first, int64_t floats, int64_t tiles) {
@@ -50,8 +51,14 @@ struct Upcoming {
   }
   void add(const Image &image, const Window &window, int64_t tiles) {
     const int64_t row = image.w * image.stride;
-    const Span rows = inside(window.row, 1, window.rows, image.h);
-    if (rows.count() > 0) add(image.data + (window.row + rows.first) * row, rows.count() * row, tiles);
+    const Span rows = inside(window.row, 1, window.rows, image.h), columns = inside(window.column, 1, window.columns, image.w);
+    const float *first = image.data + (window.row + rows.first) * row;
+    if (rows.count() <= 0) return;
+    if (columns.count() > image.w / 2) return add(first, rows.count() * row, tiles);
+    // Of rows that many windows share, each fetches its own part.
+    first += (window.column + columns.first) * image.stride;
+    for (int64_t i = 0; i < rows.count() && count < most_streams && columns.count() > 0; ++i)
+      add(first + i * row, columns.count() * image.stride, tiles);
   }
   ADDERIZE_INLINE void fetch() {
     for (int i = 0; i < count; ++i) {
