@@ -30,7 +30,8 @@ def _of_frozen(steps: Steps) -> Iterator[str]:
     if frozen:
         yield (
             f"the filters of {listed(frozen)} are frozen and would never learn: unfreeze them "
-            "(requires_grad_(True)), or leave the layers out with exclude="
+            "(requires_grad_(True)), or leave the layers out with exclude=, unless something else "
+            "updates them, as in a momentum encoder"
         )
 
 
