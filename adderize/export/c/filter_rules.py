@@ -108,28 +108,18 @@ def shift_conv(placing: Placing, instruction: Instruction) -> None:
     weight = instruction.tensors["shifts"][0].numpy()
     image, shape, around = _padded(placing, instruction)
     output = placing.output(instruction)
-    placing.steps.append(
-        Step(
-            "shift_conv",
-            instruction.layer,
-            f"convolution of shifts, {size(placing.shape(slot))} -> "
-            f"{size(placing.shape(instruction.output))}, {_kernel(weight)}",
-            image,
-            output,
-            windows=window_fields(placing, instruction, shape, weight.shape[2:], around),
-            structure="product",
-            channels=len(weight),
-            fields=_product(
-                placing,
-                instruction,
-                image,
-                _groups(instruction, weight),
-                lambda terms: np.moveaxis(terms, 2, -1),
-                any(around),
-            ),
-            patch=math.prod(weight.shape[2:]) * shape[0],
-            patch_dtype="int32",
-        )
+    _product(
+        placing,
+        instruction,
+        image,
+        output,
+        lambda terms: np.moveaxis(terms, 2, -1),
+        _groups(instruction, weight),
+        padded=any(around),
+        windows=window_fields(placing, instruction, shape, weight.shape[2:], around),
+        patch=math.prod(weight.shape[2:]) * shape[0],
+        text=f"convolution of shifts, {size(placing.shape(slot))} -> "
+        f"{size(placing.shape(instruction.output))}, {_kernel(weight)}",
     )
 
 
@@ -137,27 +127,17 @@ def shift_linear(placing: Placing, instruction: Instruction) -> None:
     weight = instruction.tensors["shifts"][0].numpy()
     view, rows, order = _rows(placing, instruction, weight.shape[1])
     output = placing.output(instruction, plain(rows * len(weight)))
-    placing.steps.append(
-        Step(
-            "shift_linear",
-            instruction.layer,
-            f"linear layer of shifts, {weight.shape[1]} -> {len(weight)}",
-            view,
-            output,
-            numbers={"rows": rows},
-            structure="product",
-            channels=len(weight),
-            fields=_product(
-                placing,
-                instruction,
-                view,
-                _groups(instruction, weight),
-                lambda terms: terms[..., order],
-                False,
-            ),
-            patch=weight.shape[1],
-            patch_dtype="int32",
-        )
+    _product(
+        placing,
+        instruction,
+        view,
+        output,
+        lambda terms: terms[..., order],
+        _groups(instruction, weight),
+        padded=False,
+        numbers={"rows": rows},
+        patch=weight.shape[1],
+        text=f"linear layer of shifts, {weight.shape[1]} -> {len(weight)}",
     )
 
 
@@ -165,15 +145,18 @@ def _product(
     placing: Placing,
     instruction: Instruction,
     view: View,
-    groups: Fields,
+    output: View,
     arranged: Callable[[Any], Any],
+    groups: Fields,
+    *,
     padded: bool,
-) -> Fields:
+    **others: Any,
+) -> None:
     tensors = instruction.tensors
     shifts, signs = (arranged(tensors[name].numpy()) for name in ("shifts", "signs"))
     count, lift = len(shifts), lift_of(instruction)
     right = (lift - shifts).clip(max=31)
-    return {
+    fields: dict[str, Any] = {
         "groups": groups,
         "terms": pack_terms(right.reshape(count, -1), signs.reshape(count, -1)),
         "bias": tensors["bias"].numpy(),
@@ -181,6 +164,19 @@ def _product(
         "input_bytes": int(view.dtype == "uint8"),
         "lift": lift,
     }
+    placing.steps.append(
+        Step(
+            instruction.kind,
+            instruction.layer,
+            input=view,
+            output=output,
+            structure="product",
+            channels=len(tensors["shifts"][0]),
+            fields=fields,
+            patch_dtype="int32",
+            **others,
+        )
+    )
 
 
 def _padded(
